@@ -1,0 +1,597 @@
+"""Read the files of a case whole and say what is wrong with them, before any training or prediction starts.
+
+A case is `{"image": path or list of paths (a file per channel), "label": path, "case": id}`. NIfTI (`.nii`,
+`.nii.gz`) is read with nibabel, pictures (PNG, TIFF, BMP, JPEG) with Pillow. Arrays are `(x, y, z)` as
+nibabel gives them and `(width, height)` for pictures, which is the order of MONAI's readers too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import logging
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from PIL import Image
+from tqdm import tqdm
+
+from scripts.errors import InputError
+from scripts.labels import IGNORE_NAME
+
+logger = logging.getLogger(__name__)
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
+
+GRID_TOLERANCE = 0.1
+"""How far the corners of two grids may lie apart, as a fraction of the smallest voxel edge."""
+
+MAX_ROWS = 20
+"""Rows of a problem table in an error message or a log entry."""
+
+_THREADS = 2
+_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
+_READ_ERRORS = (
+    EOFError,
+    OSError,
+    ValueError,
+    SyntaxError,  # Pillow: broken PNG chunks
+    struct.error,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,  # NIfTI: a header cut off
+    Image.DecompressionBombError,
+)
+_MODE_NAMES = {
+    "RGB": "a colour picture (RGB)",
+    "RGBA": "a colour picture with alpha (RGBA)",
+    "LA": "a grey picture with alpha (LA)",
+    "P": "a palette picture (P)",
+}
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one file.
+
+    Args:
+        case: id of the case.
+        file: path of the file.
+        found: what the file holds, to follow the word "found".
+        rule: what is asked for.
+        fix: what the user can do.
+        severity: an error stops the work, a warning is told.
+    """
+
+    case: str
+    file: str
+    found: str
+    rule: str
+    fix: str
+    severity: Literal["error", "warning"] = "error"
+
+    def sentence(self) -> str:
+        """The whole problem in one sentence."""
+        return f"{self.file}: found {self.found}; {self.rule}; {self.fix}."
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a sound case looks like.
+
+    Args:
+        shape: voxels per axis; in 3D after reorientation to RAS, in 2D (width, height).
+        spacing: voxel edge in mm per axis of `shape`; None for pictures.
+        voxels: number of label voxels of each value.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+    voxels: dict[int, int]
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the voxels of a file lie: voxels per spatial axis and, for NIfTI, voxel to mm."""
+
+    shape: tuple[int, ...]
+    affine: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A file's voxels, `(x, y[, z][, channel])`; `mode` is Pillow's, empty for NIfTI; `pages` of a TIFF."""
+
+    values: np.ndarray
+    affine: np.ndarray | None = None
+    mode: str = ""
+    pages: int = 1
+
+
+class _Fault(Exception):
+    """A file that cannot be used; the arguments are found, rule and fix of a Problem."""
+
+
+def image_suffix(path: str | Path) -> str:
+    """The part of a file name that says how to read it, as written; empty if it is no image known here."""
+    name = Path(path).name
+    return next((name[-len(s) :] for s in IMAGE_SUFFIXES if name.lower().endswith(s)), "")
+
+
+def read_dims(path: str | Path) -> tuple[int, int] | None:
+    """Dimensions by the header alone, which costs no reading of voxels.
+
+    Args:
+        path: an image file.
+
+    Returns:
+        Spatial dimensions (2 or 3) and channels (alpha not counted), or None if the header cannot be read.
+    """
+    suffix = image_suffix(path).lower()
+    try:
+        if suffix in PICTURE_SUFFIXES:
+            with Image.open(path) as picture:
+                return 2, sum(band != "A" for band in picture.getbands())
+        if suffix in NIFTI_SUFFIXES:
+            shape = nib.load(path).shape  # type: ignore[attr-defined]
+            return (2, 1) if len(shape) == 2 else (3, shape[3] if len(shape) == 4 else 1)
+    except _READ_ERRORS:
+        return None
+    return None
+
+
+def check_image(case: Mapping[str, Any], *, spatial_dims: int, in_channels: int) -> list[Problem]:
+    """Check the image of a case and leave out its label, if it has one.
+
+    Args:
+        case: see the module.
+        spatial_dims: 2 or 3.
+        in_channels: channels that the network takes.
+
+    Returns:
+        All problems found.
+    """
+    return _inspect_image(case, spatial_dims, in_channels)[0]
+
+
+def check_case(
+    case: Mapping[str, Any],
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    labels: Mapping[str, int] | None,
+    instances: bool = False,
+) -> list[Problem]:
+    """Check the image and the label of a case.
+
+    Args:
+        case: see the module.
+        spatial_dims: 2 or 3.
+        in_channels: channels that the network takes.
+        labels: name to value of all values that a label may hold, an entry `ignore` for voxels that nobody
+            annotated; None where the values are not known yet. Not used for instances.
+        instances: labels number the instances from 1.
+
+    Returns:
+        All problems found; a label without foreground is a warning.
+    """
+    return _inspect_case(case, spatial_dims, in_channels, labels, instances)[0]
+
+
+def check_cases(
+    cases: Sequence[Mapping[str, Any]],
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    labels: Mapping[str, int] | None,
+    instances: bool = False,
+    progress: str = "Checking data",
+) -> list[Problem]:
+    """`check_case` for many cases, in their order, with a progress bar named `progress`."""
+    inspected = inspect_cases(
+        cases,
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        labels=labels,
+        instances=instances,
+        progress=progress,
+    )
+    return [problem for problems, _ in inspected for problem in problems]
+
+
+def inspect_cases(
+    cases: Sequence[Mapping[str, Any]],
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    labels: Mapping[str, int] | None,
+    instances: bool = False,
+    progress: str = "Checking data",
+) -> list[tuple[list[Problem], Facts | None]]:
+    """As `check_cases`, with the facts of each case; None for a case with errors."""
+    return map_cases(
+        lambda case: _inspect_case(case, spatial_dims, in_channels, labels, instances), cases, progress
+    )
+
+
+def map_cases(
+    function: Callable[[Mapping[str, Any]], _Result], cases: Sequence[Mapping[str, Any]], progress: str
+) -> list[_Result]:
+    """Call `function` on each case, two at a time, with a progress bar on a terminal; keeps the order."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(tqdm(pool.map(function, cases), total=len(cases), desc=progress, disable=None))
+
+
+def format_table(problems: Sequence[Problem]) -> str:
+    """A plain-text table of case, file, what was found and the fix; warnings are marked."""
+    rows = [("case", "file", "found", "fix")]
+    for problem in problems:
+        found = problem.found if problem.severity == "error" else f"(warning) {problem.found}"
+        rows.append((problem.case, "/".join(Path(problem.file).parts[-2:]), found, problem.fix))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    rows.insert(1, ("-" * widths[0], "-" * widths[1], "-" * widths[2], "---"))
+    return "\n".join(
+        " | ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[3]])
+        for row in rows
+    )
+
+
+def summarise(problems: Sequence[Problem], headline: str) -> str:
+    """One problem as its sentence; more as a headline and a table of at most `MAX_ROWS` rows."""
+    if len(problems) == 1:
+        return problems[0].sentence()
+    more = f"\nand {len(problems) - MAX_ROWS} more" if len(problems) > MAX_ROWS else ""
+    return f"{headline}\n{format_table(problems[:MAX_ROWS])}{more}"
+
+
+def require_sound(problems: Sequence[Problem]) -> None:
+    """Log the warnings and refuse the errors.
+
+    Raises:
+        InputError: if there is an error among the problems; it lists them.
+    """
+    warnings = [problem for problem in problems if problem.severity == "warning"]
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if warnings:
+        logger.warning(summarise(warnings, f"{len(warnings)} warnings about the data:"))
+    if errors:
+        raise InputError(summarise(errors, f"{len(errors)} problems in the data, mend them and run again:"))
+
+
+def _inspect_case(
+    case: Mapping[str, Any],
+    spatial_dims: int,
+    in_channels: int,
+    labels: Mapping[str, int] | None,
+    instances: bool,
+) -> tuple[list[Problem], Facts | None]:
+    problems, grid = _inspect_image(case, spatial_dims, in_channels)
+    name = str(case["case"])
+    if not case.get("label"):
+        problems.append(
+            Problem(
+                name,
+                _files(case)[0] if case.get("image") else name,
+                "an image without a label",
+                "every case to train or judge on needs a label",
+                "add its label or take the image out of the data set",
+            )
+        )
+        return problems, None
+    path = str(case["label"])
+    try:
+        loaded = _load(path)
+        label_grid = _spatial_grid(loaded, spatial_dims, 1, label=True)
+        if image_suffix(path).lower() in (".jpg", ".jpeg"):
+            raise _Fault(
+                "a label stored as JPEG",
+                "JPEG changes pixel values, so it cannot hold labels",
+                "export the label again as PNG",
+            )
+    except _Fault as fault:
+        return [*problems, Problem(name, path, *fault.args)], None
+    try:
+        if grid is not None:
+            _same_grid(label_grid, grid, "image")
+    except _Fault as fault:
+        problems.append(Problem(name, path, *fault.args))
+    found, voxels = _inspect_label_values(name, path, loaded.values, labels, instances)
+    problems += found
+    if grid is None or any(problem.severity == "error" for problem in problems):
+        return problems, None
+    return problems, Facts(*_canonical(grid), voxels)
+
+
+def _inspect_image(
+    case: Mapping[str, Any], spatial_dims: int, in_channels: int
+) -> tuple[list[Problem], _Grid | None]:
+    """Problems of all channel files, and the grid of the first one that can be read."""
+    name = str(case["case"])
+    if not case.get("image"):
+        found = Problem(
+            name,
+            str(case.get("label", name)),
+            "a label without an image",
+            "every label needs the image that it was drawn on",
+            "add its image or take the label out of the data set",
+        )
+        return [found], None
+    files = _files(case)
+    problems: list[Problem] = []
+    if len(files) not in (1, in_channels):
+        problems.append(
+            Problem(
+                name,
+                files[0],
+                f"{len(files)} channel files",
+                f"in_channels={in_channels} asks for as many, or for one file with all channels",
+                "add the missing channels or set --in_channels to their number",
+            )
+        )
+    grid = None
+    for path in files:
+        try:
+            loaded = _load(path)
+            here = _spatial_grid(loaded, spatial_dims, in_channels if len(files) == 1 else 1, label=False)
+            if grid is not None:
+                _same_grid(here, grid, "first channel")
+            grid = grid or here
+            _finite(loaded.values)
+        except _Fault as fault:
+            problems.append(Problem(name, path, *fault.args))
+    return problems, grid
+
+
+def _files(case: Mapping[str, Any]) -> list[str]:
+    image = case["image"]
+    return [str(path) for path in image] if isinstance(image, list | tuple) else [str(image)]
+
+
+def _load(path: str) -> _Loaded:
+    """Read a whole file, to its last byte."""
+    file = Path(path)
+    suffix = image_suffix(file).lower()
+    if file.is_dir():
+        raise _Fault("a folder", "an image is one file here", "convert the series in it to one NIfTI file")
+    if not file.is_file():
+        raise _Fault("no such file", "every file of the list must exist", "correct the path or add the file")
+    try:
+        raw = file.read_bytes()
+        if not raw:
+            raise _Fault("an empty file (0 bytes)", "a file must hold an image", "copy or download it again")
+        if raw.startswith(_LFS_HEAD):
+            raise _Fault(
+                "a Git LFS pointer, not the image itself",
+                "the content must be there",
+                "run 'git lfs pull' in the repository it came from",
+            )
+        if suffix in NIFTI_SUFFIXES:
+            return _load_nifti(raw, suffix)
+        if suffix in PICTURE_SUFFIXES:
+            return _load_picture(file)
+    except _READ_ERRORS as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise _Fault(
+            f"a truncated or corrupt {suffix} file ({reason[:120]})",
+            "a file must be readable to its end",
+            "copy, download or export it again",
+        ) from error
+    raise _Fault(
+        f"the unknown suffix '{file.suffix}'",
+        f"images are {', '.join(IMAGE_SUFFIXES)}",
+        "convert it, volumes to .nii.gz and pictures to .png",
+    )
+
+
+def _load_nifti(raw: bytes, suffix: str) -> _Loaded:
+    # Unpacked whole, because nibabel stops at the last voxel and would not see a cut checksum.
+    data = gzip.decompress(raw) if suffix == ".nii.gz" else raw
+    second = nib.Nifti2Header.may_contain_header(data)
+    image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(data)
+    values = np.asanyarray(image.dataobj)
+    if values.dtype.kind not in "biuf":
+        raise _Fault(
+            f"voxels of type {values.dtype}",
+            "voxels must be integers or real numbers",
+            "save it with one number per voxel",
+        )
+    affine = image.affine
+    if affine is None or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise _Fault(
+            "an affine that is not invertible",
+            "the header must say where each voxel lies in mm",
+            "write a correct affine into the header",
+        )
+    return _Loaded(values, affine)
+
+
+def _load_picture(file: Path) -> _Loaded:
+    with Image.open(file) as picture:
+        picture.verify()  # checksums and end of a PNG, which load() does not ask for
+    with Image.open(file) as picture:
+        picture.load()
+        pages = getattr(picture, "n_frames", 1)
+        return _Loaded(np.asarray(picture).swapaxes(0, 1), mode=picture.mode, pages=pages)
+
+
+def _spatial_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool) -> _Grid:
+    """The grid of a file, if it has the dimensions and the channels that are asked for."""
+    if loaded.mode:
+        return _picture_grid(loaded, spatial_dims, channels, label)
+    shape = loaded.values.shape
+    with_channels = len(shape) == 4 and spatial_dims == 3 and shape[3] == channels
+    if not with_channels and len(shape) != spatial_dims:
+        raise _Fault(
+            f"{len(shape)} dimensions {shape}",
+            f"a {spatial_dims}D {'label' if label else 'image'} with {channels} channel(s) is expected",
+            "save one of its volumes to a file of its own, or set --spatial_dims and --in_channels right",
+        )
+    if len(shape) == spatial_dims and channels > 1:
+        raise _Fault(
+            f"one channel {shape}",
+            f"in_channels={channels} is expected",
+            "hand a file per channel or a 4D file with the channels last, or set --in_channels 1",
+        )
+    if spatial_dims == 3 and 1 in shape[:3]:
+        raise _Fault(
+            f"a single slice {shape}",
+            "a 3D volume has more than one voxel on each axis",
+            "save the slices as PNG and work in 2D",
+        )
+    return _Grid(tuple(shape[:spatial_dims]), loaded.affine)
+
+
+def _picture_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool) -> _Grid:
+    if spatial_dims != 2:
+        raise _Fault("a 2D picture", "a 3D volume is expected", "save the stack as one .nii.gz file")
+    if loaded.pages > 1:
+        raise _Fault(
+            f"{loaded.pages} pages", "a 2D image has one page", "save each page to a file of its own"
+        )
+    values = loaded.values
+    bands = values.shape[2] if values.ndim == 3 else 1
+    palette_image = loaded.mode == "P" and not label  # the palette indices of a label are its values
+    if bands == channels and not palette_image:
+        return _Grid(values.shape[:2], None)
+    kind = _MODE_NAMES.get(loaded.mode, f"a picture with {bands} channel(s) (mode {loaded.mode})")
+    if bands >= 3 and np.array_equal(values[..., 0], values[..., 1]):
+        kind += " with R = G = B" if np.array_equal(values[..., 0], values[..., 2]) else ""
+    if label:
+        rule = "a label has one channel with an integer per class"
+        fix = "turn each colour into its integer and save a grey PNG"
+    elif channels == 1:
+        rule = "a grey image (in_channels=1) is expected"
+        fix = "convert it with Pillow: Image.open(file).convert('L').save(file), or set --in_channels"
+    else:
+        rule = f"{channels} channels (in_channels={channels}) are expected"
+        fix = "convert it with Pillow: Image.open(file).convert('RGB').save(file), or set --in_channels"
+    raise _Fault(kind if bands > 1 or palette_image else f"a grey picture ({loaded.mode})", rule, fix)
+
+
+def _finite(values: np.ndarray) -> None:
+    if values.dtype.kind != "f":
+        return
+    nan = int(np.isnan(values).sum())
+    infinite = int(np.isinf(values).sum())
+    counts = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count]
+    if counts:
+        raise _Fault(
+            f"{' and '.join(counts)} voxels",
+            "every voxel must be a finite number",
+            "replace them, for example with numpy.nan_to_num, and save the file again",
+        )
+
+
+def _same_grid(here: _Grid, other: _Grid, name: str) -> None:
+    """Refuse two grids that do not cover the same voxels."""
+    if here.shape != other.shape:
+        raise _Fault(
+            f"shape {here.shape} where the {name} has {other.shape}",
+            f"both must lie on the same grid as the {name}",
+            f"resample it onto the grid of the {name} or pair it with the right one",
+        )
+    if here.affine is None or other.affine is None:
+        return
+    last = [(0, size - 1) for size in here.shape] + [(0,)] * (3 - len(here.shape))
+    corners = np.array([(*corner, 1) for corner in itertools.product(*last)])  # (8, 4), voxels
+    apart = np.linalg.norm(corners @ (here.affine - other.affine).T, axis=1).max()
+    if apart > GRID_TOLERANCE * nib.affines.voxel_sizes(other.affine).min():
+        raise _Fault(
+            f"a grid that lies up to {apart:.3g} mm away from that of the {name}",
+            f"both must have the same affine to within {GRID_TOLERANCE} voxel",
+            f"resample it onto the grid of the {name} or copy the affine if only the header is wrong",
+        )
+
+
+def _inspect_label_values(
+    name: str, path: str, values: np.ndarray, labels: Mapping[str, int] | None, instances: bool
+) -> tuple[list[Problem], dict[int, int]]:
+    """Problems of a label's values, and the number of voxels of each value."""
+    try:
+        _finite(values)
+        found, counts = np.unique(values, return_counts=True)
+        fractional = found[found != np.rint(found)] if found.dtype.kind == "f" else found[:0]
+        if fractional.size:
+            raise _Fault(
+                f"{fractional.size} different fractional values such as {fractional[0]:.4g}",
+                "a label holds whole numbers, one per class",
+                "threshold a soft mask or resample the label with nearest neighbour",
+            )
+    except _Fault as fault:
+        return [Problem(name, path, *fault.args)], {}
+    voxels = {int(value): int(count) for value, count in zip(found, counts, strict=True)}
+    problems = []
+    negative = [value for value in voxels if value < 0]
+    if negative:
+        problems.append(
+            Problem(
+                name,
+                path,
+                f"negative values {_few(negative)}",
+                "label values start at 0",
+                "give those voxels a value from 0 up and declare it",
+            )
+        )
+    if instances and 255 in voxels and set(voxels) <= {0, 255}:
+        problems.append(
+            Problem(
+                name,
+                path,
+                "only the values 0 and 255, a mask, not an instance map",
+                "an instance map numbers the objects 1, 2, 3, ...",
+                "number them, for example with skimage.measure.label, or leave out --instances",
+            )
+        )
+    declared = {} if instances or labels is None else labels
+    undeclared = sorted(value for value in voxels if value >= 0 and value not in declared.values())
+    if declared and undeclared:
+        known = ", ".join(f"{key}={value}" for key, value in declared.items())
+        problems.append(
+            Problem(
+                name,
+                path,
+                f"label values {_few(undeclared)} that are not declared",
+                f"the declared labels are {known}",
+                "correct the file or declare the values in 'labels'",
+            )
+        )
+    if set(voxels) <= {0, declared.get(IGNORE_NAME, 0)}:
+        problems.append(
+            Problem(
+                name,
+                path,
+                "an empty label (no voxel above 0)",
+                "most labels should show something",
+                "make sure that the structure is really absent",
+                "warning",
+            )
+        )
+    return problems, voxels
+
+
+def _few(values: Sequence[object]) -> str:
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return ", ".join(map(str, values[:5])) + more
+
+
+def _canonical(grid: _Grid) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
+    """Shape and voxel edges (mm) of a grid; in 3D in the order that RAS orientation gives them."""
+    if grid.affine is None:
+        return grid.shape, None
+    sizes = nib.affines.voxel_sizes(grid.affine)[: len(grid.shape)]
+    order = np.argsort(nib.io_orientation(grid.affine)[:, 0]) if len(grid.shape) == 3 else np.arange(2)
+    return tuple(grid.shape[axis] for axis in order), tuple(float(sizes[axis]) for axis in order)

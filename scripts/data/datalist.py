@@ -1,0 +1,462 @@
+"""Which cases train, validate and test, and which images to segment.
+
+A data folder holds `dataset.json` in the form of the Medical Segmentation Decathlon (Antonelli et al. 2022,
+Nat. Commun. 13:4128), with paths relative to it. The split comes from `splits.json` beside it, or from its
+lists `training`, `validation` and `testing`, or from the `fold` of each training entry, or from folds made on
+the fly.
+The Decathlon's own `test` list has no labels and is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.data.checks import (
+    Problem,
+    check_cases,
+    check_image,
+    image_suffix,
+    map_cases,
+    require_sound,
+    summarise,
+)
+from scripts.errors import InputError
+from scripts.labels import IGNORE_NAME
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FOLDS = 5
+SIDECAR_SUFFIXES = (".json", ".txt", ".md", ".csv", ".tsv", ".bval", ".bvec", ".xml", ".yaml", ".yml")
+"""Files that often lie among images and are none."""
+
+SPLITS = {"train": "training", "val": "validation", "test": "testing"}
+"""Keys of splits.json, and the lists that they fill."""
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case_0000.nii.gz is channel 0
+
+
+@dataclass
+class InferenceCases:
+    """Images to segment, and what is wrong with the others.
+
+    Args:
+        cases: `{"image": path or list of paths, "case": id}` of each sound image.
+        problems: what was found in all images.
+    """
+
+    cases: list[dict[str, Any]]
+    problems: list[Problem] = field(default_factory=list)
+
+    def finish(self) -> None:
+        """Say at the end which images were left out, so that the exit status does too.
+
+        Raises:
+            InputError: if an image had an error.
+        """
+        failed = sorted({problem.case for problem in self.problems if problem.severity == "error"})
+        if failed:
+            raise InputError(
+                f"{len(failed)} of {len(self.cases) + len(failed)} images were not segmented: "
+                f"{_few(failed)}; the others are done; mend the files named in the log and run again on them."
+            )
+
+
+def case_id(path: str | Path) -> str:
+    """File name without its image suffix and without nnU-Net's `_0000` of the first channel."""
+    return file_stem(path).removesuffix("_0000")
+
+
+def file_stem(path: str | Path) -> str:
+    """File name without its image suffix (`.nii.gz` as a whole)."""
+    suffix = image_suffix(path)
+    return Path(path).name.removesuffix(suffix) if suffix else Path(path).stem
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Files of a folder in sorted order, without hidden ones (`.DS_Store`) and `SIDECAR_SUFFIXES`."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file()
+        and not file.name.startswith(".")
+        and (image_suffix(file) or file.suffix.lower() not in SIDECAR_SUFFIXES)
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        InputError: if it is missing, no JSON or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise InputError(f"{path} {reason}; it must be a JSON file; correct the path or the file.") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} holds a {type(content).__name__}; a JSON object {{...}} is expected; correct the file."
+        )
+    return content
+
+
+def dataset_labels(description: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """Name to value of the labels that a dataset.json declares, in the order of the values.
+
+    Args:
+        description: its content; `labels` is `{"0": "background"}` (Decathlon, nnU-Net v1) or
+            `{"background": 0}` (nnU-Net v2).
+        path: the file, for messages.
+
+    Returns:
+        The labels; empty if none are declared.
+
+    Raises:
+        InputError: if an entry is not one name with one whole number, or a name or value comes twice.
+    """
+    pairs = []
+    for key, value in description.get("labels", {}).items():
+        number, name = (key, value) if isinstance(value, str) else (value, key)
+        if isinstance(number, bool) or not isinstance(number, int | str) or not str(number).isdecimal():
+            raise InputError(
+                f"{path} declares the label '{key}': {value!r}; a label is one name with one whole number "
+                "from 0 up (regions of several labels are not supported); list the single labels."
+            )
+        pairs.append((int(number), name))
+    labels = {name: number for number, name in sorted(pairs)}
+    if len(labels) != len(pairs) or len(set(labels.values())) != len(pairs):
+        raise InputError(f"{path} declares a label name or value twice; each must be unique; rename one.")
+    return labels
+
+
+def assign_folds(
+    ids: Iterable[str], folds: int, seed: int, subjects: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Spread cases over folds, all cases of a subject in the same one.
+
+    Subjects are sorted, shuffled by `random.Random(seed)` and, those with most cases first, each given to the
+    fold that is smallest so far. Where every case is its own subject that deals them out in turn.
+
+    Args:
+        ids: case ids.
+        folds: number of folds, at least 2.
+        seed: seed of the shuffle.
+        subjects: case id to subject; None: every case is its own.
+
+    Returns:
+        Case id to fold, 0 to `folds - 1`.
+
+    Raises:
+        InputError: if there are fewer subjects than folds.
+    """
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    for case in sorted(ids):
+        members[subjects[case] if subjects else case].append(case)
+    if not 2 <= folds <= len(members):
+        raise InputError(
+            f"{folds} folds cannot be made of {len(members)} subjects; there must be at least 2 folds and no "
+            "more than subjects; set the number of folds accordingly."
+        )
+    order = sorted(members)
+    random.Random(seed).shuffle(order)
+    sizes = [0] * folds
+    fold_of: dict[str, int] = {}
+    for subject in sorted(order, key=lambda name: -len(members[name])):
+        fold = sizes.index(min(sizes))
+        sizes[fold] += len(members[subject])
+        fold_of.update(dict.fromkeys(members[subject], fold))
+    return fold_of
+
+
+def read_splits_file(path: Path, ids: Iterable[str]) -> dict[str, list[str]]:
+    """Read `{"train": [ids], "val": [ids], "test": [ids]}`; `test` may be absent.
+
+    Args:
+        path: the file.
+        ids: all case ids that there are.
+
+    Returns:
+        Ids of `training`, `validation` and `testing`.
+
+    Raises:
+        InputError: if a list is missing or no list of ids, an id has no case or is in two lists.
+    """
+    content = read_json(path)
+    known = set(ids)
+    splits: dict[str, list[str]] = {}
+    for key, name in SPLITS.items():
+        splits[name] = content.get(key, [])
+        if not isinstance(splits[name], list) or not all(isinstance(case, str) for case in splits[name]):
+            raise InputError(f"{path} has '{key}' that is no list of case ids; write a list of strings.")
+        if key != "test" and not splits[name]:
+            raise InputError(f"{path} has no cases under '{key}'; 'train' and 'val' need some; add case ids.")
+        unknown = sorted(set(splits[name]) - known)
+        if unknown:
+            raise InputError(
+                f"{path} names {_few(unknown)} under '{key}', for which the data set has no case; "
+                "correct the ids or add the cases."
+            )
+    _require_disjoint(splits, path)
+    return splits
+
+
+def read_split(
+    dataset_dir: str | Path,
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    labels: Mapping[str, int],
+    instances: bool = False,
+    fold: int = 0,
+    seed: int = 0,
+    check: bool = True,
+) -> dict[str, list[dict[str, Any]]]:
+    """Read the cases of a data folder and check their files.
+
+    Args:
+        dataset_dir: folder with dataset.json, relative to the working directory or absolute.
+        spatial_dims: 2 or 3.
+        in_channels: channels that the network takes.
+        labels: name to value, as in `check_case`.
+        instances: labels number the instances; then `labels` is not compared with the files.
+        fold: the fold that validates, where neither splits.json nor a validation list says what does.
+        seed: seed of the folds made on the fly.
+        check: read every file and refuse bad ones.
+
+    Returns:
+        `training`, `validation` and `testing`: lists of `{"image", "label", "case"}` with absolute paths.
+
+    Raises:
+        InputError: if the folder, dataset.json, the split or a file is not usable.
+    """
+    folder = _existing_folder(dataset_dir)
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise InputError(
+            f"dataset_dir {folder} has no dataset.json; it lists the images and labels; make one with "
+            f"'python -m bundle datalist --images DIR --labels DIR --output_dir {folder}'."
+        )
+    description = read_json(path)
+    if not instances:
+        _compare_labels(dataset_labels(description, path), labels, path)
+    lists = {name: read_entries(description, name, path) for name in SPLITS.values()}
+    entries = [entry for name in SPLITS.values() for entry in lists[name]]
+    if not entries:
+        raise InputError(
+            f"{path} lists no cases under 'training'; there must be some; make the list with "
+            f"'python -m bundle datalist --images DIR --labels DIR --output_dir OUT' (or --nnunet, --msd)."
+        )
+    _require_disjoint({name: [entry["case"] for entry in lists[name]] for name in lists}, path)
+    split = _split(folder, lists, entries, fold, seed)
+    result = {name: [_plain(entry) for entry in split[name]] for name in SPLITS.values()}
+    if check:
+        cases = [case for name in SPLITS.values() for case in result[name]]
+        require_sound(
+            check_cases(
+                cases,
+                spatial_dims=spatial_dims,
+                in_channels=in_channels,
+                labels=labels,
+                instances=instances,
+            )
+        )
+    logger.info("%s: %s", path, ", ".join(f"{len(result[name])} {name}" for name in result))
+    return result
+
+
+def read_images(dataset_dir: str | Path, *, spatial_dims: int, in_channels: int) -> InferenceCases:
+    """Find the images of a folder and check them; bad ones are logged and left out.
+
+    Args:
+        dataset_dir: folder of images, relative to the working directory or absolute. Where the network takes
+            several channels and every file is named like nnU-Net's `case_0000.nii.gz`, `case_0001.nii.gz`,
+            the files of a case belong together.
+        spatial_dims: 2 or 3.
+        in_channels: channels that the network takes.
+
+    Returns:
+        The sound images and the problems of the others.
+
+    Raises:
+        InputError: if the folder is missing or holds no images, two files have the same case id, or no image
+            is sound.
+    """
+    folder = _existing_folder(dataset_dir)
+    inner = [name for name in ("imagesTs", "imagesTr") if (folder / name).is_dir()]
+    if inner:
+        raise InputError(
+            f"dataset_dir {folder} is a data set, not a folder of images; images must lie in it directly; "
+            f"hand {' or '.join(str(folder / name) for name in inner)}."
+        )
+    files = list_images(folder)
+    if not files:
+        raise InputError(f"dataset_dir {folder} holds no images; put some in or hand another folder.")
+    cases = _group_channels(files, in_channels)
+    found = map_cases(
+        lambda case: check_image(case, spatial_dims=spatial_dims, in_channels=in_channels),
+        cases,
+        "Checking images",
+    )
+    if all(found):
+        problems = [problem for problems in found for problem in problems]
+        raise InputError(summarise(problems, f"None of the {len(cases)} images in {folder} is usable:"))
+    result = InferenceCases([case for case, problems in zip(cases, found, strict=True) if not problems])
+    for problem in (problem for problems in found for problem in problems):
+        logger.error(problem.sentence())
+        result.problems.append(problem)
+    return result
+
+
+def _existing_folder(dataset_dir: str | Path) -> Path:
+    folder = Path(dataset_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise InputError(f"dataset_dir {folder} is no folder; it must exist; hand the folder of the data.")
+    if not any(folder.iterdir()):
+        raise InputError(f"dataset_dir {folder} is empty; it must hold the data; hand another folder.")
+    return folder
+
+
+def _compare_labels(declared: Mapping[str, int], labels: Mapping[str, int], path: Path) -> None:
+    optional = {labels[IGNORE_NAME]} if IGNORE_NAME in labels else set()
+    if declared and set(declared.values()) - optional != set(labels.values()) - optional:
+        raise InputError(
+            f"{path} declares the labels {dict(declared)} and the config has {dict(labels)}; the values must "
+            "be the same; hand the task.json that `python -m bundle datalist` wrote as an overlay, or set "
+            "--labels."
+        )
+
+
+def read_entries(description: Mapping[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
+    """Read one list of a dataset.json.
+
+    Args:
+        description: its content.
+        name: name of the list.
+        path: the file, for messages and as the place that relative paths start from.
+
+    Returns:
+        The entries with absolute paths and a `case` id; none if there is no such list.
+
+    Raises:
+        InputError: if an entry is no object with an image.
+    """
+    entries = description.get(name, [])
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.get("image") for e in entries):
+        raise InputError(
+            f"{path} has an entry under '{name}' without an image; each must be "
+            '{"image": path, "label": path}; correct the entry.'
+        )
+    return [_absolute(entry, path.parent) for entry in entries]
+
+
+def _absolute(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    image = entry["image"]
+    files = [str(folder / file) for file in (image if isinstance(image, list) else [image])]
+    result = {**entry, "image": files if isinstance(image, list) else files[0]}
+    result.setdefault("case", case_id(files[0]))
+    if entry.get("label"):
+        result["label"] = str(folder / entry["label"])
+    return result
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("image", "label", "case") if key in entry}
+
+
+def _require_disjoint(splits: Mapping[str, Sequence[str]], path: Path) -> None:
+    count = Counter(case for cases in splits.values() for case in cases)
+    twice = sorted(case for case, times in count.items() if times > 1)
+    if twice:
+        raise InputError(
+            f"{path} lists {_few(twice)} more than once; a case belongs to one split; remove the others."
+        )
+
+
+def _split(
+    folder: Path,
+    lists: Mapping[str, list[dict[str, Any]]],
+    entries: Sequence[dict[str, Any]],
+    fold: int,
+    seed: int,
+) -> Mapping[str, list[dict[str, Any]]]:
+    """Apply the first rule of the module that fits."""
+    file = folder / "splits.json"
+    fixed = file if file.is_file() else folder / "dataset.json" if lists["validation"] else None
+    if fixed and fold != 0:
+        logger.warning("fold=%d has no effect: %s fixes the split", fold, fixed)
+    if file.is_file():
+        by_id = {entry["case"]: entry for entry in entries}
+        splits = read_splits_file(file, by_id)
+        left_out = len(by_id) - sum(map(len, splits.values()))
+        if left_out:
+            logger.warning("%s leaves out %d of %d cases", file, left_out, len(by_id))
+        return {name: [by_id[case] for case in ids] for name, ids in splits.items()}
+    if lists["validation"]:
+        return lists
+    fold_of = _folds(folder / "dataset.json", lists["training"], fold, seed)
+    return {
+        "training": [entry for entry in lists["training"] if fold_of[entry["case"]] != fold],
+        "validation": [entry for entry in lists["training"] if fold_of[entry["case"]] == fold],
+        "testing": lists["testing"],
+    }
+
+
+def _folds(path: Path, training: Sequence[Mapping[str, Any]], fold: int, seed: int) -> Mapping[str, int]:
+    """The fold of each training case, as listed or made on the fly."""
+    fold_of = {entry["case"]: entry["fold"] for entry in training if "fold" in entry}
+    if fold_of and len(fold_of) != len(training):
+        raise InputError(
+            f"{path} has 'fold' in {len(fold_of)} of {len(training)} training entries; all or none need it; "
+            "add the missing ones."
+        )
+    if not fold_of:
+        if len(training) < 2:
+            raise InputError(
+                f"{path} lists {len(training)} case under 'training' and none under 'validation'; each "
+                "needs one; add cases."
+            )
+        fold_of = assign_folds((entry["case"] for entry in training), min(DEFAULT_FOLDS, len(training)), seed)
+        logger.info(
+            "%s has no folds: made %d with seed %d, fold %d validates",
+            path,
+            len(set(fold_of.values())),
+            seed,
+            fold,
+        )
+    known = sorted(set(fold_of.values()))
+    if fold not in known:
+        raise InputError(f"fold={fold} does not exist in {path}; it has {known}; set --fold to one of them.")
+    return fold_of
+
+
+def _group_channels(files: Sequence[Path], in_channels: int) -> list[dict[str, Any]]:
+    """Cases of a folder; channel files go together if the name of every file says which channel it is."""
+    stems = [file_stem(file) for file in files]
+    matches = [match for match in map(_CHANNEL.fullmatch, stems) if match and int(match[2]) < in_channels]
+    numbered = len(matches) == len(files)
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    ids = [match[1] for match in matches] if numbered else stems
+    for name, file in zip(ids, files, strict=True):
+        groups[name].append(str(file))
+    if not numbered or in_channels == 1:
+        clash = next((paths for paths in groups.values() if len(paths) > 1), None)
+        if clash:
+            raise InputError(
+                f"{clash[0]} and {clash[1]} have the same case id; their results would have the same name; "
+                "rename or remove one."
+            )
+    return [{"image": paths if len(paths) > 1 else paths[0], "case": name} for name, paths in groups.items()]
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more

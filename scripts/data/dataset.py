@@ -1,0 +1,64 @@
+"""Training samples that depend on seed, epoch and case alone, however many processes draw them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from monai.data import CacheDataset
+from torch.utils.data import DistributedSampler
+
+
+class SeededCacheDataset(CacheDataset):
+    """MONAI's CacheDataset whose random transforms are seeded anew for every sample.
+
+    An index that EpochSampler hands out says which case and which draw; the augmentation of a draw is the same in
+    one process or two, with or without workers, at the first start or after a resume.
+
+    Args:
+        data: list of case dictionaries.
+        transform: composed transforms; those before the first random one are cached.
+        seed: seed of the run.
+        cache_rate: share of the cases held in memory, in [0, 1].
+        num_workers: threads that fill the cache.
+    """
+
+    def __init__(
+        self, data: Sequence, transform: Callable, seed: int = 0, cache_rate: float = 1.0, num_workers: int = 2
+    ) -> None:
+        super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=False)
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]
+        draw, case = divmod(index, len(self))
+        state = np.random.SeedSequence([self.seed, draw, case]).generate_state(1)[0]
+        self.transform.set_random_state(seed=int(state))
+        return self._transform(case)
+
+
+class EpochSampler(DistributedSampler):
+    """Every case ``repeats`` times an epoch, in an order drawn from seed and epoch, shared out among the processes.
+
+    Two processes with half the batch each see, step by step, the cases that one process with the whole batch sees.
+
+    Args:
+        dataset: the data set, for its length.
+        seed: seed of the order.
+        repeats: samples drawn from each case in an epoch.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0, repeats: int = 1) -> None:
+        alone = not (dist.is_available() and dist.is_initialized())
+        super().__init__(
+            range(len(dataset) * repeats),  # type: ignore[arg-type]
+            num_replicas=1 if alone else dist.get_world_size(),
+            rank=0 if alone else dist.get_rank(),
+            shuffle=True,
+            seed=seed,
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = self.epoch * len(self.dataset)  # type: ignore[arg-type]
+        return (drawn + index for index in super().__iter__())

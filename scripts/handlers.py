@@ -1,0 +1,430 @@
+"""Ignite handlers that MONAI lacks: a progress bar with time left, checkpoints to resume from, pictures, scores."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys as Keys
+from torch import nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from scripts.errors import InputError
+from scripts.files import written_whole
+from scripts.labels import class_names
+from scripts.metrics import SCORES, case_scores, format_summary, mean_foreground_dice, summarize
+from scripts.pictures import Panel, draw_learning_curve, draw_panels, draw_scores
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two drawings of a progress bar where nobody watches a terminal.
+QUIET_INTERVAL = 20.0
+
+
+class ProgressBar:
+    """One bar over the whole run, with loss, best validation metric and time left.
+
+    Args:
+        desc: what stands before the bar.
+        evaluator: the engine whose best metric is shown, or None.
+    """
+
+    def __init__(self, desc: str, evaluator: Engine | None = None) -> None:
+        self.desc = desc
+        self.evaluator = evaluator
+        self.bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register the bar."""
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self._close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _open(self, engine: Engine) -> None:
+        interval = 0.5 if sys.stderr.isatty() else QUIET_INTERVAL
+        total = (engine.state.max_epochs or 1) * (engine.state.epoch_length or 0)
+        self.bar = tqdm(
+            total=total, initial=engine.state.iteration, desc=self.desc, mininterval=interval, maxinterval=interval
+        )
+        speaking = [logger for logger in logging.root.manager.loggerDict.values() if getattr(logger, "handlers", None)]
+        self.redirection = logging_redirect_tqdm([logging.root, *speaking])
+        self.redirection.__enter__()
+
+    def _step(self, engine: Engine) -> None:
+        if self.bar is None:
+            return
+        shown = {}
+        if self.evaluator is not None:
+            shown["loss"] = f"{_loss(engine):.4f}"
+            if self.evaluator.state.best_metric_epoch > 0:
+                shown["best"] = f"{self.evaluator.state.best_metric:.4f}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(1)
+
+    def _close(self, engine: Engine) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+            self.redirection.__exit__(None, None, None)
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._close(engine)
+        raise error
+
+
+class BestModelSaver:
+    """Keep the weights of the epoch with the best key metric, as a plain state dictionary.
+
+    Args:
+        network: the network, or its DistributedDataParallel wrapper.
+        path: the file to write.
+    """
+
+    def __init__(self, network: nn.Module, path: str) -> None:
+        self.network = network
+        self.path = Path(path)
+
+    def attach(self, evaluator: Engine) -> None:
+        """Register at the end of each validation."""
+        evaluator.add_event_handler(Events.COMPLETED, self._save)
+
+    def _save(self, evaluator: Engine) -> None:
+        state = evaluator.state
+        if state.best_metric_epoch == state.epoch:
+            with written_whole(self.path) as beside:
+                torch.save(_bare(self.network).state_dict(), beside)
+
+
+class LastCheckpoint:
+    """Write everything a training needs to go on, and go on from it.
+
+    Args:
+        path: the file to write at the end of epochs and to resume from.
+        network: the network.
+        optimizer: the optimizer.
+        lr_scheduler: the schedule of the learning rate.
+        evaluator: the validation, for the best metric so far.
+        resume: whether to go on from ``path`` when it exists.
+        interval: epochs between two checkpoints.
+
+    Raises:
+        InputError: when training starts, for a checkpoint of another network.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        evaluator: Engine,
+        resume: bool = False,
+        interval: int = 1,
+    ) -> None:
+        self.path = Path(path)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.evaluator = evaluator
+        self.resume = resume
+        self.interval = interval
+
+    def attach(self, trainer: Engine) -> None:
+        """Register at the start, and at the end of epochs after validation and schedule."""
+        trainer.add_event_handler(Events.STARTED, self._load)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self._save)
+
+    def _save(self, trainer: Engine) -> None:
+        state = {
+            "network": _bare(self.network).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "epoch": trainer.state.epoch,
+            "iteration": trainer.state.iteration,
+            "best_metric": float(self.evaluator.state.best_metric),
+            "best_metric_epoch": int(self.evaluator.state.best_metric_epoch),
+            "torch_rng": torch.get_rng_state(),
+        }
+        if not (dist.is_initialized() and dist.get_rank() > 0):
+            with written_whole(self.path) as beside:
+                torch.save(state, beside)
+
+    def _load(self, trainer: Engine) -> None:
+        if not self.path.exists():
+            return
+        if not self.resume:
+            logger.warning("%s holds an earlier training, which starts afresh: --resume True goes on", self.path)
+            return
+        state = read_checkpoint(self.path)
+        if "optimizer" not in state:
+            raise InputError(f"{self.path}: holds weights alone; resume from the last.pt that a training wrote")
+        check_weights(self.network, state["network"], self.path)
+        _bare(self.network).load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        trainer.state.epoch, trainer.state.iteration = state["epoch"], state["iteration"]
+        self.evaluator.state.best_metric = state["best_metric"]
+        self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        torch.set_rng_state(state["torch_rng"])
+        logger.info("going on from %s after epoch %d", self.path, state["epoch"])
+
+
+class EarlyStopping:
+    """End a training whose key metric has not improved for a while.
+
+    MONAI's handler counts validations; this one reads the epoch of the best metric, which a resume restores.
+
+    Args:
+        evaluator: the validation.
+        patience: epochs without improvement after which training ends.
+    """
+
+    def __init__(self, evaluator: Engine, patience: int) -> None:
+        self.evaluator = evaluator
+        self.patience = patience
+
+    def attach(self, trainer: Engine) -> None:
+        """Register at the end of epochs; must stand after the validation handler."""
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._judge)
+
+    def _judge(self, trainer: Engine) -> None:
+        best = self.evaluator.state.best_metric_epoch
+        if best > 0 and trainer.state.epoch - best >= self.patience:
+            logger.info("no better validation since epoch %d: training ends", best)
+            trainer.terminate()
+
+
+class WeightsLoader:
+    """Load a network's weights when the engine starts.
+
+    Args:
+        load_path: the model.pt or last.pt that a training wrote.
+        network: the network to fill.
+
+    Raises:
+        InputError: when the engine starts, if the file is missing, unreadable or of another network.
+    """
+
+    def __init__(self, load_path: str, network: nn.Module) -> None:
+        self.load_path = Path(load_path)
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Register at the start."""
+        engine.add_event_handler(Events.STARTED, self._load)
+
+    def _load(self, engine: Engine) -> None:
+        state = read_checkpoint(self.load_path)
+        weights = state.get("network", state.get("model", state))
+        check_weights(self.network, weights, self.load_path)
+        _bare(self.network).load_state_dict(weights)
+
+
+class LearningCurve:
+    """Write loss and validation metric of every epoch to learning_curve.csv and learning_curve.png.
+
+    Args:
+        evaluator: the validation.
+        output_dir: folder of the files.
+    """
+
+    def __init__(self, evaluator: Engine, output_dir: str) -> None:
+        self.evaluator = evaluator
+        self.output_dir = Path(output_dir)
+        self.rows: list[dict] = []
+        self.losses: list[float] = []
+
+    def attach(self, trainer: Engine) -> None:
+        """Register; must stand after the validation handler."""
+        trainer.add_event_handler(Events.STARTED, self._open)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _open(self, trainer: Engine) -> None:
+        table = self.output_dir / "learning_curve.csv"
+        if trainer.state.epoch > 0 and table.exists():
+            with table.open() as file:
+                rows = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+            self.rows = [{**row, "epoch": int(row["epoch"] or 0)} for row in rows]
+            self.rows = [row for row in self.rows if row["epoch"] <= trainer.state.epoch]
+
+    def _collect(self, trainer: Engine) -> None:
+        self.losses.append(_loss(trainer))
+
+    def _write(self, trainer: Engine) -> None:
+        metric = self.evaluator.state.key_metric_name
+        judged = self.evaluator.state.epoch == trainer.state.epoch
+        value = float(self.evaluator.state.metrics[metric]) if judged else None
+        self.rows.append({"epoch": trainer.state.epoch, "loss": float(np.mean(self.losses)), metric: value})
+        self.losses.clear()
+        logger.info("epoch %d of %d: loss %.4f", trainer.state.epoch, trainer.state.max_epochs, self.rows[-1]["loss"])
+        with written_whole(self.output_dir / "learning_curve.csv") as beside, beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=["epoch", "loss", metric])
+            writer.writeheader()
+            writer.writerows(self.rows)
+        if judged:
+            draw_learning_curve(self.rows, metric, self.output_dir / "learning_curve.png")
+
+
+class CasePictures:
+    """After each validation, draw the cases with the worst and the best mean Dice.
+
+    Args:
+        output_dir: folder of the pictures, one a validation: epoch_0010.png.
+        labels: the task's labels, class name to value on disk.
+    """
+
+    def __init__(self, output_dir: str, labels: dict[str, int]) -> None:
+        self.output_dir = Path(output_dir)
+        self.n_classes = len(class_names(labels))
+
+    def attach(self, evaluator: Engine) -> None:
+        """Register at every case and at the end."""
+        evaluator.add_event_handler(Events.STARTED, self._open)
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        evaluator.add_event_handler(Events.COMPLETED, self._draw)
+
+    def _open(self, evaluator: Engine) -> None:
+        self.worst: tuple[float, Panel] | None = None
+        self.best: tuple[float, Panel] | None = None
+
+    def _collect(self, evaluator: Engine) -> None:
+        for name, image, pred, truth, _ in _cases(evaluator):
+            dice = mean_foreground_dice(pred, truth, self.n_classes)
+            panel = Panel(image, truth, pred, f"{name}: mean Dice {dice:.3f}")
+            if self.worst is None or dice < self.worst[0]:
+                self.worst = (dice, panel)
+            if self.best is None or dice > self.best[0]:
+                self.best = (dice, panel)
+
+    def _draw(self, evaluator: Engine) -> None:
+        if self.worst is not None and self.best is not None:
+            panels = [self.worst[1], self.best[1]]
+            draw_panels(panels, self.output_dir / f"epoch_{evaluator.state.epoch:04d}.png")
+
+
+class CaseScores:
+    """Score every case and write scores.csv, summary.csv, summary.json, scores.png and cases.png.
+
+    Args:
+        output_dir: folder of the files.
+        labels: the task's labels, class name to value on disk.
+        tolerance: distance within which surfaces agree for the surface Dice, in mm (pixels for pictures).
+    """
+
+    def __init__(self, output_dir: str, labels: dict[str, int], tolerance: float = 1.0) -> None:
+        self.output_dir = Path(output_dir)
+        self.names = class_names(labels)
+        self.tolerance = tolerance
+
+    def attach(self, evaluator: Engine) -> None:
+        """Register at every case and at the end."""
+        evaluator.add_event_handler(Events.STARTED, self._open)
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        evaluator.add_event_handler(Events.COMPLETED, self._write)
+
+    def _open(self, evaluator: Engine) -> None:
+        self.rows: list[dict] = []
+        self.panels: list[tuple[float, Panel]] = []
+
+    def _collect(self, evaluator: Engine) -> None:
+        for name, image, pred, truth, spacing in _cases(evaluator):
+            scores = case_scores(pred, truth, len(self.names), spacing, self.tolerance)
+            for label, row in zip(self.names[1:], scores, strict=True):
+                self.rows.append({"case": name, "class": label, **row})
+            dice = mean_foreground_dice(pred, truth, len(self.names))
+            self.panels.append((dice, Panel(image, truth, pred, f"{name}: mean Dice {dice:.3f}")))
+            self.panels.sort(key=lambda pair: pair[0])
+
+    def _write(self, evaluator: Engine) -> None:
+        summary = summarize(self.rows)
+        self._table("scores.csv", ["case", "class", *SCORES], self.rows)
+        self._table("summary.csv", list(summary[0]), summary)
+        with written_whole(self.output_dir / "summary.json") as beside:
+            beside.write_text(json.dumps({"tolerance": self.tolerance, "summary": summary}, indent=1) + "\n")
+        draw_scores(self.rows, self.output_dir / "scores.png")
+        chosen = {"worst": 0, "median": len(self.panels) // 2, "best": len(self.panels) - 1}
+        for word, index in chosen.items():
+            panel = self.panels[index][1]
+            self.panels[index] = (self.panels[index][0], Panel(panel.image, panel.truth, panel.pred, panel.title))
+            self.panels[index][1].title = f"{word}: {panel.title}"
+        draw_panels([self.panels[i][1] for i in dict.fromkeys(chosen.values())], self.output_dir / "cases.png")
+        logger.info("means over %d cases:\n%s", len(self.panels), format_summary(summary))
+        logger.info("tables and pictures: %s", self.output_dir)
+
+    def _table(self, name: str, columns: Sequence[str], rows: Sequence[dict]) -> None:
+        with written_whole(self.output_dir / name) as beside, beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(columns))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Read a checkpoint without running code from it.
+
+    Raises:
+        InputError: the file is missing, or not a checkpoint of weights.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; train first, or name one with --checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); name the model.pt that a training wrote"
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds a {type(state).__name__}; a checkpoint is a dictionary of weights")
+    return state
+
+
+def check_weights(network: nn.Module, weights: dict, path: Path) -> None:
+    """Refuse weights that do not belong to the network.
+
+    Raises:
+        InputError: names the first differences and the fix.
+    """
+    own = {name: tuple(value.shape) for name, value in _bare(network).state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    differences = [
+        f"{name} is {list(given[name]) if name in given else 'missing'} in the file"
+        f" and {list(own[name]) if name in own else 'missing'} in the network"
+        for name in [*own, *(name for name in given if name not in own)]
+        if own.get(name) != given.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{path}: a checkpoint of another network ({len(differences)} of {len(own)} weights differ: "
+            f"{'; '.join(differences[:2])}); give the same network and task overlays as in training"
+        )
+
+
+def _bare(network: nn.Module) -> nn.Module:
+    """The network inside a DistributedDataParallel wrapper."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def _loss(engine: Engine) -> float:
+    """Loss of the step just done."""
+    output = engine.state.output
+    return float((output[0] if isinstance(output, list) else output)[Keys.LOSS].detach())
+
+
+def _cases(engine: Engine):
+    """Name, image, prediction, truth (arrays without channel) and spacing of the cases just evaluated."""
+    for case in engine.state.output:
+        image, pred, truth = (np.asarray(case[key].cpu()) for key in (Keys.IMAGE, Keys.PRED, Keys.LABEL))
+        source = Path(str(case[Keys.IMAGE].meta["filename_or_obj"])).name
+        spacing = [float(size) for size in case[Keys.LABEL].pixdim[: truth.ndim - 1]]
+        yield source.split(".")[0], image[0], pred[0], truth[0], spacing

@@ -1,0 +1,24 @@
+"""What label values mean: declared values on disk, class indices in the network, and what nobody annotated."""
+
+from __future__ import annotations
+
+#: Class index of voxels that nobody annotated: loss and metrics leave them out. Classes are 0 to 254.
+IGNORE_LABEL = 255
+
+#: Name under which a task's ``labels`` may declare the value of unannotated voxels on disk.
+IGNORE_NAME = "ignore"
+
+
+def class_names(labels: dict[str, int]) -> list[str]:
+    """Names of the classes in the order of their indices (the order of ``labels``, without "ignore")."""
+    return [name for name in labels if name != IGNORE_NAME]
+
+
+def class_values(labels: dict[str, int]) -> list[int]:
+    """Values on disk of the classes in the order of their indices."""
+    return [labels[name] for name in class_names(labels)]
+
+
+def count_classes(labels: dict[str, int]) -> int:
+    """Number of classes, background included: the network's ``out_channels``."""
+    return len(class_names(labels))

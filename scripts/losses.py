@@ -1,0 +1,72 @@
+"""Dice plus cross entropy that leaves out what nobody annotated."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import nn
+
+from scripts.labels import IGNORE_LABEL
+
+
+class DiceCELoss(nn.Module):
+    """``alpha * CE + (1 - alpha) * Dice``; MONAI's own sum cannot ignore a label.
+
+    Args:
+        alpha: weight of the cross entropy, in [0, 1]; 1 is cross entropy alone, 0 is Dice alone.
+        ignore_label: class index of voxels that neither term sees.
+        include_background: whether class 0 enters the Dice term.
+        batch: whether Dice counts over the whole batch, which is steadier where a class is absent from a sample.
+        class_weights: weight of each class in the cross entropy, or None.
+
+    Raises:
+        ValueError: ``alpha`` outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        ignore_label: int = IGNORE_LABEL,
+        include_background: bool = False,
+        batch: bool = True,
+        class_weights: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}: the weight of the cross entropy must lie in [0, 1]")
+        self.alpha = alpha
+        self.ignore_label = ignore_label
+        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights))
+        self.dice = DiceLoss(
+            include_background=include_background,
+            to_onehot_y=True,
+            softmax=True,
+            batch=batch,
+            ignore_index=ignore_label,
+        )
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            logits: (B, classes, *spatial).
+            target: (B, 1, *spatial), class indices or ``ignore_label``.
+
+        Returns:
+            A scalar; zero where every voxel is ignored.
+        """
+        loss = logits.new_zeros(())
+        if self.alpha > 0:
+            loss = loss + self.alpha * self._cross_entropy(logits, target)
+        if self.alpha < 1:
+            loss = loss + (1 - self.alpha) * self.dice(logits, target)
+        return loss
+
+    def _cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        classes = target[:, 0].long()
+        known = (classes != self.ignore_label).sum().clamp(min=1)
+        total = F.cross_entropy(
+            logits, classes, weight=self.class_weights, ignore_index=self.ignore_label, reduction="sum"
+        )
+        return total / known

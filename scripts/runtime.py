@@ -1,0 +1,79 @@
+"""The process a run lives in: seeds, memory, and one sentence for the user when the input is wrong."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from monai.utils import set_determinism
+
+from scripts.errors import InputError
+
+#: glibc's mallopt parameters (malloc.h) and values that keep large blocks in the process: by default every large
+#: tensor is mapped, zeroed and unmapped at each use.
+_MALLOPT = {-4: 0, -1: -1, -2: 64 * 1024 * 1024}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+def bundle_root() -> str:
+    """The folder that holds configs, scripts and models, from whichever folder the run was started."""
+    return str(Path(__file__).resolve().parents[1])
+
+
+def set_up(seed: int) -> None:
+    """Prepare the process: seed every generator, keep freed memory, report wrong input in one sentence.
+
+    Args:
+        seed: seed of Python, NumPy and torch.
+    """
+    sys.excepthook = _one_sentence
+    set_determinism(seed)
+    if sys.platform == "linux":
+        keep_memory()
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory; other C libraries are left as they are."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        for parameter, value in _MALLOPT.items():
+            libc.mallopt(parameter, value)
+
+
+def _one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the InputError at the root of an error as one sentence, any other error as ever."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        logging.shutdown()
+        sys.stderr.write(f"error: {cause}\n")
+
+
+def set_up_distributed(seed: int) -> None:
+    """As set_up, in each process that torchrun started: join the others first.
+
+    Raises:
+        InputError: not started by torchrun.
+    """
+    sys.excepthook = _one_sentence
+    if "LOCAL_RANK" not in os.environ:
+        raise InputError("multi_gpu_train.json needs several processes: start it with torchrun --nproc_per_node N -m")
+    dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
+    set_up(seed)
+
+
+def local_device() -> torch.device:
+    """The device of this process: its own GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,283 @@
+"""Random patches: crop, flip, rotation, scaling, translation and elastic deformation in one resampling.
+
+Sources:
+    O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+    MICCAI 2015, section 3.1: random displacement vectors on a coarse 3 x 3 grid, Gaussian with a standard
+    deviation of 10 pixels, bicubic interpolation to every pixel.
+    O. Cicek et al., "3D U-Net: Learning Dense Volumetric Segmentation from Sparse Annotation", MICCAI 2016,
+    section 3: a grid of random vectors, Gaussian with a standard deviation of 4, smooth (B-spline) interpolation.
+
+Departures: the smooth interpolation is a natural cubic spline through the drawn vectors, in 2D and in 3D. What the
+patch takes from outside the scan is zero in the image and ``ignore_label`` in the label: nobody annotated it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable
+from monai.utils import ensure_tuple_rep
+from scipy.interpolate import CubicSpline
+from scipy.spatial.transform import Rotation
+
+from scripts.labels import IGNORE_LABEL
+
+
+@dataclass
+class SpatialParameters:
+    """Where a patch comes from. Lengths are voxels, or mm where a spacing in mm is given beside them.
+
+    Attributes:
+        centre: source position of the patch's centre, in voxels, one number an axis.
+        matrix: (dims, dims), takes an offset from the patch's centre to an offset from ``centre``.
+        displacements: (dims, *control points), added to the offsets, or None for no elastic deformation.
+    """
+
+    centre: np.ndarray
+    matrix: np.ndarray
+    displacements: np.ndarray | None = None
+
+
+def spline_matrix(control_points: int, size: int) -> torch.Tensor:
+    """Weights that take values at evenly spaced control points to every voxel of an axis, by natural cubic spline.
+
+    The first control point lies on the first voxel, the last on the last.
+
+    Args:
+        control_points: at least 2.
+        size: number of voxels.
+
+    Returns:
+        (size, control_points), float32.
+    """
+    positions = np.linspace(0, control_points - 1, size) if size > 1 else np.array([(control_points - 1) / 2])
+    knots = np.arange(control_points)
+    weights = CubicSpline(knots, np.eye(control_points), bc_type="natural")(positions)
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def interpolate_displacements(displacements: np.ndarray, size: Sequence[int]) -> torch.Tensor:
+    """Smooth field of a coarse grid of displacement vectors, one axis after the other.
+
+    Args:
+        displacements: (dims, *control points).
+        size: output voxels, one number an axis.
+
+    Returns:
+        (dims, *size), float32, in the unit of ``displacements``.
+    """
+    field = torch.as_tensor(displacements, dtype=torch.float32)
+    for axis, voxels in enumerate(size, start=1):
+        weights = spline_matrix(field.shape[axis], voxels)  # (voxels, points)
+        field = torch.movedim(torch.tensordot(weights, field, dims=([1], [axis])), 0, axis)
+    return field
+
+
+def source_coordinates(size: Sequence[int], parameters: SpatialParameters, spacing: Sequence[float]) -> torch.Tensor:
+    """Source position of every voxel of a patch.
+
+    An output voxel at offset p (voxels) from the patch's centre takes its value from
+    ``centre + (matrix @ (spacing * p) + displacement(p)) / spacing``.
+
+    Args:
+        size: voxels of the patch, one number an axis.
+        parameters: see SpatialParameters.
+        spacing: size of a voxel, one number an axis, in the unit of the displacements (ones for voxels).
+
+    Returns:
+        (dims, *size), float32, in voxels of the source; 0 is the centre of its first voxel.
+    """
+    dims = len(size)
+    scale = torch.as_tensor(np.asarray(spacing), dtype=torch.float32).view(-1, *[1] * dims)
+    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij")) * scale  # (dims, *size)
+    matrix = torch.as_tensor(parameters.matrix, dtype=torch.float32)
+    moved = torch.tensordot(matrix, offsets, dims=1)
+    if parameters.displacements is not None:
+        moved += interpolate_displacements(parameters.displacements, size)
+    centre = torch.as_tensor(parameters.centre, dtype=torch.float32).view(-1, *[1] * dims)
+    return moved / scale + centre
+
+
+def resample(volume: torch.Tensor, coordinates: torch.Tensor, mode: str, outside: float = 0.0) -> torch.Tensor:
+    """Values of a volume at given positions.
+
+    Args:
+        volume: (channels, *source size), floating point.
+        coordinates: (dims, *size), positions in voxels of the source.
+        mode: "bilinear" (trilinear in 3D) or "nearest".
+        outside: the value of everything beyond the volume.
+
+    Returns:
+        (channels, *size), of ``volume``'s type.
+    """
+    extent = torch.tensor([max(n - 1, 1) for n in volume.shape[1:]], dtype=coordinates.dtype)
+    grid = torch.movedim(coordinates, 0, -1) * (2 / extent) - 1
+    grid = grid.flip(-1).unsqueeze(0)  # grid_sample wants the last axis first
+    shifted = (volume - outside).unsqueeze(0)
+    sampled = F.grid_sample(shifted, grid, mode=mode, padding_mode="zeros", align_corners=True)
+    return sampled.squeeze(0) + outside
+
+
+class RandSpatialPatchd(Randomizable, MapTransform):
+    """Take one random patch from a case, deformed as drawn, image and label by the same field in one resampling.
+
+    Args:
+        keys: the image and the label, channel first, on one grid.
+        modes: one for each key: "bilinear" for images, "nearest" for labels. Label patches carry ``ignore_label``
+            where the patch leaves the scan; images carry zero there.
+        patch_size: voxels of the image's patch, one number an axis.
+        label_size: voxels of the label's patch, at the centre of the image's; None for ``patch_size``. Networks
+            with valid convolutions predict less than they see.
+        label_key: the key whose foreground attracts patches; needed when ``foreground_prob`` is not 0.
+        foreground_prob: share of patches centred on a voxel of a class drawn among those present, in [0, 1].
+        affine_prob: share of patches rotated, scaled and translated, in [0, 1].
+        rotate_range: largest angle in radians; in 3D one number for each axis, in 2D one number.
+        scale_range: smallest and largest magnification, drawn uniformly in the logarithm.
+        translate_range: largest shift along every axis, in ``units``.
+        flip_axes: spatial axes that are flipped in half of the patches.
+        elastic_prob: share of patches deformed elastically, in [0, 1].
+        elastic_points: control points of the coarse grid, one number or one an axis, at least 2.
+        elastic_std: standard deviation of the displacement vectors, in ``units``.
+        units: "pixel", or "mm" to honour the voxel size of the image (its MetaTensor's affine).
+        ignore_label: value of label voxels outside the scan.
+
+    Raises:
+        ValueError: an argument breaks its rule; the message names argument, value and rule.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        modes: Sequence[str],
+        patch_size: Sequence[int],
+        label_size: Sequence[int] | None = None,
+        label_key: Hashable = "label",
+        foreground_prob: float = 0.0,
+        affine_prob: float = 0.0,
+        rotate_range: float | Sequence[float] = 0.0,
+        scale_range: Sequence[float] = (1.0, 1.0),
+        translate_range: float = 0.0,
+        flip_axes: Sequence[int] = (),
+        elastic_prob: float = 0.0,
+        elastic_points: int | Sequence[int] = 3,
+        elastic_std: float = 0.0,
+        units: str = "pixel",
+        ignore_label: int = IGNORE_LABEL,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        if len(patch_size) not in (2, 3):
+            raise ValueError(f"patch_size is {list(patch_size)}: give 2 or 3 numbers, one for each axis")
+        if set(modes) - {"bilinear", "nearest"}:
+            raise ValueError(f"modes is {list(modes)}: each must be 'bilinear' or 'nearest'")
+        if units not in ("pixel", "mm"):
+            raise ValueError(f"units is {units!r}: must be 'pixel' or 'mm'")
+        if min(scale_range) <= 0:
+            raise ValueError(f"scale_range is {list(scale_range)}: magnifications must be positive")
+        self.dims = len(patch_size)
+        self.modes = ensure_tuple_rep(tuple(modes), len(self.keys)) if len(modes) == 1 else tuple(modes)
+        if len(self.modes) != len(self.keys):
+            raise ValueError(f"modes is {list(modes)}: give one for each of the keys {list(self.keys)}")
+        self.patch_size = tuple(int(n) for n in patch_size)
+        self.label_size = self.patch_size if label_size is None else tuple(int(n) for n in label_size)
+        self.label_key = label_key
+        self.foreground_prob = foreground_prob
+        self.affine_prob = affine_prob
+        self.rotate_range = ensure_tuple_rep(rotate_range, 3 if self.dims == 3 else 1)
+        self.scale_range = tuple(scale_range)
+        self.translate_range = translate_range
+        self.flip_axes = tuple(flip_axes)
+        self.elastic_prob = elastic_prob
+        self.elastic_points = ensure_tuple_rep(elastic_points, self.dims)
+        if min(self.elastic_points) < 2:
+            raise ValueError(f"elastic_points is {elastic_points}: a grid has at least 2 points an axis")
+        self.elastic_std = elastic_std
+        self.units = units
+        self.ignore_label = ignore_label
+
+    def randomize(self, label: torch.Tensor | None, shape: Sequence[int], spacing: np.ndarray) -> SpatialParameters:
+        """Draw where the patch comes from.
+
+        Args:
+            label: (1, *shape) or None; attracts patches to its foreground.
+            shape: voxels of the case, one number an axis.
+            spacing: size of a voxel, in ``units``.
+        """
+        start = np.array([self._draw_start(n, p) for n, p in zip(shape, self.patch_size, strict=True)])
+        if label is not None and self.R.random() < self.foreground_prob:
+            start = self._start_around(self._draw_foreground(label), shape, start)
+        centre = start + (np.array(self.patch_size) - 1) / 2
+        matrix = np.eye(self.dims)
+        if self.R.random() < self.affine_prob:
+            angles = [self.R.uniform(-limit, limit) for limit in self.rotate_range]
+            matrix = self._rotation(angles) / np.exp(self.R.uniform(*np.log(self.scale_range)))
+            centre = centre + self.R.uniform(-self.translate_range, self.translate_range, self.dims) / spacing
+        for axis in self.flip_axes:
+            if self.R.random() < 0.5:
+                matrix[:, axis] *= -1
+        displacements = None
+        if self.R.random() < self.elastic_prob:
+            displacements = self.R.normal(0, self.elastic_std, (self.dims, *self.elastic_points))
+        return SpatialParameters(centre, matrix, displacements)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Draw and apply; images and labels are (channels, *spatial) tensors."""
+        image = data[self.keys[0]]
+        spacing = self._spacing(image)
+        label = data[self.label_key] if self.foreground_prob else None
+        return self.apply(data, self.randomize(label, image.shape[1:], spacing), spacing)
+
+    def apply(
+        self, data: Mapping[Hashable, Any], parameters: SpatialParameters, spacing: np.ndarray
+    ) -> dict[Hashable, Any]:
+        """Resample every key by one set of parameters."""
+        out = dict(data)
+        coordinates = source_coordinates(self.patch_size, parameters, spacing)
+        margins = [(p - n) // 2 for p, n in zip(self.patch_size, self.label_size, strict=True)]
+        window = tuple(slice(m, m + n) for m, n in zip(margins, self.label_size, strict=True))
+        for key, mode in zip(self.keys, self.modes, strict=True):
+            volume = torch.as_tensor(data[key]).float()
+            volume = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+            if mode == "nearest":
+                out[key] = resample(volume, coordinates[(slice(None), *window)], mode, float(self.ignore_label))
+            else:
+                out[key] = resample(volume, coordinates, mode)
+        return out
+
+    def _draw_start(self, voxels: int, patch: int) -> int:
+        """First voxel of the patch along one axis; a patch larger than the case is centred on it."""
+        return int(self.R.randint(voxels - patch + 1)) if voxels >= patch else -((patch - voxels) // 2)
+
+    def _draw_foreground(self, label: torch.Tensor) -> np.ndarray | None:
+        """A voxel of a class drawn among the foreground classes present, or None where there is none."""
+        classes = [int(c) for c in torch.unique(label) if int(c) not in (0, self.ignore_label)]
+        if not classes:
+            return None
+        voxels = torch.nonzero(label[0] == classes[self.R.randint(len(classes))])
+        return voxels[self.R.randint(len(voxels))].cpu().numpy()
+
+    def _start_around(self, voxel: np.ndarray | None, shape: Sequence[int], start: np.ndarray) -> np.ndarray:
+        """The start that centres the patch on a voxel, moved so that the patch stays within the case."""
+        if voxel is None:
+            return start
+        spare = np.array(shape) - np.array(self.patch_size)
+        wanted = np.clip(voxel - np.array(self.patch_size) // 2, 0, np.maximum(spare, 0))
+        return np.where(spare >= 0, wanted, start)
+
+    def _rotation(self, angles: Sequence[float]) -> np.ndarray:
+        if self.dims == 3:
+            return Rotation.from_euler("xyz", angles).as_matrix()
+        cos, sin = np.cos(angles[0]), np.sin(angles[0])
+        return np.array([[cos, -sin], [sin, cos]])
+
+    def _spacing(self, image: torch.Tensor) -> np.ndarray:
+        if self.units == "pixel" or not isinstance(image, MetaTensor):
+            return np.ones(self.dims)
+        return np.asarray(image.pixdim)[: self.dims]

@@ -1,0 +1,377 @@
+"""Splits from every form of data folder, and images to segment."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from scripts.data.datalist import (
+    InferenceCases,
+    assign_folds,
+    case_id,
+    dataset_labels,
+    read_images,
+    read_split,
+)
+from scripts.errors import InputError
+
+LABELS = {"background": 0, "cell": 1}
+DATA = Path(__file__).parents[3] / "../shared/data"
+SETTINGS: dict[str, Any] = {"spatial_dims": 2, "in_channels": 1, "labels": LABELS}
+
+
+def picture(path: Path, value: int = 1, mode: str = "L") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((6, 4), np.uint8)
+    array[1, 1] = value
+    Image.fromarray(array).convert(mode).save(path)
+    return path
+
+
+def dataset(folder: Path, names: str = "abcdefg", **keys: Any) -> Path:
+    """A data folder with a picture and a label per name, all in the training list."""
+    entries = []
+    for name in names:
+        picture(folder / f"images/{name}.png")
+        picture(folder / f"labels/{name}.png")
+        entries.append({"image": f"./images/{name}.png", "label": f"labels/{name}.png"})
+    describe(folder, training=entries, **keys)
+    return folder
+
+
+def describe(folder: Path, **keys: Any) -> None:
+    content = {"labels": {"0": "background", "1": "cell"}, **keys}
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "dataset.json").read_text())["training"]
+
+
+def ids(split: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    return {name: "".join(sorted(case["case"] for case in cases)) for name, cases in split.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a/b/case.nii.gz", "case"),
+        ("case_0000.nii.gz", "case"),
+        ("case_0001.nii.gz", "case_0001"),
+        ("img.v2.PNG", "img.v2"),
+        ("scan.nii", "scan"),
+        ("x.tiff", "x"),
+        ("scan.mha", "scan"),
+    ],
+)
+def test_case_id(name: str, expected: str) -> None:
+    assert case_id(name) == expected
+
+
+def test_splits_json_wins(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    describe(folder, training=entries(folder)[:5], validation=entries(folder)[5:])
+    (folder / "splits.json").write_text(json.dumps({"train": ["g", "a"], "val": ["b"], "test": ["c", "f"]}))
+    split = read_split(folder, **SETTINGS)
+    assert ids(split) == {"training": "ag", "validation": "b", "testing": "cf"}
+    assert split["training"][0] == {
+        "image": str(folder / "images/g.png"),
+        "label": str(folder / "labels/g.png"),
+        "case": "g",
+    }
+
+
+def test_lists_of_dataset_json(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    all_entries = entries(folder)
+    describe(
+        folder,
+        training=all_entries[:4],
+        validation=all_entries[4:6],
+        testing=all_entries[6:],
+        test=["./imagesTs/unlabelled.png"],
+    )
+    assert ids(read_split(folder, **SETTINGS)) == {"training": "abcd", "validation": "ef", "testing": "g"}
+
+
+def test_fixed_folds(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    describe(folder, training=[entry | {"fold": n % 3} for n, entry in enumerate(entries(folder))])
+    assert ids(read_split(folder, fold=1, **SETTINGS)) == {
+        "training": "acdfg",
+        "validation": "be",
+        "testing": "",
+    }
+    with pytest.raises(InputError, match=r"fold=3 does not exist in .*; it has \[0, 1, 2\]"):
+        read_split(folder, fold=3, **SETTINGS)
+
+
+def test_folds_made_on_the_fly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = dataset(tmp_path)
+    with caplog.at_level("INFO"):
+        splits = [read_split(folder, fold=fold, seed=3, **SETTINGS) for fold in range(5)]
+    assert sorted("".join(ids(split)["validation"] for split in splits)) == list("abcdefg")
+    assert all(ids(split)["training"] + ids(split)["validation"] != "" for split in splits)
+    for split in splits:
+        assert not set(ids(split)["training"]) & set(ids(split)["validation"])
+    assert "has no folds: made 5 with seed 3, fold 0 validates" in caplog.text
+    assert ids(read_split(folder, seed=3, **SETTINGS)) == ids(splits[0])
+    different = {
+        ids(read_split(folder, seed=seed, check=False, **SETTINGS))["validation"] for seed in range(9)
+    }
+    assert len(different) > 1
+    with pytest.raises(InputError, match="fold=5 does not exist"):
+        read_split(folder, fold=5, **SETTINGS)
+
+
+def test_a_fold_without_effect_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = dataset(tmp_path)
+    (folder / "splits.json").write_text(json.dumps({"train": ["a"], "val": ["b"]}))
+    read_split(folder, fold=2, **SETTINGS)
+    assert "fold=2 has no effect" in caplog.text
+    assert "leaves out 5 of 7 cases" in caplog.text
+
+
+def test_a_relative_folder_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset(tmp_path / "deep/data")
+    monkeypatch.chdir(tmp_path / "deep")
+    relative = read_split("data", **SETTINGS)
+    monkeypatch.chdir("/")
+    assert relative == read_split(tmp_path / "deep/data", **SETTINGS)
+    assert all(os.path.isabs(case["label"]) for case in relative["training"])
+
+
+def test_channel_files_and_named_cases(tmp_path: Path) -> None:
+    for name in "ab":
+        for channel in range(2):
+            picture(tmp_path / f"{name}_000{channel}.png")
+        picture(tmp_path / f"{name}.png")
+    training = [{"image": [f"{name}_0000.png", f"{name}_0001.png"], "label": f"{name}.png"} for name in "ab"]
+    describe(tmp_path, training=training[:1], validation=[training[1] | {"case": "second"}])
+    split = read_split(tmp_path, spatial_dims=2, in_channels=2, labels=LABELS)
+    assert ids(split) == {"training": "a", "validation": "second", "testing": ""}
+    assert split["training"][0]["image"] == [str(tmp_path / "a_0000.png"), str(tmp_path / "a_0001.png")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"dataset.json cannot be read"),
+        ("[]", r"dataset.json holds a list; a JSON object"),
+        ("{}", r"lists no cases under 'training'.*python -m bundle datalist"),
+        ('{"training": ["a.png"]}', r"entry under 'training' without an image"),
+        ('{"training": [{"image": "a.png"}]}', r"lists 1 case under 'training' and none under 'validation'"),
+        ('{"training": [{"image": "a.png"}, {"image": "b/a.png"}]}', r"lists a more than once"),
+        ('{"training": [{"image": "a.png"}], "testing": [{"image": "a.png"}]}', r"lists a more than once"),
+        ('{"training": [{"image": "a.png", "fold": 0}, {"image": "b.png"}]}', r"'fold' in 1 of 2"),
+        ('{"labels": {"0": "x", "2": "y"}}', r"\{'x': 0, 'y': 2\} and the config has .*task.json"),
+        ('{"labels": {"whole": [1, 2]}}', r"declares the label 'whole': \[1, 2\]"),
+        ('{"labels": {"0": "x", "1": "x"}}', r"a label name or value twice"),
+    ],
+)
+def test_bad_dataset_json(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_split(tmp_path, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": ["a"], "val": ["zz"]}, r"names zz under 'val'"),
+        ({"train": ["a", "b"], "val": ["b"]}, r"lists b more than once"),
+        ({"train": ["a"]}, r"no cases under 'val'"),
+        ({"train": "a", "val": ["b"]}, r"'train' that is no list"),
+    ],
+)
+def test_bad_splits_json(tmp_path: Path, splits: Any, message: str) -> None:
+    folder = dataset(tmp_path)
+    (folder / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(InputError, match=r"splits.json.*" + message):
+        read_split(folder, **SETTINGS)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none is no folder"):
+        read_split(tmp_path / "none", **SETTINGS)
+    with pytest.raises(InputError, match="is empty"):
+        read_split(tmp_path, **SETTINGS)
+    picture(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"has no dataset.json.*python -m bundle datalist --images DIR"):
+        read_split(tmp_path, **SETTINGS)
+
+
+def test_bad_files_are_refused_unless_unchecked(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    picture(folder / "labels/c.png", value=9)
+    with pytest.raises(InputError, match=r"c\.png: found label values 9 that are not declared"):
+        read_split(folder, **SETTINGS)
+    assert len(read_split(folder, check=False, **SETTINGS)["training"]) == 5  # 7 in folds of 2, 2, 1, 1, 1
+    assert read_split(folder, **(SETTINGS | {"labels": {"x": 3}}), instances=True)
+
+
+def test_labels_are_compared_by_value(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    for labels in ({"other": 0, "names": 1}, LABELS | {"ignore": 255}):
+        assert read_split(folder, spatial_dims=2, in_channels=1, labels=labels)["validation"]
+
+
+def test_both_forms_of_declared_labels() -> None:
+    expected = {"background": 0, "cell": 2}
+    assert dataset_labels({"labels": {"2": "cell", "0": "background"}}, Path("d")) == expected
+    assert dataset_labels({"labels": {"cell": 2, "background": 0}}, Path("d")) == expected
+    assert dataset_labels({}, Path("d")) == {}
+
+
+@given(
+    subjects=st.dictionaries(st.text("abc123", min_size=1, max_size=4), st.integers(0, 8), min_size=9),
+    folds=st.integers(2, 5),
+    seed=st.integers(0, 99),
+)
+def test_no_subject_is_in_two_folds(subjects: dict[str, int], folds: int, seed: int) -> None:
+    subject_of = {case: str(subject) for case, subject in subjects.items()}
+    sizes = [list(subject_of.values()).count(subject) for subject in set(subject_of.values())]
+    if len(sizes) < folds:
+        with pytest.raises(InputError, match=f"{folds} folds cannot be made of {len(sizes)} subjects"):
+            assign_folds(subject_of, folds, seed, subject_of)
+        return
+    fold_of = assign_folds(subject_of, folds, seed, subject_of)
+    assert fold_of.keys() == subject_of.keys()
+    assert set(fold_of.values()) == set(range(folds))
+    for subject in set(subject_of.values()):
+        assert len({fold_of[case] for case in subject_of if subject_of[case] == subject}) == 1
+    counts = [list(fold_of.values()).count(fold) for fold in range(folds)]
+    assert max(counts) - min(counts) <= max(sizes)
+
+
+@given(number=st.integers(2, 40), folds=st.integers(2, 6), seed=st.integers(0, 9))
+def test_folds_of_single_cases_are_even_and_do_not_depend_on_order(
+    number: int, folds: int, seed: int
+) -> None:
+    if folds > number:
+        return
+    cases = [f"case{n}" for n in range(number)]
+    fold_of = assign_folds(cases, folds, seed)
+    counts = [list(fold_of.values()).count(fold) for fold in range(folds)]
+    assert max(counts) - min(counts) <= 1
+    assert assign_folds(reversed(cases), folds, seed) == fold_of
+
+
+def test_images_are_sorted_and_other_files_skipped(tmp_path: Path) -> None:
+    for name in ("b.png", "a.tif"):
+        picture(tmp_path / name)
+    for name in (".DS_Store", "notes.txt", "dataset.json"):
+        (tmp_path / name).write_text("x")
+    found = read_images(tmp_path, spatial_dims=2, in_channels=1)
+    assert found.cases == [
+        {"image": str(tmp_path / "a.tif"), "case": "a"},
+        {"image": str(tmp_path / "b.png"), "case": "b"},
+    ]
+    assert found.problems == []
+    found.finish()
+
+
+def test_bad_images_are_left_out_and_told_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture(tmp_path / "good.png")
+    picture(tmp_path / "colour.png", mode="RGB")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    (tmp_path / "scan.mha").write_text("x")
+    found = read_images(tmp_path, spatial_dims=2, in_channels=1)
+    assert [case["case"] for case in found.cases] == ["good"]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == [problem.sentence() for problem in found.problems]
+    assert "found a colour picture" in errors[0]
+    with pytest.raises(
+        InputError, match=r"^3 of 4 images were not segmented: colour, cut, scan; the others are"
+    ):
+        found.finish()
+
+
+def test_no_sound_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match=r"a\.png: found an empty file"):
+        read_images(tmp_path, spatial_dims=2, in_channels=1)
+    (tmp_path / "b.png").touch()
+    with pytest.raises(InputError, match=r"^None of the 2 images"):
+        read_images(tmp_path, spatial_dims=2, in_channels=1)
+
+
+def test_channel_files_are_grouped(tmp_path: Path) -> None:
+    for name in ("b_0000", "b_0001", "a_0001", "a_0000", "short_0000"):
+        picture(tmp_path / f"{name}.png")
+    found = read_images(tmp_path, spatial_dims=2, in_channels=2)
+    assert found.cases == [
+        {"image": [str(tmp_path / f"{name}_000{channel}.png") for channel in range(2)], "case": name}
+        for name in "ab"
+    ]
+    with pytest.raises(InputError, match="1 of 3 images were not segmented: short"):
+        found.finish()
+
+
+def test_one_channel_names(tmp_path: Path) -> None:
+    picture(tmp_path / "a_0000.png")
+    assert read_images(tmp_path, spatial_dims=2, in_channels=1).cases[0]["case"] == "a"
+    picture(tmp_path / "a_0001.png")  # now they are frames of a series
+    frames = read_images(tmp_path, spatial_dims=2, in_channels=1).cases
+    assert [case["case"] for case in frames] == ["a_0000", "a_0001"]
+
+
+def test_images_that_cannot_be_told_apart(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.png and .*a\.tif have the same case id"):
+        read_images(tmp_path, spatial_dims=2, in_channels=1)
+
+
+def test_folders_without_images(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        read_images(tmp_path / "none", spatial_dims=2, in_channels=1)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="holds no images"):
+        read_images(tmp_path, spatial_dims=2, in_channels=1)
+    (tmp_path / "imagesTs").mkdir()
+    with pytest.raises(InputError, match=r"is a data set.*hand .*imagesTs"):
+        read_images(tmp_path, spatial_dims=2, in_channels=1)
+
+
+def test_finish_names_twenty_at_most() -> None:
+    from scripts.data.checks import Problem
+
+    problems = [Problem(f"c{n:02}", "f", "x", "r", "f") for n in range(25)]
+    with pytest.raises(InputError, match=r"25 of 25 images .*c19 and 5 more; the others"):
+        InferenceCases([], problems).finish()
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are absent")
+def test_hippocampus() -> None:
+    labels = {"background": 0, "anterior": 1, "posterior": 2}
+    folder = DATA / "msd_task04_hippocampus"
+    split = read_split(folder, spatial_dims=3, in_channels=1, labels=labels)
+    assert {name: len(cases) for name, cases in split.items()} == {
+        "training": 180,
+        "validation": 30,
+        "testing": 50,
+    }
+    listed = json.loads((folder / "splits.json").read_text())
+    assert [case["case"] for case in split["testing"]] == listed["test"]
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are absent")
+def test_planted_images() -> None:
+    found = read_images(DATA / "bad_inputs/hippocampus_planted/imagesTr", spatial_dims=3, in_channels=1)
+    assert [case["case"][-3:] for case in found.cases] == ["003", "011", "118", "210"]
+    found.finish()
