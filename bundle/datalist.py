@@ -50,7 +50,8 @@ MAX_SAMPLES_PER_CASE = 8
 MAX_FOUND_LABELS = 64  # more values than this are no classes that somebody forgot to name
 KEPT_KEYS = ("name", "description", "reference", "licence", "release")
 
-_USUAL_ENDING = re.compile(r"(?:_(?:image|img|labels?|masks?|seg|gt|0000))+$", re.IGNORECASE)
+_USUAL_ENDING = re.compile(r"(?:[_-](?:image|img|labels?|masks?|seg|gt|0000))+$", re.IGNORECASE)
+_USUAL_BEGINNING = re.compile(r"^(?:image|img|labels?|masks?|seg|gt)(?:[_-]|(?=\d))", re.IGNORECASE)
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Source:
 
 
 def match_folders(images: Path, labels: Path) -> Source:
-    """Pair two folders: by equal ids, then by ids without usual endings such as `_image` and `_mask`.
+    """Pair two folders: by equal ids, then without usual words such as `_mask` at the end or `img_` before.
 
     Raises:
         InputError: if a folder is missing or empty, or both are the same.
@@ -87,7 +88,8 @@ def match_folders(images: Path, labels: Path) -> Source:
         for name in sorted(groups["image"].keys() & groups["label"].keys()):
             image, label = groups["image"][name], groups["label"][name]
             if len(image) == len(label) == 1:
-                cases.append({"image": str(image[0]), "label": str(label[0]), "case": name})
+                case = _USUAL_ENDING.sub("", file_stem(image[0])) if identify is _bare_stem else name
+                cases.append({"image": str(image[0]), "label": str(label[0]), "case": case})
                 left["image"].remove(image[0])
                 left["label"].remove(label[0])
     twice = {name for name, times in Counter(case["case"] for case in cases).items() if times > 1}
@@ -299,7 +301,7 @@ def _files(folder: Path, option: str) -> list[Path]:
 
 
 def _bare_stem(path: str | Path) -> str:
-    return _USUAL_ENDING.sub("", file_stem(path))
+    return _USUAL_BEGINNING.sub("", _USUAL_ENDING.sub("", file_stem(path)))
 
 
 def _group(files: Iterable[Path], identify: Any) -> dict[str, list[Path]]:

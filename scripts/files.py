@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Write a file beside its place and rename it when it is complete; a failure leaves what was there before.
+    """Write a file beside its place and rename it when complete; a failure leaves what was there before.
 
     Args:
         path: the file's place; missing folders are made.

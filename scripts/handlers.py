@@ -1,4 +1,4 @@
-"""Ignite handlers that MONAI lacks: a progress bar with time left, checkpoints to resume from, pictures, scores."""
+"""Ignite handlers that MONAI lacks: a bar with the time left, checkpoints to resume from, pictures, scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,15 @@ class ProgressBar:
         interval = 0.5 if sys.stderr.isatty() else QUIET_INTERVAL
         total = (engine.state.max_epochs or 1) * (engine.state.epoch_length or 0)
         self.bar = tqdm(
-            total=total, initial=engine.state.iteration, desc=self.desc, mininterval=interval, maxinterval=interval
+            total=total,
+            initial=engine.state.iteration,
+            desc=self.desc,
+            mininterval=interval,
+            maxinterval=interval,
         )
-        speaking = [logger for logger in logging.root.manager.loggerDict.values() if getattr(logger, "handlers", None)]
+        speaking = [
+            logger for logger in logging.root.manager.loggerDict.values() if getattr(logger, "handlers", None)
+        ]
         self.redirection = logging_redirect_tqdm([logging.root, *speaking])
         self.redirection.__enter__()
 
@@ -67,8 +73,8 @@ class ProgressBar:
         shown = {}
         if self.evaluator is not None:
             shown["loss"] = f"{_loss(engine):.4f}"
-            if self.evaluator.state.best_metric_epoch > 0:
-                shown["best"] = f"{self.evaluator.state.best_metric:.4f}"
+            if _state(self.evaluator).best_metric_epoch > 0:
+                shown["best"] = f"{_state(self.evaluator).best_metric:.4f}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(1)
 
@@ -100,7 +106,7 @@ class BestModelSaver:
         evaluator.add_event_handler(Events.COMPLETED, self._save)
 
     def _save(self, evaluator: Engine) -> None:
-        state = evaluator.state
+        state = _state(evaluator)
         if state.best_metric_epoch == state.epoch:
             with written_whole(self.path) as beside:
                 torch.save(_bare(self.network).state_dict(), beside)
@@ -152,8 +158,8 @@ class LastCheckpoint:
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "epoch": trainer.state.epoch,
             "iteration": trainer.state.iteration,
-            "best_metric": float(self.evaluator.state.best_metric),
-            "best_metric_epoch": int(self.evaluator.state.best_metric_epoch),
+            "best_metric": float(_state(self.evaluator).best_metric),
+            "best_metric_epoch": int(_state(self.evaluator).best_metric_epoch),
             "torch_rng": torch.get_rng_state(),
         }
         if not (dist.is_initialized() and dist.get_rank() > 0):
@@ -164,18 +170,22 @@ class LastCheckpoint:
         if not self.path.exists():
             return
         if not self.resume:
-            logger.warning("%s holds an earlier training, which starts afresh: --resume True goes on", self.path)
+            logger.warning(
+                "%s holds an earlier training, which starts afresh: --resume True goes on", self.path
+            )
             return
         state = read_checkpoint(self.path)
         if "optimizer" not in state:
-            raise InputError(f"{self.path}: holds weights alone; resume from the last.pt that a training wrote")
+            raise InputError(
+                f"{self.path}: holds weights alone; resume from the last.pt that a training wrote"
+            )
         check_weights(self.network, state["network"], self.path)
         _bare(self.network).load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         trainer.state.epoch, trainer.state.iteration = state["epoch"], state["iteration"]
-        self.evaluator.state.best_metric = state["best_metric"]
-        self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        _state(self.evaluator).best_metric = state["best_metric"]
+        _state(self.evaluator).best_metric_epoch = state["best_metric_epoch"]
         torch.set_rng_state(state["torch_rng"])
         logger.info("going on from %s after epoch %d", self.path, state["epoch"])
 
@@ -199,7 +209,7 @@ class EarlyStopping:
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._judge)
 
     def _judge(self, trainer: Engine) -> None:
-        best = self.evaluator.state.best_metric_epoch
+        best = _state(self.evaluator).best_metric_epoch
         if best > 0 and trainer.state.epoch - best >= self.patience:
             logger.info("no better validation since epoch %d: training ends", best)
             trainer.terminate()
@@ -263,13 +273,18 @@ class LearningCurve:
         self.losses.append(_loss(trainer))
 
     def _write(self, trainer: Engine) -> None:
-        metric = self.evaluator.state.key_metric_name
-        judged = self.evaluator.state.epoch == trainer.state.epoch
-        value = float(self.evaluator.state.metrics[metric]) if judged else None
+        metric = _state(self.evaluator).key_metric_name
+        judged = _state(self.evaluator).epoch == trainer.state.epoch
+        value = float(_state(self.evaluator).metrics[metric]) if judged else None
         self.rows.append({"epoch": trainer.state.epoch, "loss": float(np.mean(self.losses)), metric: value})
         self.losses.clear()
-        logger.info("epoch %d of %d: loss %.4f", trainer.state.epoch, trainer.state.max_epochs, self.rows[-1]["loss"])
-        with written_whole(self.output_dir / "learning_curve.csv") as beside, beside.open("w", newline="") as file:
+        logger.info(
+            "epoch %d of %d: loss %.4f", trainer.state.epoch, trainer.state.max_epochs, self.rows[-1]["loss"]
+        )
+        with (
+            written_whole(self.output_dir / "learning_curve.csv") as beside,
+            beside.open("w", newline="") as file,
+        ):
             writer = csv.DictWriter(file, fieldnames=["epoch", "loss", metric])
             writer.writeheader()
             writer.writerows(self.rows)
@@ -357,9 +372,14 @@ class CaseScores:
         chosen = {"worst": 0, "median": len(self.panels) // 2, "best": len(self.panels) - 1}
         for word, index in chosen.items():
             panel = self.panels[index][1]
-            self.panels[index] = (self.panels[index][0], Panel(panel.image, panel.truth, panel.pred, panel.title))
+            self.panels[index] = (
+                self.panels[index][0],
+                Panel(panel.image, panel.truth, panel.pred, panel.title),
+            )
             self.panels[index][1].title = f"{word}: {panel.title}"
-        draw_panels([self.panels[i][1] for i in dict.fromkeys(chosen.values())], self.output_dir / "cases.png")
+        draw_panels(
+            [self.panels[i][1] for i in dict.fromkeys(chosen.values())], self.output_dir / "cases.png"
+        )
         logger.info("means over %d cases:\n%s", len(self.panels), format_summary(summary))
         logger.info("tables and pictures: %s", self.output_dir)
 
@@ -382,7 +402,8 @@ def read_checkpoint(path: Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); name the model.pt that a training wrote"
+            f"{path}: not a readable checkpoint ({type(error).__name__}); "
+            "name the model.pt that a training wrote"
         ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}; a checkpoint is a dictionary of weights")
@@ -415,15 +436,20 @@ def _bare(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
 
 
+def _state(engine: Engine) -> Any:
+    """State of an engine, with the attributes that MONAI adds to ignite's and no type declares."""
+    return engine.state
+
+
 def _loss(engine: Engine) -> float:
     """Loss of the step just done."""
-    output = engine.state.output
+    output = _state(engine).output
     return float((output[0] if isinstance(output, list) else output)[Keys.LOSS].detach())
 
 
-def _cases(engine: Engine):
+def _cases(engine: Engine) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray, list[float]]]:
     """Name, image, prediction, truth (arrays without channel) and spacing of the cases just evaluated."""
-    for case in engine.state.output:
+    for case in _state(engine).output:
         image, pred, truth = (np.asarray(case[key].cpu()) for key in (Keys.IMAGE, Keys.PRED, Keys.LABEL))
         source = Path(str(case[Keys.IMAGE].meta["filename_or_obj"])).name
         spacing = [float(size) for size in case[Keys.LABEL].pixdim[: truth.ndim - 1]]

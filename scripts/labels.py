@@ -1,4 +1,4 @@
-"""What label values mean: declared values on disk, class indices in the network, and what nobody annotated."""
+"""What label values mean: values declared on disk, class indices in the network, what nobody annotated."""
 
 from __future__ import annotations
 

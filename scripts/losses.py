@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import nn
 
+from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
 
 
@@ -17,11 +18,12 @@ class DiceCELoss(nn.Module):
         alpha: weight of the cross entropy, in [0, 1]; 1 is cross entropy alone, 0 is Dice alone.
         ignore_label: class index of voxels that neither term sees.
         include_background: whether class 0 enters the Dice term.
-        batch: whether Dice counts over the whole batch, which is steadier where a class is absent from a sample.
-        class_weights: weight of each class in the cross entropy, or None.
+        batch: whether Dice counts over the whole batch, which is steadier where a sample lacks a class.
+        class_weights: weight of each class in the cross entropy, or None. The weighted sum is divided by the
+            number of annotated voxels, not by their weights as PyTorch does.
 
     Raises:
-        ValueError: ``alpha`` outside [0, 1].
+        InputError: ``alpha`` outside [0, 1].
     """
 
     def __init__(
@@ -34,10 +36,12 @@ class DiceCELoss(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}: the weight of the cross entropy must lie in [0, 1]")
+            raise InputError(f"alpha is {alpha}: give the cross entropy a weight from 0 to 1")
         self.alpha = alpha
         self.ignore_label = ignore_label
-        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights))
+        self.class_weights = (
+            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        )
         self.dice = DiceLoss(
             include_background=include_background,
             to_onehot_y=True,
@@ -66,7 +70,8 @@ class DiceCELoss(nn.Module):
     def _cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         classes = target[:, 0].long()
         known = (classes != self.ignore_label).sum().clamp(min=1)
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
         total = F.cross_entropy(
-            logits, classes, weight=self.class_weights, ignore_index=self.ignore_label, reduction="sum"
+            logits, classes, weight=weights, ignore_index=self.ignore_label, reduction="sum"
         )
         return total / known

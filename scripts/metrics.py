@@ -2,18 +2,21 @@
 
 Overlap is counted here from one confusion matrix; distances between surfaces are MONAI's.
 
-Conventions where a class is missing: absent from prediction and truth, the case says nothing about the class and all
-its scores are NaN; absent from one of the two, the overlap is 0 and the distance NaN. Summaries leave NaN out and say
-how many cases were counted.
+Conventions where a class is missing: absent from prediction and truth, the case says nothing about the class
+and all its scores are NaN; absent from one of the two, overlap and surface Dice are 0 and the distance NaN.
+Summaries leave NaN out and say how many cases were counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+from scripts.errors import InputError
 
 #: The scores of a case, in the order of the tables.
 SCORES = ("dice", "iou", "precision", "recall", "error", "hd95", "surface_dice")
@@ -29,13 +32,22 @@ def confusion(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> np.ndarray
 
     Returns:
         (n_classes, n_classes), rows the truth, columns the prediction.
+
+    Raises:
+        InputError: a class index beyond n_classes - 1.
     """
+    for name, classes in (("pred", pred), ("truth", truth)):
+        if classes.size and not 0 <= classes.min() <= classes.max() < n_classes:
+            raise InputError(
+                f"{name} holds classes from {classes.min()} to {classes.max()}: "
+                f"give indices from 0 to {n_classes - 1}"
+            )
     pairs = truth.astype(np.int64).ravel() * n_classes + pred.astype(np.int64).ravel()
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def overlap_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Dice, IoU, precision, recall and error (share of all voxels that are wrong about the class) of every class.
+    """Dice, IoU, precision, recall and error of every class; error is the share of all voxels wrong about it.
 
     Args:
         counts: the confusion matrix, rows the truth.
@@ -83,13 +95,12 @@ def case_scores(
     for index in range(1, n_classes):
         row = {name: float(values[index]) for name, values in overlap.items()}
         row |= {"hd95": float("nan"), "surface_dice": float("nan")}
-        masks = [torch.from_numpy(mask == index)[None, None] for mask in (pred, truth)]
-        present = [bool(mask.any()) for mask in masks]
-        if all(present):
-            keywords = {"include_background": True, "spacing": list(spacing)}
-            row["hd95"] = float(compute_hausdorff_distance(*masks, percentile=95, **keywords))
-            row["surface_dice"] = float(compute_surface_dice(*masks, class_thresholds=[tolerance], **keywords))
-        elif any(present):
+        found, true = (torch.from_numpy(mask == index)[None, None] for mask in (pred, truth))
+        if found.any() and true.any():
+            keywords: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
+            row["hd95"] = float(compute_hausdorff_distance(found, true, percentile=95, **keywords))
+            row["surface_dice"] = float(compute_surface_dice(found, true, [tolerance], **keywords))
+        elif found.any() or true.any():
             row["surface_dice"] = 0.0
         rows.append(row)
     return rows
@@ -102,7 +113,7 @@ def summarize(rows: Sequence[dict]) -> list[dict]:
         rows: dictionaries with "case", "class" and SCORES.
 
     Returns:
-        One dictionary for each class and score, and for the mean over the classes of each case (class "mean").
+        One dictionary for each class and score, and for the mean over each case's classes (class "mean").
     """
     classes = list(dict.fromkeys(row["class"] for row in rows))
     cases = list(dict.fromkeys(row["case"] for row in rows))
@@ -110,7 +121,10 @@ def summarize(rows: Sequence[dict]) -> list[dict]:
     for name in SCORES:
         table = {(row["case"], row["class"]): row[name] for row in rows}
         columns = {c: [table.get((case, c), np.nan) for case in cases] for c in classes}
-        means = [[value for value in values if not np.isnan(value)] for values in zip(*columns.values(), strict=True)]
+        means = [
+            [value for value in values if not np.isnan(value)]
+            for values in zip(*columns.values(), strict=True)
+        ]
         columns["mean"] = [float(np.mean(values)) if values else np.nan for values in means]
         for label, values in columns.items():
             counted = np.array([value for value in values if not np.isnan(value)])

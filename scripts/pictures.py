@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from scripts.files import written_whole
+
+#: Where matplotlib puts the first row of an array.
+Origin = Literal["upper", "lower"]
 
 #: Colours of the classes 0, 1, 2, ...; the background is clear.
 CLASS_COLOURS = ["#00000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"]
@@ -44,6 +49,9 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         panels: at least one case.
         path: the PNG to write.
     """
+    origin: Origin = (
+        "upper" if panels[0].image.ndim == 2 else "lower"
+    )  # pictures run down, RAS volumes run up
     figure = Figure(figsize=(12, 3.3 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 4, squeeze=False)
     for row, panel in zip(axes, panels, strict=True):
@@ -53,12 +61,14 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         )  # nothing, missed, invented, wrong class
         low, high = np.percentile(image, [0.5, 99.5])
         for axis, name in zip(row, ("image", "truth", "prediction", "error"), strict=True):
-            axis.imshow(image.T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+            shades = Normalize(low, max(high, low + 1e-6))
+            axis.imshow(image.T, cmap="gray", norm=shades, origin=origin, interpolation="nearest")
             axis.set_axis_off()
             axis.set_title(name if name != "image" else panel.title, fontsize=9)
-        _overlay(row[1], truth, CLASS_COLOURS)
-        _overlay(row[2], pred, CLASS_COLOURS)
-        _overlay(row[3], error, ERROR_COLOURS)
+        for axis, classes, colours in zip(
+            row[1:], (truth, pred, error), (CLASS_COLOURS, CLASS_COLOURS, ERROR_COLOURS), strict=True
+        ):
+            _overlay(axis, classes, colours, origin)
     figure.supxlabel("error: orange missed, blue invented, yellow wrong class", fontsize=9)
     _save(figure, path)
 
@@ -73,7 +83,9 @@ def draw_learning_curve(rows: Sequence[dict], metric: str, path: str | Path) -> 
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    axis.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color="#0072b2", label="training loss")
+    axis.plot(
+        [row["epoch"] for row in rows], [row["loss"] for row in rows], color="#0072b2", label="training loss"
+    )
     axis.set_xlabel("epoch")
     axis.set_ylabel("training loss", color="#0072b2")
     judged = [(row["epoch"], row[metric]) for row in rows if row.get(metric) is not None]
@@ -120,12 +132,11 @@ def _slice(panel: Panel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return panel.image[..., filled], panel.truth[..., filled], panel.pred[..., filled]
 
 
-def _overlay(axis, classes: np.ndarray, colours: Sequence[str]) -> None:
+def _overlay(axis: Axes, classes: np.ndarray, colours: Sequence[str], origin: Origin) -> None:
     """Colour classes over the picture; more classes than colours go round again, background stays clear."""
     wrapped = np.where(classes > 0, (classes.astype(int) - 1) % (len(colours) - 1) + 1, 0)
-    axis.imshow(
-        wrapped.T, cmap=ListedColormap(list(colours)), vmin=0, vmax=len(colours) - 1, alpha=0.6, interpolation="nearest"
-    )
+    paint, shades = ListedColormap(list(colours)), Normalize(0, len(colours) - 1)
+    axis.imshow(wrapped.T, cmap=paint, norm=shades, alpha=0.6, origin=origin, interpolation="nearest")
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -15,8 +15,8 @@ from monai.utils import set_determinism
 
 from scripts.errors import InputError
 
-#: glibc's mallopt parameters (malloc.h) and values that keep large blocks in the process: by default every large
-#: tensor is mapped, zeroed and unmapped at each use.
+#: glibc's mallopt parameters (malloc.h) and values that keep large blocks in the process: by default every
+#: large tensor is mapped, zeroed and unmapped at each use.
 _MALLOPT = {-4: 0, -1: -1, -2: 64 * 1024 * 1024}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
@@ -65,7 +65,9 @@ def set_up_distributed(seed: int) -> None:
     """
     sys.excepthook = _one_sentence
     if "LOCAL_RANK" not in os.environ:
-        raise InputError("multi_gpu_train.json needs several processes: start it with torchrun --nproc_per_node N -m")
+        raise InputError(
+            "multi_gpu_train.json needs several processes: start it with torchrun --nproc_per_node N -m"
+        )
     dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
     set_up(seed)
 

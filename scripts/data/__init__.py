@@ -1,7 +1,7 @@
 """What goes in and out: data lists, checks of cases, seeded samples, writers."""
 
-from scripts.data.datalist import read_images, read_split
+from scripts.data.datalist import cases_of, read_images, read_split
 from scripts.data.dataset import EpochSampler, SeededCacheDataset
 from scripts.data.writers import writer_for
 
-__all__ = ["EpochSampler", "SeededCacheDataset", "read_images", "read_split", "writer_for"]
+__all__ = ["EpochSampler", "SeededCacheDataset", "cases_of", "read_images", "read_split", "writer_for"]

@@ -273,6 +273,25 @@ def read_split(
     return result
 
 
+def cases_of(split: Mapping[str, list[dict[str, Any]]], section: str) -> list[dict[str, Any]]:
+    """Cases of one section of a split, to be judged.
+
+    Args:
+        split: what `read_split` returned.
+        section: "training", "validation" or "testing".
+
+    Raises:
+        InputError: if there is no such section, or no case in it.
+    """
+    filled = [name for name, cases in split.items() if cases]
+    if section not in filled:
+        raise InputError(
+            f"section is '{section}', which holds no case; {' and '.join(filled)} hold some; set --section to one "
+            "of these, or hold test cases out with 'python -m bundle datalist --test_fraction 0.2'."
+        )
+    return split[section]
+
+
 def read_images(dataset_dir: str | Path, *, spatial_dims: int, in_channels: int) -> InferenceCases:
     """Find the images of a folder and check them; bad ones are logged and left out.
 

@@ -14,8 +14,8 @@ from torch.utils.data import DistributedSampler
 class SeededCacheDataset(CacheDataset):
     """MONAI's CacheDataset whose random transforms are seeded anew for every sample.
 
-    An index that EpochSampler hands out says which case and which draw; the augmentation of a draw is the same in
-    one process or two, with or without workers, at the first start or after a resume.
+    An index that EpochSampler hands out says which case and which draw; the augmentation of a draw is the
+    same in one process or two, with or without workers, at the first start or after a resume.
 
     Args:
         data: list of case dictionaries.
@@ -26,7 +26,12 @@ class SeededCacheDataset(CacheDataset):
     """
 
     def __init__(
-        self, data: Sequence, transform: Callable, seed: int = 0, cache_rate: float = 1.0, num_workers: int = 2
+        self,
+        data: Sequence,
+        transform: Callable,
+        seed: int = 0,
+        cache_rate: float = 1.0,
+        num_workers: int = 2,
     ) -> None:
         super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=False)
         self.seed = seed
@@ -39,9 +44,10 @@ class SeededCacheDataset(CacheDataset):
 
 
 class EpochSampler(DistributedSampler):
-    """Every case ``repeats`` times an epoch, in an order drawn from seed and epoch, shared out among the processes.
+    """Every case ``repeats`` times an epoch, in an order drawn from seed and epoch, shared by the processes.
 
-    Two processes with half the batch each see, step by step, the cases that one process with the whole batch sees.
+    Two processes with half the batch each see, step by step, the samples that one process with the whole
+    batch sees; where they do not share out evenly, the first few of the epoch come again in its last step.
 
     Args:
         dataset: the data set, for its length.

@@ -5,35 +5,81 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from monai.config import PathLike
+from monai.config import NdarrayOrTensor, PathLike
 from monai.data import ImageWriter, NibabelWriter, PILWriter
+from monai.utils import convert_to_numpy
 
+from scripts.errors import InputError
 from scripts.files import written_whole
+
+#: Integer types of label maps, in the order in which they are tried.
+LABEL_TYPES = (np.uint8, np.uint16, np.int32, np.int64)
+
+
+def label_type(labels: np.ndarray) -> type[np.integer]:
+    """The first of LABEL_TYPES that holds every value of an integer array."""
+    low, high = int(labels.min()), int(labels.max())
+    return next(t for t in LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
 
 
 class _WholeWriter(ImageWriter):
-    """Writes beside and renames; integers become uint8 where they fit, else uint16, else int32."""
+    """Writes beside and renames; integers take their `label_type`, floats keep theirs."""
+
+    def set_data_array(self, data_array: NdarrayOrTensor, **kwargs: Any) -> None:
+        """Take the data, (channels, *spatial), and settle the type to write."""
+        array = convert_to_numpy(data_array)
+        if not np.issubdtype(array.dtype, np.floating):
+            self.output_dtype = label_type(array)  # before MONAI's writers turn the data to float32
+        super().set_data_array(data_array, **kwargs)
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file whole."""
-        if not np.issubdtype(self.data_obj.dtype, np.floating):
-            self.output_dtype = np.result_type(np.min_scalar_type(self.data_obj.max()), np.uint8)
         with written_whole(str(filename)) as beside:
             super().write(str(beside), verbose=verbose, **kwargs)
 
 
-class WholeNibabelWriter(_WholeWriter, NibabelWriter):
+class WholeNibabelWriter(_WholeWriter, NibabelWriter):  # type: ignore[misc]
     """NIfTI."""
 
 
-class WholePILWriter(_WholeWriter, PILWriter):
-    """PNG."""
+class WholePILWriter(_WholeWriter, PILWriter):  # type: ignore[misc]
+    """PNG, which holds integers up to 65535.
+
+    Raises:
+        InputError: when data is handed in that a PNG cannot hold.
+    """
+
+    def set_data_array(  # type: ignore[override]
+        self, data_array: NdarrayOrTensor, **kwargs: Any
+    ) -> None:
+        """Take the data, (channels, *spatial), if a PNG can hold it."""
+        array = convert_to_numpy(data_array)
+        if (
+            np.issubdtype(array.dtype, np.floating)
+            or array.min() < 0
+            or array.max() > np.iinfo(np.uint16).max
+        ):
+            raise InputError(
+                f"{array.dtype} data from {array.min()} to {array.max()}: a .png holds whole numbers from 0 "
+                "to 65535; set output_ext to .nii.gz"
+            )
+        super().set_data_array(data_array, **kwargs)
 
 
 def writer_for(output_ext: str) -> type[ImageWriter]:
-    """The writer of a file suffix: pictures by Pillow, all else by nibabel.
+    """The writer of a file suffix: pictures by Pillow, volumes by nibabel.
 
     Args:
-        output_ext: for example ".nii.gz" or ".png".
+        output_ext: ".png", ".nii" or ".nii.gz".
+
+    Raises:
+        InputError: any other suffix.
     """
-    return WholePILWriter if output_ext == ".png" else WholeNibabelWriter
+    writers: dict[str, type[ImageWriter]] = {
+        ".png": WholePILWriter,
+        ".nii": WholeNibabelWriter,
+        ".nii.gz": WholeNibabelWriter,
+    }
+    if output_ext not in writers:
+        raise InputError(f"output_ext is {output_ext!r}: give one of {', '.join(writers)}")
+    return writers[output_ext]

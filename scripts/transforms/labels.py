@@ -15,7 +15,13 @@ from skimage.measure import label as connected_components
 from skimage.morphology import remove_small_objects
 from skimage.segmentation import expand_labels
 
+from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL, IGNORE_NAME, class_values
+
+
+def _source(tensor: torch.Tensor, key: Hashable) -> str:
+    """What an error calls a tensor: the file it was read from, or its key."""
+    return str(tensor.meta.get("filename_or_obj", key)) if isinstance(tensor, MetaTensor) else str(key)
 
 
 def _like(array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
@@ -34,7 +40,7 @@ class LabelsToClassesd(MapTransform):
         labels: class name to value on disk; an entry "ignore" names the value of unannotated voxels.
 
     Raises:
-        ValueError: a value that ``labels`` does not declare.
+        InputError: a value that ``labels`` does not declare.
     """
 
     def __init__(self, keys: KeysCollection, labels: dict[str, int]) -> None:
@@ -46,11 +52,11 @@ class LabelsToClassesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.keys:
-            found = {int(value) for value in torch.unique(out[key])}
-            if found - set(self.index):
-                raise ValueError(
-                    f"{key} holds the values {sorted(found - set(self.index))}: declared are {sorted(self.index)}; "
-                    "correct the label or declare the value in labels"
+            undeclared = [v for v in torch.unique(out[key]).tolist() if v not in self.index]
+            if undeclared:
+                raise InputError(
+                    f"{_source(out[key], key)} holds the values {undeclared}: "
+                    f"declared are {sorted(self.index)}; correct the label or declare the value in labels"
                 )
             classes = torch.zeros_like(out[key])
             for value, index in self.index.items():
@@ -64,18 +70,20 @@ class ClassesToLabelsd(MapTransform):
 
     Args:
         keys: class maps, (1, *spatial).
-        labels: class name to value on disk.
+        labels: class name to value on disk; an entry "ignore" names the value of unannotated voxels.
     """
 
     def __init__(self, keys: KeysCollection, labels: dict[str, int]) -> None:
         super().__init__(keys)
-        self.values = class_values(labels)
+        self.values = dict(enumerate(class_values(labels)))
+        if IGNORE_NAME in labels:
+            self.values[IGNORE_LABEL] = labels[IGNORE_NAME]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.keys:
             restored = torch.zeros_like(out[key], dtype=torch.int32)
-            for index, value in enumerate(self.values):
+            for index, value in self.values.items():
                 restored[out[key] == index] = value
             out[key] = restored
         return out
@@ -103,9 +111,9 @@ class IgnoreToBackgroundd(MapTransform):
 
 
 class InstancesToClassesd(MapTransform):
-    """Turn an instance map into 0 background, 1 interior, 2 border, so that touching instances can be told apart.
+    """Turn an instance map into 0 background, 1 interior, 2 border, to tell touching instances apart.
 
-    A pixel of an instance belongs to its border when another instance or background lies within ``thickness``.
+    A pixel of an instance is border when another instance or background lies within ``thickness`` of it.
 
     Args:
         keys: instance maps, (1, *spatial), 0 background, 1..N instances.
@@ -139,7 +147,12 @@ class ClassesToInstancesd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, interior: int = 1, border: int | None = 2, grow: int = 3, min_size: int = 10
+        self,
+        keys: KeysCollection,
+        interior: int = 1,
+        border: int | None = 2,
+        grow: int = 3,
+        min_size: int = 10,
     ) -> None:
         super().__init__(keys)
         self.interior = interior
@@ -151,15 +164,10 @@ class ClassesToInstancesd(MapTransform):
         out = dict(data)
         for key in self.keys:
             classes = np.asarray(out[key][0])
-            instances = connected_components(classes == self.interior, connectivity=1)
-            instances = remove_small_objects(instances, max_size=self.min_size - 1)
+            interior = remove_small_objects(classes == self.interior, max_size=self.min_size - 1)
+            instances = connected_components(interior, connectivity=1)
             if self.border is not None:
                 grown = expand_labels(instances, self.grow)
                 instances = np.where((classes == self.interior) | (classes == self.border), grown, 0)
-            out[key] = _like(without_gaps(instances), out[key])
+            out[key] = _like(instances, out[key])
         return out
-
-
-def without_gaps(instances: np.ndarray) -> np.ndarray:
-    """Number the instances 1..N without gaps, in the order of their ids."""
-    return np.searchsorted(np.unique(np.append(instances, 0)), instances)

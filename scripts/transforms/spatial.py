@@ -5,10 +5,11 @@ Sources:
     MICCAI 2015, section 3.1: random displacement vectors on a coarse 3 x 3 grid, Gaussian with a standard
     deviation of 10 pixels, bicubic interpolation to every pixel.
     O. Cicek et al., "3D U-Net: Learning Dense Volumetric Segmentation from Sparse Annotation", MICCAI 2016,
-    section 3: a grid of random vectors, Gaussian with a standard deviation of 4, smooth (B-spline) interpolation.
+    section 3: a grid of random vectors, Gaussian with a standard deviation of 4, B-spline interpolation.
 
-Departures: the smooth interpolation is a natural cubic spline through the drawn vectors, in 2D and in 3D. What the
-patch takes from outside the scan is zero in the image and ``ignore_label`` in the label: nobody annotated it.
+Departures: the smooth interpolation is a natural cubic spline through the drawn vectors, in 2D and in 3D.
+What the patch takes from outside the scan is zero in the image and ``ignore_label`` in the label: nobody
+annotated it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from monai.utils import ensure_tuple_rep
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
+from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
 
 
@@ -46,7 +48,7 @@ class SpatialParameters:
 
 
 def spline_matrix(control_points: int, size: int) -> torch.Tensor:
-    """Weights that take values at evenly spaced control points to every voxel of an axis, by natural cubic spline.
+    """Weights of a natural cubic spline from evenly spaced control points to every voxel of an axis.
 
     The first control point lies on the first voxel, the last on the last.
 
@@ -80,7 +82,9 @@ def interpolate_displacements(displacements: np.ndarray, size: Sequence[int]) ->
     return field
 
 
-def source_coordinates(size: Sequence[int], parameters: SpatialParameters, spacing: Sequence[float]) -> torch.Tensor:
+def source_coordinates(
+    size: Sequence[int], parameters: SpatialParameters, spacing: Sequence[float] | np.ndarray
+) -> torch.Tensor:
     """Source position of every voxel of a patch.
 
     An output voxel at offset p (voxels) from the patch's centre takes its value from
@@ -106,7 +110,9 @@ def source_coordinates(size: Sequence[int], parameters: SpatialParameters, spaci
     return moved / scale + centre
 
 
-def resample(volume: torch.Tensor, coordinates: torch.Tensor, mode: str, outside: float = 0.0) -> torch.Tensor:
+def resample(
+    volume: torch.Tensor, coordinates: torch.Tensor, mode: str, outside: float = 0.0
+) -> torch.Tensor:
     """Values of a volume at given positions.
 
     Args:
@@ -118,26 +124,31 @@ def resample(volume: torch.Tensor, coordinates: torch.Tensor, mode: str, outside
     Returns:
         (channels, *size), of ``volume``'s type.
     """
-    extent = torch.tensor([max(n - 1, 1) for n in volume.shape[1:]], dtype=coordinates.dtype)
-    grid = torch.movedim(coordinates, 0, -1) * (2 / extent) - 1
+    extent = torch.tensor(volume.shape[1:], dtype=coordinates.dtype)
+    # grid_sample counts from -1 to 1, the outer faces of the end voxels
+    grid = (2 * torch.movedim(coordinates, 0, -1) + 1) / extent - 1
     grid = grid.flip(-1).unsqueeze(0)  # grid_sample wants the last axis first
     shifted = (volume - outside).unsqueeze(0)
-    sampled = F.grid_sample(shifted, grid, mode=mode, padding_mode="zeros", align_corners=True)
+    sampled = F.grid_sample(shifted, grid, mode=mode, padding_mode="zeros", align_corners=False)
     return sampled.squeeze(0) + outside
 
 
 class RandSpatialPatchd(Randomizable, MapTransform):
-    """Take one random patch from a case, deformed as drawn, image and label by the same field in one resampling.
+    """Take one random patch from a case, image and label deformed by the same field in one resampling.
+
+    The label's patch is drawn within the case wherever it fits: every annotated voxel gets its turn, and the
+    image of a network that predicts less than it sees may reach beyond the scan.
 
     Args:
         keys: the image and the label, channel first, on one grid.
-        modes: one for each key: "bilinear" for images, "nearest" for labels. Label patches carry ``ignore_label``
-            where the patch leaves the scan; images carry zero there.
+        modes: one for each key: "bilinear" for images, "nearest" for labels. Label patches carry
+            ``ignore_label`` where the patch leaves the scan; images carry zero there.
         patch_size: voxels of the image's patch, one number an axis.
-        label_size: voxels of the label's patch, at the centre of the image's; None for ``patch_size``. Networks
-            with valid convolutions predict less than they see.
+        label_size: voxels of the label's patch, at the centre of the image's; None for ``patch_size``.
+            Networks with valid convolutions predict less than they see.
         label_key: the key whose foreground attracts patches; needed when ``foreground_prob`` is not 0.
-        foreground_prob: share of patches centred on a voxel of a class drawn among those present, in [0, 1].
+        foreground_prob: share of patches centred, as far as the case allows, on a voxel of a class drawn
+            among the foreground classes present, in [0, 1].
         affine_prob: share of patches rotated, scaled and translated, in [0, 1].
         rotate_range: largest angle in radians; in 3D one number for each axis, in 2D one number.
         scale_range: smallest and largest magnification, drawn uniformly in the logarithm.
@@ -150,7 +161,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         ignore_label: value of label voxels outside the scan.
 
     Raises:
-        ValueError: an argument breaks its rule; the message names argument, value and rule.
+        InputError: an argument breaks its rule, or a case has another number of axes than ``patch_size``.
     """
 
     def __init__(
@@ -173,20 +184,41 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         ignore_label: int = IGNORE_LABEL,
     ) -> None:
         MapTransform.__init__(self, keys)
-        if len(patch_size) not in (2, 3):
-            raise ValueError(f"patch_size is {list(patch_size)}: give 2 or 3 numbers, one for each axis")
-        if set(modes) - {"bilinear", "nearest"}:
-            raise ValueError(f"modes is {list(modes)}: each must be 'bilinear' or 'nearest'")
+        if len(patch_size) not in (2, 3) or min(patch_size) < 1:
+            raise InputError(
+                f"patch_size is {list(patch_size)}: give 2 or 3 numbers of 1 or more, one for each axis"
+            )
+        if len(modes) != len(self.keys) or set(modes) - {"bilinear", "nearest"}:
+            raise InputError(
+                f"modes is {list(modes)}: give 'bilinear' or 'nearest' for each of the keys {list(self.keys)}"
+            )
         if units not in ("pixel", "mm"):
-            raise ValueError(f"units is {units!r}: must be 'pixel' or 'mm'")
-        if min(scale_range) <= 0:
-            raise ValueError(f"scale_range is {list(scale_range)}: magnifications must be positive")
+            raise InputError(f"units is {units!r}: give 'pixel' or 'mm'")
+        if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
+            raise InputError(
+                f"scale_range is {list(scale_range)}: give smallest and largest magnification, above 0"
+            )
+        for name, prob in (
+            ("foreground_prob", foreground_prob),
+            ("affine_prob", affine_prob),
+            ("elastic_prob", elastic_prob),
+        ):
+            if not 0 <= prob <= 1:
+                raise InputError(f"{name} is {prob}: give a share of the patches from 0 to 1")
         self.dims = len(patch_size)
-        self.modes = ensure_tuple_rep(tuple(modes), len(self.keys)) if len(modes) == 1 else tuple(modes)
-        if len(self.modes) != len(self.keys):
-            raise ValueError(f"modes is {list(modes)}: give one for each of the keys {list(self.keys)}")
+        self.modes = tuple(modes)
         self.patch_size = tuple(int(n) for n in patch_size)
         self.label_size = self.patch_size if label_size is None else tuple(int(n) for n in label_size)
+        if len(self.label_size) != self.dims or any(
+            not 1 <= n <= p for n, p in zip(self.label_size, self.patch_size, strict=True)
+        ):
+            raise InputError(
+                f"label_size is {list(self.label_size)}: "
+                f"give sizes from 1 to patch_size {list(self.patch_size)}"
+            )
+        if any(not 0 <= axis < self.dims for axis in flip_axes):
+            raise InputError(f"flip_axes is {list(flip_axes)}: give axes from 0 to {self.dims - 1}")
+        self.margins = tuple((p - n) // 2 for p, n in zip(self.patch_size, self.label_size, strict=True))
         self.label_key = label_key
         self.foreground_prob = foreground_prob
         self.affine_prob = affine_prob
@@ -197,12 +229,14 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         self.elastic_prob = elastic_prob
         self.elastic_points = ensure_tuple_rep(elastic_points, self.dims)
         if min(self.elastic_points) < 2:
-            raise ValueError(f"elastic_points is {elastic_points}: a grid has at least 2 points an axis")
+            raise InputError(f"elastic_points is {elastic_points}: give 2 or more points for each axis")
         self.elastic_std = elastic_std
         self.units = units
         self.ignore_label = ignore_label
 
-    def randomize(self, label: torch.Tensor | None, shape: Sequence[int], spacing: np.ndarray) -> SpatialParameters:
+    def randomize(  # type: ignore[override]
+        self, label: torch.Tensor | None, shape: Sequence[int], spacing: np.ndarray
+    ) -> SpatialParameters:
         """Draw where the patch comes from.
 
         Args:
@@ -210,10 +244,10 @@ class RandSpatialPatchd(Randomizable, MapTransform):
             shape: voxels of the case, one number an axis.
             spacing: size of a voxel, in ``units``.
         """
-        start = np.array([self._draw_start(n, p) for n, p in zip(shape, self.patch_size, strict=True)])
+        start = np.array([self._draw_start(n, p) for n, p in zip(shape, self.label_size, strict=True)])
         if label is not None and self.R.random() < self.foreground_prob:
             start = self._start_around(self._draw_foreground(label), shape, start)
-        centre = start + (np.array(self.patch_size) - 1) / 2
+        centre = start - np.array(self.margins) + (np.array(self.patch_size) - 1) / 2
         matrix = np.eye(self.dims)
         if self.R.random() < self.affine_prob:
             angles = [self.R.uniform(-limit, limit) for limit in self.rotate_range]
@@ -230,6 +264,11 @@ class RandSpatialPatchd(Randomizable, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw and apply; images and labels are (channels, *spatial) tensors."""
         image = data[self.keys[0]]
+        if len(image.shape) != self.dims + 1:
+            raise InputError(
+                f"{self.keys[0]} has the shape {tuple(image.shape)}: patch_size {list(self.patch_size)} asks "
+                f"for channels and {self.dims} axes; give patch_size as many numbers as the images have axes"
+            )
         spacing = self._spacing(image)
         label = data[self.label_key] if self.foreground_prob else None
         return self.apply(data, self.randomize(label, image.shape[1:], spacing), spacing)
@@ -240,19 +279,20 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         """Resample every key by one set of parameters."""
         out = dict(data)
         coordinates = source_coordinates(self.patch_size, parameters, spacing)
-        margins = [(p - n) // 2 for p, n in zip(self.patch_size, self.label_size, strict=True)]
-        window = tuple(slice(m, m + n) for m, n in zip(margins, self.label_size, strict=True))
+        window = tuple(slice(m, m + n) for m, n in zip(self.margins, self.label_size, strict=True))
         for key, mode in zip(self.keys, self.modes, strict=True):
             volume = torch.as_tensor(data[key]).float()
             volume = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
             if mode == "nearest":
-                out[key] = resample(volume, coordinates[(slice(None), *window)], mode, float(self.ignore_label))
+                out[key] = resample(
+                    volume, coordinates[(slice(None), *window)], mode, float(self.ignore_label)
+                )
             else:
                 out[key] = resample(volume, coordinates, mode)
         return out
 
     def _draw_start(self, voxels: int, patch: int) -> int:
-        """First voxel of the patch along one axis; a patch larger than the case is centred on it."""
+        """First voxel of the label's patch along one axis; a patch larger than the case is centred on it."""
         return int(self.R.randint(voxels - patch + 1)) if voxels >= patch else -((patch - voxels) // 2)
 
     def _draw_foreground(self, label: torch.Tensor) -> np.ndarray | None:
@@ -264,11 +304,11 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         return voxels[self.R.randint(len(voxels))].cpu().numpy()
 
     def _start_around(self, voxel: np.ndarray | None, shape: Sequence[int], start: np.ndarray) -> np.ndarray:
-        """The start that centres the patch on a voxel, moved so that the patch stays within the case."""
+        """The start that centres the label's patch on a voxel, moved so that it stays within the case."""
         if voxel is None:
             return start
-        spare = np.array(shape) - np.array(self.patch_size)
-        wanted = np.clip(voxel - np.array(self.patch_size) // 2, 0, np.maximum(spare, 0))
+        spare = np.array(shape) - np.array(self.label_size)
+        wanted = np.clip(voxel - np.array(self.label_size) // 2, 0, np.maximum(spare, 0))
         return np.where(spare >= 0, wanted, start)
 
     def _rotation(self, angles: Sequence[float]) -> np.ndarray:

@@ -108,12 +108,14 @@ def test_paths_outside_the_output_folder_are_absolute(tmp_path: Path) -> None:
     ("image", "label", "name"),
     [
         ("img_{}.png", "img_{}_mask.png", "img_{}"),
+        ("img_{}.png", "mask_{}.png", "img_{}"),
+        ("image-{}.tif", "{}-gt.png", "image-{}"),
         ("{}_image.png", "{}_GT.tif", "{}"),
         ("case{}_0000.png", "case{}.png", "case{}"),
         ("a_{:04}.png", "a_{:04}.png", "a_{:04}"),
     ],
 )
-def test_usual_endings_are_matched(tmp_path: Path, image: str, label: str, name: str) -> None:
+def test_usual_words_are_matched(tmp_path: Path, image: str, label: str, name: str) -> None:
     for n in range(5):
         picture(tmp_path / "i" / image.format(n))
         picture(tmp_path / "l" / label.format(n))

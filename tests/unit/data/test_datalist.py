@@ -17,6 +17,7 @@ from scripts.data.datalist import (
     InferenceCases,
     assign_folds,
     case_id,
+    cases_of,
     dataset_labels,
     read_images,
     read_split,
@@ -375,3 +376,10 @@ def test_planted_images() -> None:
     found = read_images(DATA / "bad_inputs/hippocampus_planted/imagesTr", spatial_dims=3, in_channels=1)
     assert [case["case"][-3:] for case in found.cases] == ["003", "011", "118", "210"]
     found.finish()
+
+
+def test_cases_of_names_the_sections_that_hold_cases():
+    split = {"training": [{"case": "a"}], "validation": [{"case": "b"}], "testing": []}
+    assert cases_of(split, "validation") == [{"case": "b"}]
+    with pytest.raises(InputError, match="holds no case; training and validation hold"):
+        cases_of(split, "testing")

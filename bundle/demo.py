@@ -1,0 +1,123 @@
+"""`python -m bundle demo`: watch a 2D and a volumetric U-Net learn, be judged and segment, on generated data."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import nibabel as nib
+import numpy as np
+import typer
+from PIL import Image
+
+from bundle.baseline import dice_per_class, otsu_components
+from scripts.data.datalist import read_json
+from scripts.errors import InputError
+from scripts.runtime import bundle_root
+
+#: Kind of phantom, and the experiment that learns it.
+EXPERIMENTS = {"cells": "phantom_cells", "organ": "phantom_organ"}
+
+
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", help="Folder of data, models and pictures")
+    ] = Path(bundle_root(), "runs", "demo"),
+) -> None:
+    """Generate data, train, evaluate and segment in 2D and 3D; print every command and where to look."""
+    started = time.monotonic()
+    output_dir = output_dir.resolve()
+    for kind in EXPERIMENTS:
+        _say(f"generating {kind}")
+        _python("-m", "bundle", "phantom", kind, "--output_dir", str(output_dir / "data" / kind))
+    for kind, experiment in EXPERIMENTS.items():
+        task = f"configs/task/{experiment}.json"
+        data, run = str(output_dir / "data" / kind), str(output_dir / experiment)
+        _say(f"{experiment}: training")
+        _bundle(["configs/train.json", task], dataset_dir=data, output_dir=run)
+        _say(f"{experiment}: judging on held-out cases")
+        _bundle(["configs/train.json", task, "configs/evaluate.json"], dataset_dir=data, output_dir=run)
+        _say(f"{experiment}: segmenting the held-out images")
+        _bundle(
+            ["configs/inference.json", task],
+            dataset_dir=f"{data}/imagesTs",
+            checkpoint=f"{run}/model.pt",
+            output_dir=f"{run}/segmentations",
+        )
+    typer.echo(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Dice on the held-out cases:\n")
+    typer.echo(f"{'experiment':<16}{'U-Net':>8}{'Otsu + components':>20}")
+    for kind, experiment in EXPERIMENTS.items():
+        unet, otsu = compare_with_otsu(output_dir / "data" / kind, output_dir / experiment / "segmentations")
+        typer.echo(f"{experiment:<16}{unet:>8.3f}{otsu:>20.3f}")
+    typer.echo("\nLook at:")
+    for experiment in EXPERIMENTS.values():
+        for name in ("evaluation/cases.png", "evaluation/summary.csv", "learning_curve.png", "pictures"):
+            typer.echo(f"  {output_dir / experiment / name}")
+
+
+def compare_with_otsu(data: Path, segmentations: Path) -> tuple[float, float]:
+    """Mean Dice of saved segmentations and of Otsu's threshold with components, over the held-out cases.
+
+    Instance maps count as one class, cell or not.
+
+    Args:
+        data: the phantom's folder.
+        segmentations: folder of `<case>_seg` files.
+
+    Returns:
+        (segmentations, Otsu), means over cases and foreground classes, in [0, 1].
+
+    Raises:
+        InputError: a held-out case has no segmentation.
+    """
+    description = read_json(data / "dataset.json")
+    n_classes = len(description["labels"])
+    scores = []
+    for case in description["testing"]:
+        image, truth = (_array(data / case[key]) for key in ("image", "label"))
+        name, suffix = Path(case["image"]).name.split(".", 1)
+        segmented = segmentations / f"{name}_seg.{suffix}"
+        if not segmented.is_file():
+            raise InputError(f"{segmented}: no such segmentation; run inference on {data}/imagesTs first")
+        pred = _array(segmented)
+        if description.get("instances"):
+            truth, pred = (truth > 0).astype(np.uint8), (pred > 0).astype(np.uint8)
+        otsu = otsu_components(image, truth, n_classes)
+        scores.append([np.nanmean(dice_per_class(guess, truth, n_classes)) for guess in (pred, otsu)])
+    unet, baseline = np.mean(scores, axis=0)
+    return float(unet), float(baseline)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the workbench."""
+    app.command()(demo)
+
+
+def _array(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)) if path.suffix == ".png" else np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+
+
+def _say(what: str) -> None:
+    typer.secho(f"\n== {what}", bold=True)
+
+
+def _bundle(configs: list[str], **overrides: str) -> None:
+    """Run the bundle as a user would."""
+    options = [part for key, value in overrides.items() for part in (f"--{key}", value)]
+    _python("-m", "monai.bundle", "run", "--config_file", repr(configs), *options)
+
+
+def _python(*arguments: str) -> None:
+    typer.echo("$ python " + shlex.join(arguments))
+    sys.stdout.flush()
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    status = subprocess.run(
+        [sys.executable, *arguments], cwd=bundle_root(), env=quiet, check=False
+    ).returncode
+    if status:
+        raise InputError(f"the command above ended with exit status {status}; its last lines say why")

@@ -1,0 +1,98 @@
+"""Running the bundle from tests, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from scripts.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+SHARED_DATA = ROOT / "../shared/data"
+
+#: A U-Net that trains an epoch in a moment, for either dimension.
+TINY: dict[int, dict[str, Any]] = {
+    2: {"patch_size": [32, 32], "channels": [4, 8, 8, 8], "samples_per_case": 1},
+    3: {"patch_size": [16, 16, 16], "channels": [4, 8, 8, 8], "samples_per_case": 1},
+}
+
+
+def config_files(base: str, *overlays: str) -> list[str]:
+    """Absolute paths of configs/{base}.json and of overlays, "task/phantom_cells" or a file elsewhere."""
+    return [name if name.endswith(".json") else str(CONFIGS / f"{name}.json") for name in (base, *overlays)]
+
+
+@contextmanager
+def _unchanged_process() -> Iterator[None]:
+    """Put back what a run changes in the process: the hook for uncaught errors and the module path."""
+    hook, path = sys.excepthook, list(sys.path)
+    try:
+        yield
+    finally:
+        sys.excepthook = hook
+        sys.path[:] = path
+
+
+def run(base: str, *overlays: str, **overrides: Any) -> None:
+    """What `python -m monai.bundle run` does, without the seconds that a new process spends on imports."""
+    with _unchanged_process(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "parsing config_file")  # MONAI: configs run code; these are ours
+        monai.bundle.run(config_file=config_files(base, *overlays), **overrides)
+
+
+def input_error(error: BaseException) -> str:
+    """The sentence of the InputError at the root of an error that MONAI wrapped."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    assert cause is not None, f"no InputError behind {error!r}"
+    return str(cause)
+
+
+def command(
+    *arguments: str, cwd: Path, launcher: Sequence[str] = (sys.executable,)
+) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` in another folder, on one thread."""
+    return subprocess.run(
+        [*launcher, *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def bundle_run(*arguments: str, files: Sequence[str]) -> list[str]:
+    """Arguments of `python -m monai.bundle run` over several config files."""
+    return ["-m", "monai.bundle", "run", "--config_file", str(list(files)), *arguments]
+
+
+def last_line(completed: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a process wrote to stderr."""
+    return completed.stderr.strip().splitlines()[-1]
+
+
+def read_array(file: Path) -> np.ndarray:
+    """Voxels of a NIfTI file, (x, y, z), or pixels of a picture, (rows, columns)."""
+    if file.name.endswith(".nii.gz"):
+        return np.asarray(nib.Nifti1Image.from_filename(file).dataobj)
+    return np.asarray(Image.open(file))
+
+
+def written(folder: Path) -> list[str]:
+    """Every file below a folder, hidden and half-written ones included, in order."""
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,186 @@
+"""The JSON under configs agrees with itself: names exist, targets resolve, training and inference match."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pydoc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ComponentLocator, ConfigParser
+
+from tests.commands import CONFIGS, ROOT
+
+pytestmark = pytest.mark.workflow
+
+EVERY = sorted(CONFIGS.rglob("*.json"))
+OVERLAYS = [
+    file for folder in ("network", "loss", "task") for file in sorted((CONFIGS / folder).glob("*.json"))
+]
+EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.json"))
+
+BASES = ("train", "inference", "evaluate", "multi_gpu_train")
+
+#: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
+ADDED = {
+    "evaluate": {"section", "tolerance"},
+    "multi_gpu_train": {"validate::sampler", "validate::dataloader::sampler", "finalize"},
+}
+
+#: Ids of train.json and inference.json whose values differ on purpose; "load" has a test of its own.
+DIFFERENT = {"dataset_dir", "output_dir", "checkpoint", "load", "geometry_keys", "run"}
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(CONFIGS).with_suffix(""))
+
+
+def components(config: Any) -> Iterator[dict[str, Any]]:
+    """Every dictionary with a "_target_" inside a config."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        for value in config.values():
+            yield from components(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from components(value)
+
+
+def has_id(config: dict[str, Any], key: str) -> bool:
+    """Whether a config holds an id such as "train::trainer::max_epochs"."""
+    here: Any = config
+    for part in key.split("::"):
+        if not isinstance(here, dict) or part not in here:
+            return False
+        here = here[part]
+    return True
+
+
+def test_there_are_configs_to_test() -> None:
+    assert {name_of(file) for file in EVERY} >= {*BASES, "metadata"}
+    assert len(OVERLAYS) >= 10
+    assert len(EXPERIMENTS) >= 5
+
+
+@pytest.mark.parametrize("file", EVERY, ids=name_of)
+def test_json_is_an_object_without_double_keys(file: Path) -> None:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        assert len(keys) == len(set(keys)), f"{file.name} holds a key twice: {keys}"
+        return dict(pairs)
+
+    assert isinstance(json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once), dict)
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=name_of)
+def test_overlay_replaces_only_ids_that_exist(file: Path) -> None:
+    """MONAI adds a misspelt id in silence."""
+    bases = (read("train"), read("inference"))
+    unknown = [key for key in read(name_of(file)) if not any(has_id(base, key) for base in bases)]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_overlay_on_training_adds_only_what_it_means_to(name: str) -> None:
+    assert {key for key in read(name) if not has_id(read("train"), key)} == ADDED[name]
+
+
+@pytest.mark.parametrize("name", [*BASES, *map(name_of, OVERLAYS)])
+def test_every_target_resolves_and_takes_its_keywords(name: str) -> None:
+    locator = ComponentLocator()
+    for component in components(read(name)):
+        target = component["_target_"]
+        module = target if "." in target else locator.get_component_module_name(target)
+        assert isinstance(module, str), f"{target}: MONAI knows {module}"
+        found = pydoc.locate(module if "." in target else f"{module}.{target}")
+        assert callable(found), f"{target} is not there"
+        parameters = inspect.signature(found).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            continue
+        given = {key for key in component if not key.startswith("_")}
+        assert given <= {p.name for p in parameters}, f"{target} does not take {given}"
+
+
+def test_a_misspelt_target_would_be_found() -> None:
+    assert ComponentLocator().get_component_module_name("SlidingWindowInferrer") is None
+    assert pydoc.locate("scripts.networks.UNett") is None
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name_of)
+def test_experiment_names_files_and_ids_that_exist(file: Path) -> None:
+    experiment = read(name_of(file))
+    files = experiment.pop("config_file")
+    assert files[0] == "configs/train.json"  # its folder fixes the bundle's root and the logging
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+    assert [key for key in experiment if not has_id(read("train"), key)] == []
+    assert experiment["output_dir"] == f"$@bundle_root + '/runs/{file.stem}'"
+
+
+def test_training_and_inference_share_their_values() -> None:
+    train, inference = read("train"), read("inference")
+    shared = train.keys() & inference.keys()
+    assert {key for key in shared if train[key] != inference[key]} == DIFFERENT
+    assert shared >= {
+        *("spatial_dims", "in_channels", "labels", "out_channels", "network_def", "channels", "patch_size"),
+        *("spacing", "reader", "inferer", "geometry", "normalise", "amp"),
+    }
+
+
+def test_training_and_inference_load_alike() -> None:
+    """The same readers with the same options; only inference has no label to read."""
+    train, inference = read("train")["load"], read("inference")["load"]
+    assert [{**step, "keys": None} for step in train] == [{**step, "keys": None} for step in inference]
+
+
+def merged(*names: str, **overrides: Any) -> ConfigParser:
+    """Config files on top of each other, as the command line merges them, with overrides on top."""
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / f"{name}.json" for name in names])
+    parser.update(overrides)
+    return parser
+
+
+def count_parameters(parser: ConfigParser) -> int:
+    with torch.device("meta"):  # shapes without the time and memory of 100 million weights
+        network = parser.get_parsed_content("network_def")
+    return sum(weights.numel() for weights in network.parameters())
+
+
+@pytest.mark.parametrize("base", ["train", "inference"])
+@pytest.mark.parametrize("file", OVERLAYS, ids=name_of)
+def test_overlay_resolves(base: str, file: Path) -> None:
+    """Network, loss and inferer of every overlay, on 16 channels or what the overlay says."""
+    name = name_of(file)
+    size = {"network/unet2015": [188] * 3, "network/unet3d2016": [132, 132, 116]}.get(name)
+    parser = merged(base, name, **({"patch_size": size} if size else {}))
+    assert count_parameters(parser) > 1e5
+    of_training = ("loss", "label_size", "augment", "targets")
+    for key in ("inferer", *(of_training if base == "train" else ("to_labels",))):
+        assert parser.get_parsed_content(key) is not None
+
+
+@pytest.mark.parametrize(
+    ("overlays", "patch_size", "label_size", "parameters"),
+    [
+        # Ronneberger et al., 2015, figure 1
+        (["task/phantom_cells", "network/unet2015"], [572, 572], (388, 388), None),
+        # Cicek et al., 2016, figure 2 and section 2: 19069955 parameters for 3 channels and 3 classes
+        (["network/unet3d2016"], [132, 132, 116], (44, 44, 28), 19_069_955),
+    ],
+    ids=["2015", "2016"],
+)
+def test_published_networks(
+    overlays: list[str], patch_size: list[int], label_size: tuple[int, ...], parameters: int | None
+) -> None:
+    parser = merged("train", *overlays, patch_size=patch_size, in_channels=3)
+    assert parser.get_parsed_content("label_size") == label_size
+    assert parameters is None or count_parameters(parser) == parameters

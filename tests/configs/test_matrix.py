@@ -1,0 +1,97 @@
+"""Every task with every network and every loss: an epoch of training, a validation, an inference."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bundle.phantom import Kind, write_phantom
+from tests.commands import CONFIGS, TINY, read_array, run, written
+
+pytestmark = pytest.mark.workflow
+
+TASKS = {"phantom_cells": (Kind.CELLS, (64, 72)), "phantom_organ": (Kind.ORGAN, (24, 25, 26))}
+
+#: Small channels in the form of the published networks, and a legal patch: three levels take
+#: 4n + 12 voxels and give 4n - 28, with two convolutions of 3 a level.
+VALID: dict[str | None, dict[int, dict[str, Any]]] = {
+    "unet2015": {
+        2: {"patch_size": [104, 104], "network_def::channels": [4, 8, 8]},
+        3: {"patch_size": [68, 68, 60], "network_def::channels": [2, 4, 4]},
+    },
+    "unet3d2016": {
+        2: {"patch_size": [104, 104], "network_def::channels": [[2, 4], [4, 8], [8, 8]]},
+        3: {"patch_size": [68, 68, 60], "network_def::channels": [[1, 2], [2, 4], [4, 4]]},
+    },
+}
+
+NETWORKS = [None, *sorted(file.stem for file in (CONFIGS / "network").glob("*.json"))]
+LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.json"))
+
+MATRIX = [
+    *((task, network, None) for task in TASKS for network in NETWORKS),
+    *((task, None, loss) for task in TASKS for loss in LOSSES),
+    ("phantom_cells", "unet2015", "tversky"),  # labels smaller than images, and a loss of MONAI's
+    ("phantom_cells", "residual", "cross_entropy"),  # several heads
+    ("phantom_organ", "unet3d2016", "dice"),
+    ("phantom_organ", "residual", "tversky"),
+]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Four tiny cases of each task: one to train on, one to validate on, two held out."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    for task, (kind, size) in TASKS.items():
+        write_phantom(kind, folder / task, cases=4, size=size)
+    return {task: folder / task for task in TASKS}
+
+
+@pytest.mark.parametrize(
+    ("task", "network", "loss"), MATRIX, ids=["-".join(filter(None, combination)) for combination in MATRIX]
+)
+def test_combination_trains_and_segments(
+    task: str, network: str | None, loss: str | None, phantoms: dict[str, Path], tmp_path: Path
+) -> None:
+    overlays = [f"task/{task}", *([f"network/{network}"] if network else [])]
+    dims = 2 if task == "phantom_cells" else 3
+    tiny: dict[str, Any] = {**TINY[dims], **VALID.get(network, {}).get(dims, {})}
+    data = phantoms[task]
+
+    run(
+        *("train", *overlays, *([f"loss/{loss}"] if loss else [])),
+        **tiny,
+        dataset_dir=str(data),
+        output_dir=str(tmp_path / "train"),
+        max_epochs=1,
+        val_interval=1,
+    )
+    with (tmp_path / "train/learning_curve.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert math.isfinite(float(row["loss"]))
+    assert 0 <= float(row["val_mean_dice"]) <= 1
+    assert {"model.pt", "checkpoints/last.pt"} <= set(written(tmp_path / "train"))
+
+    del tiny["samples_per_case"]  # a key of training alone
+    run(
+        *("inference", *overlays),
+        **tiny,
+        dataset_dir=str(data / "imagesTs"),
+        output_dir=str(tmp_path / "seg"),
+        checkpoint=str(tmp_path / "train/model.pt"),
+    )
+    ending = ".png" if dims == 2 else ".nii.gz"
+    images = sorted((data / "imagesTs").iterdir())
+    assert written(tmp_path / "seg") == [image.name.replace(ending, f"_seg{ending}") for image in images]
+    for image in images:
+        made = tmp_path / "seg" / image.name.replace(ending, f"_seg{ending}")
+        assert read_array(made).shape == read_array(image).shape
+        if dims == 3:
+            labels = json.loads((CONFIGS / "train.json").read_text())["labels"]
+            assert set(np.unique(read_array(made))) <= set(labels.values())

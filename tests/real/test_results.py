@@ -1,0 +1,48 @@
+"""The trainings that docs/results.md reports; hours on two cores, so not part of `make test`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+
+pytestmark = pytest.mark.data
+
+
+def run_python(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
+
+
+def train_and_score(configs: list[str], data: Path, output_dir: Path) -> dict[tuple[str, str], float]:
+    """Train, evaluate on the test split, and return the means by class and score."""
+    for names in (configs, [*configs, "configs/evaluate.json"]):
+        where = ["--dataset_dir", str(data), "--output_dir", str(output_dir)]
+        run_python("-m", "monai.bundle", "run", "--config_file", repr(names), *where)
+    summary = json.loads((output_dir / "evaluation" / "summary.json").read_text())["summary"]
+    return {(entry["class"], entry["score"]): entry["mean"] for entry in summary}
+
+
+def need(folder: str) -> Path:
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"{DATA / folder} is absent")
+    return DATA / folder
+
+
+def test_hippocampus_mean_dice(tmp_path):
+    scores = train_and_score(["configs/train.json"], need("msd_task04_hippocampus"), tmp_path / "run")
+    assert scores["mean", "dice"] >= 0.885
+
+
+def test_em_pixel_error(tmp_path):
+    source, data = need("isbi2012_em"), tmp_path / "data"
+    folders = ["--images", str(source / "images"), "--labels", str(source / "labels")]
+    fixed = ["--splits", str(source / "splits.json"), "--label_names", "membrane=0,cell=255"]
+    run_python("-m", "bundle", "datalist", *folders, *fixed, "--output_dir", str(data))
+    scores = train_and_score(["configs/train.json", "configs/task/em_membrane.json"], data, tmp_path / "run")
+    assert scores["cell", "error"] <= 0.08

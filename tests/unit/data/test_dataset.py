@@ -1,0 +1,174 @@
+"""The samples of an epoch are the same however many processes and workers draw them, and after a resume."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.engines import SupervisedTrainer
+from monai.transforms import Compose, Lambdad, RandGaussianNoised, RandScaleIntensityd
+
+from scripts.data import EpochSampler, SeededCacheDataset
+from scripts.transforms import RandSpatialPatchd
+
+CASES = 6
+
+
+def load(path: int) -> torch.Tensor:
+    """A picture that shows which case it is."""
+    return torch.full((1, 8, 8), 100.0 * path) + torch.arange(64).reshape(1, 8, 8)
+
+
+def make_dataset(seed: int = 0, cache_rate: float = 1.0, cases: int = CASES) -> SeededCacheDataset:
+    data = [{"image": case, "label": case} for case in range(cases)]
+    transform = Compose(
+        [
+            Lambdad(["image", "label"], load),
+            RandSpatialPatchd(
+                ["image", "label"], ["bilinear", "nearest"], (4, 4), elastic_prob=1, elastic_std=1.0
+            ),
+            RandGaussianNoised("image", prob=0.5),
+            RandScaleIntensityd("image", factors=0.1, prob=0.5),
+        ]
+    )
+    return SeededCacheDataset(data, transform, seed=seed, cache_rate=cache_rate)
+
+
+def make_sampler(dataset, rank: int = 0, world: int = 1, seed: int = 0, repeats: int = 1) -> EpochSampler:
+    """The sampler of one of several processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        if world > 1:
+            patch.setattr(torch.distributed, "is_initialized", lambda: True)
+            patch.setattr(torch.distributed, "get_world_size", lambda *_: world)
+            patch.setattr(torch.distributed, "get_rank", lambda *_: rank)
+        return EpochSampler(dataset, seed, repeats)
+
+
+def run_epochs(epochs, dataset, sampler, batch_size: int = 2, num_workers: int = 0) -> list[torch.Tensor]:
+    """The batches of the epochs, images and labels as one tensor."""
+    loader = DataLoader(dataset, sampler=sampler, batch_size=batch_size, num_workers=num_workers)
+    batches = []
+    for epoch in epochs:
+        sampler.set_epoch(epoch)
+        batches += [torch.cat([batch["image"], batch["label"]], 1) for batch in loader]
+    return batches
+
+
+def alone(
+    epochs=(1, 2), batch_size: int = 2, num_workers: int = 0, seed: int = 0, repeats: int = 1, **dataset
+):
+    made = make_dataset(seed, **dataset)
+    return run_epochs(epochs, made, make_sampler(made, seed=seed, repeats=repeats), batch_size, num_workers)
+
+
+def test_workers_and_cache_change_nothing():
+    expected = alone()
+    for batches in (alone(num_workers=2), alone(cache_rate=0.0), alone(cache_rate=0.5)):
+        assert len(batches) == len(expected)
+        for one, other in zip(batches, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_global_random_state_changes_nothing():
+    expected = torch.cat(alone())
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert torch.equal(torch.cat(alone()), expected)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_two_processes_with_half_the_batch_see_what_one_sees_step_by_step(repeats):
+    expected = alone(batch_size=6, repeats=repeats)
+    dataset = make_dataset()
+    ranks = [
+        run_epochs((1, 2), dataset, make_sampler(dataset, rank, 2, repeats=repeats), batch_size=3)
+        for rank in (0, 1)
+    ]
+    assert len(ranks[0]) == len(ranks[1]) == len(expected) == 2 * repeats
+    for first, second, whole in zip(*ranks, expected, strict=True):
+        together = torch.stack([first, second], 1).flatten(0, 1)  # sample by sample, in turn
+        assert torch.equal(together, whole)
+
+
+def test_uneven_share_repeats_the_first_samples_in_the_last_step():
+    indices = []
+    for rank in (0, 1):
+        sampler = make_sampler(range(5), rank, 2)
+        sampler.set_epoch(1)
+        indices.append(list(sampler))
+    one = make_sampler(range(5))
+    one.set_epoch(1)
+    order = list(one)
+    assert [i for pair in zip(*indices, strict=True) for i in pair] == [*order, order[0]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 50), st.integers(0, 5))
+def test_every_case_comes_repeats_times_and_no_draw_comes_twice(cases, repeats, epoch, seed):
+    sampler = make_sampler(range(cases), seed=seed, repeats=repeats)
+    drawn = []
+    for number in (epoch, epoch + 1):
+        sampler.set_epoch(number)
+        indices = list(sampler)
+        assert len(indices) == len(sampler) == cases * repeats
+        assert np.bincount([i % cases for i in indices], minlength=cases).tolist() == [repeats] * cases
+        drawn += indices
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_order_differs_between_epochs_and_seeds():
+    orders = set()
+    for seed, epoch in ((0, 1), (0, 2), (5, 1)):
+        sampler = make_sampler(range(20), seed=seed)
+        sampler.set_epoch(epoch)
+        orders.add(tuple(index % 20 for index in sampler))
+    assert len(orders) == 3
+
+
+def test_draws_differ_between_epochs_repeats_cases_and_seeds():
+    dataset, other = make_dataset(0, cases=2), make_dataset(1, cases=2)
+    noise = [dataset[index]["image"] - dataset[index]["label"] for index in range(8)]
+    noise.append(other[0]["image"] - other[0]["label"])
+    for i, one in enumerate(noise):
+        for two in noise[:i]:
+            assert not torch.allclose(one, two)
+    assert torch.equal(dataset[3]["image"], dataset[3]["image"])
+    assert [dataset[i]["label"].min().item() >= 100 for i in range(4)] == [False, True, False, True]
+
+
+def test_resume_goes_on_as_if_it_had_not_stopped():
+    whole = alone(epochs=(1, 2, 3, 4))
+    assert torch.equal(torch.cat(alone(epochs=(3, 4))), torch.cat(whole[len(whole) // 2 :]))
+
+
+def test_trainer_tells_the_sampler_its_epoch():
+    """A MONAI trainer that starts after epoch 2 sees the samples of epoch 3."""
+    seen: list[torch.Tensor] = []
+    dataset = make_dataset()
+    loader = DataLoader(dataset, sampler=make_sampler(dataset), batch_size=2)
+    network = torch.nn.Conv2d(1, 1, 1)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=3,
+        train_data_loader=loader,
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), 0.0),
+        loss_function=torch.nn.MSELoss(),
+        decollate=False,
+    )
+
+    @trainer.on(Events.STARTED)
+    def resume(engine) -> None:
+        engine.state.epoch, engine.state.iteration = 2, 6
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def collect(engine) -> None:
+        seen.append(torch.cat([engine.state.batch["image"], engine.state.batch["label"]], 1))
+
+    trainer.run()
+    assert torch.equal(torch.cat(seen), torch.cat(alone(epochs=(3,))))

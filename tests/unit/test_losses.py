@@ -1,0 +1,151 @@
+"""The loss against MONAI, PyTorch and a number counted by hand; what nobody annotated teaches nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.losses import DeepSupervisionLoss, DiceLoss
+
+from scripts.errors import InputError
+from scripts.labels import IGNORE_LABEL
+from scripts.losses import DiceCELoss
+
+SHAPES = [(2, 3, 6, 5), (2, 4, 4, 5, 3), (1, 2, 4, 4)]
+
+
+def make_batch(shape: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, classes, *spatial) and a fully annotated target (B, 1, *spatial)."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(shape, generator=generator)
+    target = torch.randint(0, shape[1], (shape[0], 1, *shape[2:]), generator=generator).float()
+    return logits, target
+
+
+def with_holes(target: torch.Tensor, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """The target with a third of its voxels ignored, and where."""
+    ignored = torch.rand(target.shape, generator=torch.Generator().manual_seed(seed)) < 1 / 3
+    return torch.where(ignored, float(IGNORE_LABEL), target), ignored
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("include_background", [False, True])
+@pytest.mark.parametrize("batch", [False, True])
+def test_annotated_batch_equals_monai_and_pytorch(shape, alpha, include_background, batch):
+    logits, target = make_batch(shape)
+    dice = DiceLoss(include_background, to_onehot_y=True, softmax=True, batch=batch)(logits, target)
+    expected = alpha * F.cross_entropy(logits, target[:, 0].long()) + (1 - alpha) * dice
+    loss = DiceCELoss(alpha, include_background=include_background, batch=batch)(logits, target)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_value_counted_by_hand():
+    """Four voxels, two classes; the third voxel is ignored. Probabilities of class 1: 1/2, 3/4, any, 1/4."""
+    logits = torch.tensor([[[[0.0, 0.0, 9.0, 0.0]], [[0.0, math.log(3), 0.0, -math.log(3)]]]])
+    target = torch.tensor([[[[1.0, 1.0, IGNORE_LABEL, 0.0]]]])
+    cross_entropy = -(math.log(1 / 2) + math.log(3 / 4) + math.log(3 / 4)) / 3
+    dice = 1 - 2 * (1 / 2 + 3 / 4) / ((1 / 2 + 3 / 4 + 1 / 4) + 2)
+    for alpha in (0, 0.25, 1):
+        loss = DiceCELoss(alpha)(logits, target)
+        assert loss.item() == pytest.approx(alpha * cross_entropy + (1 - alpha) * dice, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", [False, True])
+def test_ignored_voxels_count_as_if_they_were_cut_out(shape, batch):
+    """With a whole column ignored, the loss is that of the smaller picture, of MONAI and PyTorch."""
+    logits, target = make_batch(shape)
+    target[..., 0] = IGNORE_LABEL
+    seen, known = logits[..., 1:], target[..., 1:]
+    dice = DiceLoss(False, to_onehot_y=True, softmax=True, batch=batch)(seen, known)
+    expected = 0.4 * F.cross_entropy(seen, known[:, 0].long()) + 0.6 * dice
+    torch.testing.assert_close(DiceCELoss(0.4, batch=batch)(logits, target), expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(-1e4, 1e4), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+def test_ignored_logits_change_nothing_and_get_no_gradient(value, alpha, include_background):
+    logits, target = make_batch((2, 3, 5, 4))
+    target, ignored = with_holes(target)
+    loss = DiceCELoss(alpha, include_background=include_background)
+    expected = loss(logits, target)
+    replaced = torch.where(ignored, value * torch.tensor([1.0, -1, 0.5])[None, :, None, None], logits)
+    replaced.requires_grad_()
+    found = loss(replaced, target)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    gradient = replaced.grad
+    assert not gradient[ignored.expand_as(gradient)].any()
+    assert gradient[~ignored.expand_as(gradient)].all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_nothing_annotated_teaches_nothing(alpha):
+    logits, target = make_batch((2, 3, 4, 4))
+    logits.requires_grad_()
+    loss = DiceCELoss(alpha)(logits, torch.full_like(target, IGNORE_LABEL))
+    assert loss.item() == 0
+    loss.backward()
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan")])
+def test_alpha_out_of_range_is_refused(alpha):
+    with pytest.raises(InputError, match=rf"alpha is {alpha}: give .* from 0 to 1"):
+        DiceCELoss(alpha)
+
+
+def test_class_absent_from_truth_costs_what_is_predicted_of_it():
+    """Truth is class 1 alone: one sure voxel of class 2 loses its Dice, none of it wins it."""
+    target = torch.ones(1, 1, 4, 4)
+    sure = torch.full((1, 3, 4, 4), -30.0)
+    sure[:, 1] = 30
+    assert DiceCELoss(0)(sure, target).item() == pytest.approx(0, abs=1e-3)
+    unsure = sure.clone()
+    unsure[..., 0, 0] = torch.tensor([-30.0, -30, 30])[None, :]
+    loss = DiceCELoss(0)(unsure, target)
+    # class 1: 2 * 15 / (15 + 16), class 2: nothing, both halves of the mean
+    assert loss.item() == pytest.approx(1 - (30 / 31 + 0) / 2, abs=1e-4)
+    logits = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    found = DiceCELoss(0.5)(logits, torch.zeros(1, 1, 4, 4))
+    found.backward()
+    assert 0 < found.item() < 2
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_class_weights_scale_each_voxel_whatever_their_type():
+    logits, target = make_batch((2, 3, 6, 5))
+    target, _ = with_holes(target)
+    classes = target[:, 0].long()
+    voxelwise = F.cross_entropy(logits, classes, ignore_index=IGNORE_LABEL, reduction="none")
+    weight = (classes == 0) * 1.0 + (classes == 1) * 4.0 + (classes == 2) * 2.0
+    expected = (weight * voxelwise).sum() / (classes != IGNORE_LABEL).sum()
+    torch.testing.assert_close(DiceCELoss(1, class_weights=[1, 4, 2])(logits, target), expected)
+    torch.testing.assert_close(
+        DiceCELoss(1, class_weights=[1, 4, 2])(logits.double(), target), expected.double()
+    )
+
+
+@pytest.mark.parametrize(
+    ("spatial", "sizes"),
+    [((8, 12), [(8, 12), (4, 6), (2, 3)]), ((8, 4, 8), [(8, 4, 8), (4, 2, 4)])],
+)
+def test_deep_supervision_is_the_weighted_sum_over_picked_voxels(spatial, sizes):
+    target, _ = with_holes(make_batch((2, 3, *spatial))[1])
+    outputs = [make_batch((2, 3, *size), seed)[0] for seed, size in enumerate(sizes)]
+    loss = DiceCELoss(0.5)
+    expected, declared = torch.zeros(()), {0.0, 1.0, 2.0, float(IGNORE_LABEL)}
+    for level, (logits, size) in enumerate(zip(outputs, sizes, strict=True)):
+        picked = target
+        for axis, (whole, part) in enumerate(zip(spatial, size, strict=True), start=2):
+            centres = [int((i + 0.5) * whole / part) for i in range(part)]  # the voxel under each centre
+            picked = picked.index_select(axis, torch.tensor(centres))
+        assert set(F.interpolate(target, size, mode="nearest-exact").unique().tolist()) <= declared
+        expected = expected + 0.5**level * loss(logits, picked)
+    torch.testing.assert_close(DeepSupervisionLoss(loss, weight_mode="exp")(outputs, target), expected)
+    torch.testing.assert_close(DeepSupervisionLoss(loss)(outputs[0], target), loss(outputs[0], target))

@@ -1,0 +1,569 @@
+"""The random patch against MONAI's crops, scipy's splines and interpolation, and places computed by hand."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from monai.transforms import CenterSpatialCrop, Compose, SpatialPad
+from scipy import ndimage
+from scipy.interpolate import CubicSpline
+
+from scripts.errors import InputError
+from scripts.labels import IGNORE_LABEL
+from scripts.transforms.spatial import (
+    RandSpatialPatchd,
+    SpatialParameters,
+    interpolate_displacements,
+    resample,
+    source_coordinates,
+    spline_matrix,
+)
+
+# Positions are single precision: an intensity in [0, 1] is off by the error of its position in voxels.
+POSITION_TOLERANCE = 5e-5
+# A drawn mean or standard deviation lies this many of its own standard errors from the true one, at most.
+STANDARD_ERRORS = 5
+# Labels of voxels this close to the middle between two voxels may fall to either.
+TIE = 1e-3
+
+SIZES = st.one_of(
+    st.tuples(*[st.tuples(st.integers(1, 9), st.integers(1, 9))] * 2),
+    st.tuples(*[st.tuples(st.integers(1, 7), st.integers(1, 7))] * 3),
+)
+
+
+def make_case(shape: tuple[int, ...], seed: int = 0, classes: int = 4) -> dict[str, torch.Tensor]:
+    """Noise with a class index for every voxel: any voxel that lands in the wrong place shows."""
+    rng = np.random.default_rng(seed)
+    return {
+        "image": torch.from_numpy(rng.random((1, *shape), dtype=np.float32)),
+        "label": torch.from_numpy(rng.integers(0, classes, (1, *shape)).astype(np.float32)),
+    }
+
+
+def make_transform(patch_size: tuple[int, ...], seed: int = 0, **arguments) -> RandSpatialPatchd:
+    transform = RandSpatialPatchd(["image", "label"], ["bilinear", "nearest"], patch_size, **arguments)
+    transform.set_random_state(seed)
+    return transform
+
+
+def cut(volume: np.ndarray, start: tuple[int, ...], size: tuple[int, ...], outside: float) -> np.ndarray:
+    """A crop, voxel by voxel."""
+    patch = np.full(size, outside, volume.dtype)
+    for index in product(*map(range, size)):
+        source = tuple(s + i for s, i in zip(start, index, strict=True))
+        if all(0 <= s < n for s, n in zip(source, volume.shape, strict=True)):
+            patch[index] = volume[source]
+    return patch
+
+
+def draw(transform: RandSpatialPatchd, shape: tuple[int, ...], times: int, spacing=None, label=None) -> list:
+    spacing = np.ones(len(shape)) if spacing is None else np.array(spacing)
+    return [transform.randomize(label, shape, spacing) for _ in range(times)]
+
+
+def label_start(transform: RandSpatialPatchd, parameters: SpatialParameters) -> np.ndarray:
+    """First source voxel of the label's patch, of parameters without deformation."""
+    return parameters.centre - (np.array(transform.patch_size) - 1) / 2 + np.array(transform.margins)
+
+
+# Without deformation
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.integers(0, 2**32 - 1))
+def test_is_a_random_crop(sizes, seed):
+    shape, patch = tuple(n for n, _ in sizes), tuple(p for _, p in sizes)
+    case = make_case(shape, seed)
+    start = tuple(
+        label_start(make_transform(patch), draw(make_transform(patch, seed), shape, 1)[0]).astype(int)
+    )
+    out = make_transform(patch, seed)(case)
+    image = cut(case["image"][0].numpy(), start, patch, 0)
+    np.testing.assert_allclose(out["image"][0], image, atol=POSITION_TOLERANCE)
+    np.testing.assert_array_equal(out["label"][0], cut(case["label"][0].numpy(), start, patch, IGNORE_LABEL))
+    for first, n, p in zip(start, shape, patch, strict=True):
+        assert 0 <= first <= n - p if p <= n else first == -((p - n) // 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"),
+    [((8, 9), (4, 5)), ((5, 8), (9, 4)), ((6, 6), (9, 9)), ((5, 6, 9), (8, 9, 5)), ((7, 8, 9), (3, 4, 5))],
+)
+def test_centred_patch_equals_monai(shape, patch):
+    case = make_case(shape)
+    centre = np.array(
+        [(n - p) // 2 if n >= p else -((p - n) // 2) for n, p in zip(shape, patch, strict=True)]
+    )
+    parameters = SpatialParameters(centre + (np.array(patch) - 1) / 2, np.eye(len(shape)))
+    out = make_transform(patch).apply(case, parameters, np.ones(len(shape)))
+    crop = CenterSpatialCrop(patch)
+    image = Compose([SpatialPad(patch, mode="constant"), crop])(case["image"])
+    label = Compose([SpatialPad(patch, mode="constant", value=IGNORE_LABEL), crop])(case["label"])
+    np.testing.assert_allclose(out["image"], image, atol=POSITION_TOLERANCE)
+    np.testing.assert_array_equal(out["label"], label)
+
+
+def test_every_start_is_drawn_equally_often():
+    transform, times = make_transform((3, 8)), 3000
+    starts = np.array([label_start(transform, p) for p in draw(transform, (6, 8), times)])
+    counts = np.bincount(starts[:, 0].astype(int), minlength=4)
+    assert (starts[:, 1] == 0).all()
+    assert len(counts) == 4
+    assert (np.abs(counts - times / 4) < STANDARD_ERRORS * np.sqrt(times * 0.25 * 0.75)).all()
+
+
+def test_one_slice_fills_one_slice_of_a_thicker_patch():
+    case = make_case((5, 5, 1))
+    out = make_transform((5, 5, 4))(case)
+    inside = (out["label"][0] != IGNORE_LABEL).sum(dim=(0, 1))
+    assert inside.tolist() == [0, 25, 0, 0]
+    assert out["image"][..., [0, 2, 3]].abs().max() < POSITION_TOLERANCE
+
+
+def test_keeps_other_keys_channels_and_the_case():
+    case = make_case((6, 7))
+    case["image"] = torch.cat([case["image"], 1 - case["image"]])
+    before = {key: value.clone() for key, value in case.items()}
+    out = make_transform((6, 7), affine_prob=1, rotate_range=1.0)({**case, "case": "one"})
+    assert out["case"] == "one"
+    assert out["image"].shape == (2, 6, 7)
+    inside = torch.nn.functional.max_pool2d((out["label"] == IGNORE_LABEL).float(), 3, 1, 1) == 0
+    np.testing.assert_allclose(out["image"].sum(0)[inside[0]], 1, atol=1e-4)
+    for key, value in before.items():
+        assert torch.equal(case[key], value)
+
+
+# Known points in known fields
+
+
+def track(source: tuple[int, ...], parameters: SpatialParameters, size, spacing, shape) -> tuple[int, ...]:
+    """Where one bright voxel of the source lands, by the image and by the label."""
+    image = torch.zeros(1, *shape)
+    image[(0, *source)] = 1
+    out = make_transform(size).apply({"image": image, "label": image}, parameters, np.array(spacing))
+    place = np.unravel_index(int(out["image"].argmax()), size)
+    assert out["image"][(0, *place)] > 1 - 1e-4
+    assert out["label"][(0, *place)] == 1
+    return tuple(int(i) for i in place)
+
+
+QUARTER_TURN = np.array([[0.0, -1.0], [1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "spacing", "source", "place"),
+    [
+        # The offset of the source from the centre (5, 5) is the matrix times that of the patch from (5, 5).
+        (SpatialParameters(np.array([5, 5]), QUARTER_TURN), (1, 1), (6, 8), (8, 4)),
+        (SpatialParameters(np.array([5, 5]), np.eye(2) / 2), (1, 1), (6, 3), (7, 1)),
+        # The patch is centred three voxels further along axis 0 and one back along axis 1.
+        (SpatialParameters(np.array([8, 4]), np.eye(2)), (1, 1), (8, 8), (5, 9)),
+        # 1 x 3 mm: a quarter turn takes three voxels of 1 mm to one of 3 mm.
+        (SpatialParameters(np.array([5, 5]), QUARTER_TURN), (1, 3), (5, 6), (8, 5)),
+        # The same vector everywhere, of 2 and -6 mm: 2 voxels and -2 voxels.
+        (
+            SpatialParameters(
+                np.array([5, 5]), np.eye(2), np.stack([np.full((3, 3), 2.0), np.full((3, 3), -6.0)])
+            ),
+            (1, 3),
+            (6, 3),
+            (4, 5),
+        ),
+    ],
+    ids=["quarter turn", "scale 2", "translation", "quarter turn in mm", "displacement in mm"],
+)
+def test_known_point_moves_to_its_computed_place_2d(parameters, spacing, source, place):
+    assert track(source, parameters, (11, 11), spacing, (11, 11)) == place
+
+
+@pytest.mark.parametrize(
+    ("matrix", "displacement", "spacing", "source", "place"),
+    [
+        # about axis 2: (a, b, c) of the patch comes from (-b, a, c)
+        ([[0, -1, 0], [1, 0, 0], [0, 0, 1]], (0, 0, 0), (1, 1, 1), (3, 5, 6), (5, 5, 6)),
+        (np.eye(3) / 2, (0, 0, 0), (1, 1, 1), (3, 4, 5), (2, 4, 6)),
+        (np.eye(3), (1, -2, 5), (1, 2, 5), (4, 4, 4), (3, 5, 3)),
+        # about axis 0, in 1 x 1 x 2 mm: 2 mm along axis 1 become one voxel along axis 2
+        ([[1, 0, 0], [0, 0, -1], [0, 1, 0]], (0, 0, 0), (1, 1, 2), (4, 4, 5), (4, 6, 4)),
+    ],
+    ids=["quarter turn", "scale 2", "displacement in mm", "quarter turn in mm"],
+)
+def test_known_point_moves_to_its_computed_place_3d(matrix, displacement, spacing, source, place):
+    vectors = np.tile(np.array(displacement, float)[:, None, None, None], (1, 2, 3, 4))
+    parameters = SpatialParameters(np.array([4, 4, 4]), np.array(matrix, float), vectors)
+    assert track(source, parameters, (9, 9, 9), spacing, (9, 9, 9)) == place
+
+
+def test_one_control_point_moves_its_corner_alone():
+    displacements = np.zeros((2, 2, 2))
+    displacements[1, 0, 0] = 4
+    moved = source_coordinates((9, 9), SpatialParameters(np.array([4, 4]), np.eye(2), displacements), (1, 2))
+    rest = torch.stack(torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij"))
+    weight = (1 - torch.arange(9) / 8)[:, None] * (1 - torch.arange(9) / 8)  # two points: a straight line
+    torch.testing.assert_close(moved[0], rest[0])
+    torch.testing.assert_close(moved[1], rest[1] + 2 * weight)
+
+
+def test_drawn_rotation_is_a_quarter_turn_of_numpy():
+    transform = make_transform((6, 6))
+    case = make_case((6, 6))
+    parameters = SpatialParameters(np.array([2.5, 2.5]), transform._rotation([np.pi / 2]))
+    out = transform.apply(case, parameters, np.ones(2))
+    np.testing.assert_array_equal(out["label"][0], np.rot90(case["label"][0], -1))
+    np.testing.assert_allclose(out["image"][0], np.rot90(case["image"][0], -1), atol=POSITION_TOLERANCE)
+
+
+@pytest.mark.parametrize(("angle_of", "plane"), [(0, (1, 2)), (1, (2, 0)), (2, (0, 1))])
+def test_drawn_rotation_in_3d_turns_about_its_axis(angle_of, plane):
+    transform = make_transform((5, 5, 5))
+    case = make_case((5, 5, 5))
+    angles = [np.pi / 2 if axis == angle_of else 0 for axis in range(3)]
+    out = transform.apply(
+        case, SpatialParameters(np.array([2, 2, 2]), transform._rotation(angles)), np.ones(3)
+    )
+    np.testing.assert_array_equal(out["label"][0], np.rot90(case["label"][0], -1, plane))
+
+
+# The field
+
+
+def reference_field(displacements: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """One spline at a time, axis by axis."""
+    field = displacements.astype(float)
+    for axis, voxels in enumerate(size, start=1):
+        points = field.shape[axis]
+        lines = np.moveaxis(field, axis, -1)
+        made = np.empty((*lines.shape[:-1], voxels))
+        for index in np.ndindex(lines.shape[:-1]):
+            spline = CubicSpline(np.arange(points), lines[index], bc_type="natural")
+            for voxel in range(voxels):
+                made[index][voxel] = spline(voxel * (points - 1) / (voxels - 1))
+        field = np.moveaxis(made, -1, axis)
+    return field
+
+
+@pytest.mark.parametrize(
+    ("points", "size"), [((3, 3), (9, 14)), ((2, 5), (6, 7)), ((3, 4, 2), (5, 8, 6)), ((4, 4, 4), (7, 5, 6))]
+)
+def test_field_is_scipys_spline_along_each_axis(points, size):
+    displacements = np.random.default_rng(1).normal(0, 10, (len(size), *points))
+    field = interpolate_displacements(displacements, size)
+    np.testing.assert_allclose(field, reference_field(displacements, size), atol=1e-4)
+
+
+@pytest.mark.parametrize(("points", "steps"), [((3, 3), (4, 7)), ((2, 4, 3), (5, 2, 3))])
+def test_field_passes_through_its_control_points(points, steps):
+    displacements = np.random.default_rng(2).normal(0, 4, (len(points), *points))
+    size = tuple((p - 1) * s + 1 for p, s in zip(points, steps, strict=True))
+    field = interpolate_displacements(displacements, size)
+    at_points = field[(slice(None), *(slice(None, None, step) for step in steps))]
+    np.testing.assert_allclose(at_points, displacements, atol=1e-5)
+
+
+@pytest.mark.parametrize("points", [2, 3, 7])
+def test_spline_weights_add_to_one_and_meet_in_the_middle(points):
+    np.testing.assert_allclose(spline_matrix(points, 20).sum(1), 1, atol=1e-6)
+    straight = spline_matrix(points, 1) @ torch.arange(points, dtype=torch.float32)
+    np.testing.assert_allclose(straight, (points - 1) / 2, atol=1e-6)
+
+
+# Image and label, in one resampling
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "spacing"),
+    [((20, 25), (18, 16), (1, 1)), ((24, 20), (30, 14), (0.5, 2)), ((10, 12, 9), (8, 11, 12), (1, 2, 0.7))],
+)
+def test_equals_a_slow_reference(shape, patch, spacing):
+    """Field, rotation, scaling and translation, written with scipy, one resampling for all of them."""
+    dims, rng = len(shape), np.random.default_rng(3)
+    transform = make_transform(patch)
+    displacements = rng.normal(0, 1.5, (dims, *[3] * dims))
+    matrix = transform._rotation(rng.uniform(-0.6, 0.6, 3)) / 1.2
+    centre = np.array(shape) / 2 + rng.uniform(3, 6, dims)
+    case = make_case(shape)
+    out = transform.apply(case, SpatialParameters(centre, matrix, displacements), np.array(spacing))
+
+    field = reference_field(displacements, patch)
+    positions = np.empty((dims, *patch))
+    for index in np.ndindex(*patch):
+        offset = (np.array(index) - (np.array(patch) - 1) / 2) * spacing
+        positions[(slice(None), *index)] = centre + (matrix @ offset + field[(slice(None), *index)]) / spacing
+    image = ndimage.map_coordinates(
+        case["image"][0].numpy(), positions, order=1, mode="grid-constant", cval=0
+    )
+    label = ndimage.map_coordinates(
+        case["label"][0].numpy(), positions, order=0, mode="grid-constant", cval=IGNORE_LABEL
+    )
+    np.testing.assert_allclose(out["image"][0], image, atol=POSITION_TOLERANCE)
+    clear = (np.abs(positions % 1 - 0.5) > TIE).all(0)
+    assert clear.mean() > 0.95
+    assert (label == IGNORE_LABEL).any()
+    np.testing.assert_array_equal(out["label"][0].numpy()[clear], label[clear])
+
+
+@pytest.mark.parametrize(("shape", "sigma"), [((48, 48), 3), ((40, 36, 32), 5)])
+def test_image_and_label_move_together(shape, sigma):
+    noise = np.random.default_rng(4).random(shape)
+    smooth = ndimage.gaussian_filter(noise, sigma)
+    image = torch.from_numpy(smooth / smooth.max()).float()[None]
+    level = float(image.median())
+    transform = make_transform(
+        shape, affine_prob=1, rotate_range=0.5, scale_range=(0.8, 1.2), elastic_prob=1, elastic_std=2.0
+    )
+    out = transform({"image": image, "label": (image > level).float()})
+    label = out["label"][0].numpy()
+    annotated = label != IGNORE_LABEL
+    thresholded = out["image"][0].numpy() > level
+    differ = annotated & (thresholded != (label == 1))
+    foreground = label == 1
+    # three voxels on either side of the border, and what touches the outside
+    edge = ndimage.maximum_filter(foreground, 7) & ~ndimage.minimum_filter(foreground, 7)
+    edge |= ndimage.maximum_filter(~annotated, 3)
+    assert (~edge).mean() > 0.1
+    assert not (differ & ~edge).any()
+    assert differ.sum() < 0.05 * annotated.sum()
+    still = np.mean((image[0].numpy() > level) != (label == 1))
+    assert still > 0.1  # the patch did move: the label no longer fits the image where it was
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(12, 15), (7, 8, 9)]))
+def test_labels_stay_declared_and_intensities_in_range(seed, patch):
+    case = make_case(tuple(n - 2 for n in patch), seed, classes=3)
+    out = make_transform(
+        patch, seed, affine_prob=1, rotate_range=3, scale_range=(0.5, 2), elastic_prob=1, elastic_std=3.0
+    )(case)
+    assert set(out["label"].unique().tolist()) <= {0, 1, 2, IGNORE_LABEL}
+    assert out["image"].min() >= -POSITION_TOLERANCE
+    assert out["image"].max() <= 1 + POSITION_TOLERANCE
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-9, 9), min_size=2, max_size=2))
+def test_ignored_are_exactly_the_voxels_outside(shift):
+    """A label without background: what lies outside must not teach any."""
+    shape = (8, 8)
+    case = {"image": torch.ones(1, *shape), "label": torch.ones(1, *shape)}
+    centre = np.array([3.5, 3.5]) + shift
+    out = make_transform(shape).apply(case, SpatialParameters(centre, np.eye(2)), np.ones(2))
+    outside, tie = np.zeros(shape, bool), np.zeros(shape, bool)
+    for index in np.ndindex(shape):
+        position = np.array(index) + shift
+        outside[index] = ((position < -0.5) | (position > 7.5)).any()
+        tie[index] = (np.abs(np.abs(position - 3.5) - 4) < TIE).any()
+    found = out["label"][0].numpy()
+    assert set(np.unique(found)) <= {1, IGNORE_LABEL}
+    np.testing.assert_array_equal((found == IGNORE_LABEL)[~tie], outside[~tie])
+    far = np.array(
+        [[(np.abs(np.array([i, j]) + shift - 3.5) > 4.6).any() for j in range(8)] for i in range(8)]
+    )
+    assert not out["image"][0].numpy()[far].any()
+
+
+def test_resample_interpolates_by_hand():
+    volume = torch.tensor([[[0.0, 10.0], [20.0, 30.0]]])
+    points = torch.tensor([[[0.25, 1.0, -0.5]], [[0.5, -0.25, 0.0]]])  # (axis, 1, point)
+    # 0.75 * 5 + 0.25 * 25; three quarters of 20; half of 0
+    torch.testing.assert_close(resample(volume, points, "bilinear"), torch.tensor([[[10.0, 15.0, 0.0]]]))
+    far = torch.tensor([[[0.0, -0.6]], [[1.4, 0.0]]])
+    torch.testing.assert_close(resample(volume, far, "nearest", 7.0), torch.tensor([[[10.0, 7.0]]]))
+
+
+# What is drawn
+
+
+def test_same_seed_same_patch():
+    case = make_case((16, 16))
+    arguments = {"affine_prob": 0.5, "rotate_range": 1.0, "elastic_prob": 0.5, "elastic_std": 2.0}
+    first, again, other = (make_transform((8, 8), seed, **arguments)(case)["image"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "label_size"),
+    [
+        ((20, 20), (6, 7), None),
+        ((20, 20), (16, 16), (4, 4)),
+        ((9, 30), (12, 8), (12, 4)),
+        ((8, 8, 8), (9,) * 3, (3,) * 3),
+    ],
+)
+def test_foreground_is_always_in_the_labels_patch(shape, patch, label_size):
+    for voxel in [(0,) * len(shape), tuple(n - 1 for n in shape), tuple(n // 2 for n in shape)]:
+        case = make_case(shape, classes=1)
+        case["label"][(0, *voxel)] = 3
+        transform = make_transform(patch, label_size=label_size, foreground_prob=1)
+        for _ in range(5):
+            assert (transform(case)["label"] == 3).any()
+
+
+def test_foreground_voxel_is_the_centre_where_the_case_allows():
+    case = make_case((20, 20), classes=1)
+    case["label"][0, 9, 12] = 1
+    out = make_transform((5, 6), foreground_prob=1)(case)
+    assert torch.nonzero(out["label"][0] == 1).tolist() == [[2, 3]]
+
+
+def test_classes_are_drawn_equally_whatever_their_size():
+    label = torch.zeros(1, 40, 40)
+    label[0, :20] = 1
+    label[0, 30, 30] = 2
+    label[0, 35:] = IGNORE_LABEL
+    transform, times = make_transform((1, 1), foreground_prob=1), 1000
+    drawn = [
+        int(label[(0, *label_start(transform, p).astype(int))])
+        for p in draw(transform, (40, 40), times, label=label)
+    ]
+    assert set(drawn) == {1, 2}
+    assert abs(drawn.count(2) - times / 2) < STANDARD_ERRORS * np.sqrt(times / 4)
+
+
+def test_foreground_prob_is_the_share_of_centred_patches():
+    label = torch.zeros(1, 1000, 1)
+    label[0, 500] = 1
+    transform, times = make_transform((1, 1), foreground_prob=0.3), 1000
+    hits = sum(label_start(transform, p)[0] == 500 for p in draw(transform, (1000, 1), times, label=label))
+    assert abs(hits - 0.3 * times) < STANDARD_ERRORS * np.sqrt(times * 0.3 * 0.7)
+
+
+def test_case_without_foreground_gives_a_patch():
+    case = make_case((9, 9), classes=1)
+    case["label"][0, 0] = IGNORE_LABEL
+    assert make_transform((4, 4), foreground_prob=1)(case)["label"].shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize(("patch", "label_size"), [((12, 10), (4, 6)), ((8, 8, 10), (4, 2, 10))])
+def test_label_is_the_centre_of_the_patch(patch, label_size):
+    case = make_case(tuple(n + 3 for n in patch))
+    case["image"] = case["label"] / 4
+    arguments = {"affine_prob": 1, "scale_range": (0.7, 1.3), "elastic_prob": 1, "elastic_std": 1.0}
+    parameters = draw(make_transform(patch, **arguments), case["image"].shape[1:], 1)[0]
+    whole = make_transform(patch).apply(case, parameters, np.ones(len(patch)))
+    centre = make_transform(patch, label_size=label_size).apply(case, parameters, np.ones(len(patch)))
+    torch.testing.assert_close(centre["label"], CenterSpatialCrop(label_size)(whole["label"]))
+    torch.testing.assert_close(centre["image"], whole["image"])
+
+
+def test_every_voxel_is_taught_to_a_network_that_predicts_less_than_it_sees():
+    transform = make_transform((12, 12), label_size=(4, 4))
+    taught = np.zeros((13, 13), bool)
+    for parameters in draw(transform, (13, 13), 800):
+        first = label_start(transform, parameters).astype(int)
+        assert (first >= 0).all()
+        taught[first[0] : first[0] + 4, first[1] : first[1] + 4] = True
+    assert taught.all()
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.5, 1, 3)])
+def test_displacements_have_the_asked_for_deviation_in_their_unit(spacing):
+    """Measured where the control points lie, on a grid of as many voxels, from the voxels they come from."""
+    transform = make_transform((4, 4, 4), elastic_prob=1, elastic_points=4, elastic_std=2.0, units="mm")
+    rest = torch.stack(torch.meshgrid(*[torch.arange(4.0)] * 3, indexing="ij"))
+    moved = torch.stack(
+        [source_coordinates((4,) * 3, p, spacing) - rest for p in draw(transform, (4,) * 3, 60, spacing)]
+    )
+    for axis, size in enumerate(spacing):
+        values = moved[:, axis] * size  # mm
+        assert abs(values.std() - 2) < STANDARD_ERRORS * 2 / np.sqrt(2 * values.numel())
+        assert abs(values.mean()) < STANDARD_ERRORS * 2 / np.sqrt(values.numel())
+
+
+def test_affine_stays_in_its_ranges():
+    transform = make_transform(
+        (5, 5, 5), affine_prob=1, rotate_range=(0.1, 0.0, 0.0), scale_range=(0.5, 2), translate_range=3.0
+    )
+    scales, angles, shifts = [], [], []
+    for parameters in draw(transform, (5, 5, 5), 400, spacing=(1, 1, 3)):
+        scale = np.linalg.det(parameters.matrix) ** (-1 / 3)
+        turn = parameters.matrix * scale
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-9)
+        np.testing.assert_allclose(turn[0], [1, 0, 0], atol=1e-9)
+        scales.append(scale)
+        angles.append(np.arctan2(turn[2, 1], turn[1, 1]))
+        shifts.append(parameters.centre - 2)
+    assert 0.5 <= min(scales) < 0.55
+    assert 1.8 < max(scales) <= 2
+    assert abs(np.mean(np.log(scales))) < STANDARD_ERRORS * np.log(4) / np.sqrt(12 * 400)
+    assert 0.09 < max(np.abs(angles)) <= 0.1
+    np.testing.assert_allclose(np.abs(shifts).max(0), [3, 3, 1], rtol=0.05)
+    assert (np.abs(shifts) <= [3, 3, 1]).all()
+
+
+def test_affine_prob_is_the_share_of_moved_patches():
+    transform, times = make_transform((5, 5), affine_prob=0.25, rotate_range=1.0), 1000
+    moved = sum(not np.array_equal(p.matrix, np.eye(2)) for p in draw(transform, (5, 5), times))
+    assert abs(moved - times / 4) < STANDARD_ERRORS * np.sqrt(times * 0.25 * 0.75)
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((6, 7), (0,)), ((6, 7), (0, 1)), ((4, 5, 6), (2,))])
+def test_flips_equal_numpys_and_come_in_half_of_the_patches(shape, axes):
+    case = make_case(shape)
+    transform, times = make_transform(shape, flip_axes=axes), 200
+    flipped = dict.fromkeys(axes, 0)
+    for _ in range(times):
+        out = transform(case)["label"][0].numpy()
+        subsets = [
+            tuple(a for a, on in zip(axes, on, strict=True) if on) for on in product((0, 1), repeat=len(axes))
+        ]
+        found = [s for s in subsets if np.array_equal(out, np.flip(case["label"][0].numpy(), s))]
+        assert len(found) == 1
+        for axis in found[0]:
+            flipped[axis] += 1
+    for count in flipped.values():
+        assert abs(count - times / 2) < STANDARD_ERRORS * np.sqrt(times / 4)
+
+
+def test_mm_reads_the_voxel_size_and_pixels_do_not():
+    case = make_case((16, 16))
+    spaced = {
+        key: MetaTensor(value, affine=torch.diag(torch.tensor([2.0, 2, 1]))) for key, value in case.items()
+    }
+    arguments = {"affine_prob": 1, "rotate_range": 0.3, "elastic_prob": 1}
+    pixel = {**arguments, "translate_range": 2.0, "elastic_std": 1.5}
+    double = {**arguments, "translate_range": 4.0, "elastic_std": 3.0}
+    expected = make_transform((9, 9), **pixel)(case)["image"]
+    assert torch.equal(make_transform((9, 9), **pixel)(spaced)["image"], expected)
+    in_mm = make_transform((9, 9), units="mm", **double)(spaced)["image"]
+    torch.testing.assert_close(in_mm, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(
+        make_transform((9, 9), units="mm", **pixel)(spaced)["image"], expected, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"patch_size": (4,)}, r"patch_size is \[4\]: give 2 or 3"),
+        ({"patch_size": (4, 0)}, r"patch_size is \[4, 0\]: give 2 or 3 numbers of 1 or more"),
+        ({"modes": ["bilinear", "bicubic"]}, r"modes is .*bicubic.*give 'bilinear' or 'nearest'"),
+        ({"modes": ["bilinear"]}, "modes is .*for each of the keys"),
+        ({"units": "cm"}, "units is 'cm': give 'pixel' or 'mm'"),
+        ({"scale_range": (0, 1)}, "scale_range is .*above 0"),
+        ({"scale_range": (2, 1)}, "scale_range is .*smallest and largest"),
+        ({"foreground_prob": 1.5}, "foreground_prob is 1.5: give a share"),
+        ({"affine_prob": -0.1}, "affine_prob is -0.1: give a share"),
+        ({"elastic_prob": 2}, "elastic_prob is 2: give a share"),
+        ({"elastic_points": 1}, "elastic_points is 1: give 2 or more"),
+        ({"label_size": (9, 8)}, r"label_size is \[9, 8\]: give sizes from 1 to patch_size \[8, 8\]"),
+        ({"label_size": (8,)}, r"label_size is \[8\]: give sizes"),
+        ({"flip_axes": (2,)}, r"flip_axes is \[2\]: give axes from 0 to 1"),
+    ],
+)
+def test_arguments_that_break_a_rule_are_named(arguments, message):
+    valid = {"keys": ["image", "label"], "modes": ["bilinear", "nearest"], "patch_size": (8, 8)}
+    with pytest.raises(InputError, match=message):
+        RandSpatialPatchd(**{**valid, **arguments})
+
+
+def test_case_with_another_number_of_axes_is_refused():
+    with pytest.raises(InputError, match=r"image has the shape \(1, 5, 5, 5\): patch_size \[4, 4\]"):
+        make_transform((4, 4))(make_case((5, 5, 5)))

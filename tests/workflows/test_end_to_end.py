@@ -1,0 +1,258 @@
+"""Train, evaluate and segment as users do, from a folder that is not the bundle's."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundle.datalist import datalist
+from tests.commands import TINY, bundle_run, command, config_files, read_array, run, written
+
+pytestmark = pytest.mark.workflow
+
+#: Rounding of three float32 probabilities and of the interpolation back to the scan's grid.
+SUM_TOLERANCE = 1e-5
+
+TASKS = {2: "task/phantom_cells", 3: "task/phantom_organ"}
+NETWORK = {dims: {key: TINY[dims][key] for key in ("patch_size", "channels")} for dims in TINY}
+
+
+def arguments(**overrides: object) -> list[str]:
+    return [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def cells_run(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs on pictures, by the command, with relative data and output paths."""
+    home = tmp_path_factory.mktemp("cells_home")
+    (home / "data").symlink_to(cells)
+    done = command(
+        *bundle_run(
+            *arguments(**TINY[2], dataset_dir="data", output_dir="out", max_epochs=2, val_interval=1),
+            files=config_files("train", TASKS[2]),
+        ),
+        cwd=home,
+    )
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+@pytest.fixture(scope="module")
+def organ_run(organ: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs on volumes."""
+    folder = tmp_path_factory.mktemp("organ_home")
+    run(
+        *("train", TASKS[3]),
+        **TINY[3],
+        dataset_dir=str(organ),
+        output_dir=str(folder / "out"),
+        max_epochs=2,
+        val_interval=1,
+    )
+    return folder
+
+
+def segment(home: Path, dims: int, images: Path, output: Path, **overrides: object) -> None:
+    """Segment a folder of images with the network that a fixture trained."""
+    run(
+        *("inference", TASKS[dims]),
+        **{**NETWORK[dims], **overrides},
+        dataset_dir=str(images),
+        output_dir=str(output),
+        checkpoint=str(home / "out/model.pt"),
+    )
+
+
+def test_training_leaves_its_files_where_it_was_told(cells_run: Path) -> None:
+    files = written(cells_run)
+    events = [file for file in files if file.startswith("out/tensorboard/events.out.tfevents")]
+    assert events
+    assert [file for file in files if file not in events and not file.startswith("data/")] == [
+        "out/checkpoints/last.pt",
+        "out/learning_curve.csv",
+        "out/learning_curve.png",
+        "out/model.pt",
+        "out/pictures/epoch_0001.png",
+        "out/pictures/epoch_0002.png",
+    ]
+    for picture in cells_run.glob("out/**/*.png"):
+        assert np.asarray(Image.open(picture)).std() > 0
+
+
+def test_learning_curve_has_a_row_for_each_epoch(cells_run: Path) -> None:
+    with (cells_run / "out/learning_curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["loss"]) < float(rows[0]["loss"])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_evaluation_writes_tables_and_pictures(
+    dims: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    data: Path = request.getfixturevalue("cells" if dims == 2 else "organ")
+    home: Path = request.getfixturevalue("cells_run" if dims == 2 else "organ_run")
+    run(
+        *("train", TASKS[dims], "evaluate"),
+        **TINY[dims],
+        dataset_dir=str(data),
+        output_dir=str(tmp_path),
+        checkpoint=str(home / "out/model.pt"),
+    )
+    names = ["cases.png", "scores.csv", "scores.png", "summary.csv", "summary.json"]
+    assert written(tmp_path) == [f"evaluation/{name}" for name in names]
+    with (tmp_path / "evaluation/scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    classes = ["interior", "border"] if dims == 2 else ["anterior", "posterior"]
+    cases = sorted(image.name.split(".")[0] for image in (data / "imagesTs").iterdir())
+    assert [(row["case"], row["class"]) for row in rows] == [
+        (case, name) for case in cases for name in classes
+    ]
+    assert all(0 <= float(row["dice"]) <= 1 for row in rows)
+    summary = json.loads((tmp_path / "evaluation/summary.json").read_text())["summary"]
+    found = {entry["class"]: entry["mean"] for entry in summary if entry["score"] == "dice"}
+    for name in classes:
+        counted = [float(row["dice"]) for row in rows if row["class"] == name]
+        assert found[name] == pytest.approx(sum(counted) / len(counted))
+
+
+def test_segmenting_by_the_command(cells_run: Path, cells: Path, tmp_path: Path) -> None:
+    """Relative paths again; the pictures are 64 by 96, so a swap of axes would show."""
+    done = command(
+        *bundle_run(
+            *arguments(
+                **NETWORK[2], dataset_dir="data/imagesTs", output_dir="seg", checkpoint="out/model.pt"
+            ),
+            files=config_files("inference", TASKS[2]),
+        ),
+        cwd=cells_run,
+    )
+    assert done.returncode == 0, done.stderr
+    images = sorted((cells / "imagesTs").iterdir())
+    assert written(cells_run / "seg") == [f"{image.stem}_seg.png" for image in images]
+    for image in images:
+        made = read_array(cells_run / f"seg/{image.stem}_seg.png")
+        assert made.shape == read_array(image).shape == (64, 96)
+    segment(cells_run, 2, cells / "imagesTs", tmp_path)
+    for file in written(tmp_path):
+        assert np.array_equal(read_array(tmp_path / file), read_array(cells_run / "seg" / file))
+
+
+def test_volumes_come_back_on_their_own_grid(organ_run: Path, organ: Path, tmp_path: Path) -> None:
+    """Oblique and anisotropic scans, and one stored with other axes: the same labels at the same place."""
+    images = tmp_path / "images"
+    images.mkdir()
+    sources = sorted((organ / "imagesTs").iterdir())
+    for source in sources:
+        (images / source.name).symlink_to(source)
+    oblique = nib.Nifti1Image.from_filename(sources[1])
+    assert np.abs(nib.affines.obliquity(oblique.affine)).max() > 0.05
+    stored = nib.io_orientation(oblique.affine)
+    turned = oblique.as_reoriented(
+        nib.orientations.ornt_transform(stored, nib.orientations.axcodes2ornt("PIL"))
+    )
+    nib.save(turned, images / "turned.nii.gz")
+
+    segment(organ_run, 3, images, tmp_path / "seg")
+
+    assert written(tmp_path / "seg") == [
+        *(s.name.replace(".nii", "_seg.nii") for s in sources),
+        "turned_seg.nii.gz",
+    ]
+    maps = {}
+    for file in images.iterdir():
+        image = nib.Nifti1Image.from_filename(file)
+        made = nib.Nifti1Image.from_filename(tmp_path / "seg" / file.name.replace(".nii", "_seg.nii"))
+        assert made.shape == image.shape
+        assert np.allclose(made.affine, image.affine, atol=1e-4)
+        assert made.get_data_dtype() == np.uint8
+        maps[file.name] = made
+    back = nib.as_closest_canonical(maps["turned.nii.gz"])
+    direct = nib.as_closest_canonical(maps[sources[1].name])
+    assert np.mean(np.asarray(back.dataobj) == np.asarray(direct.dataobj)) > 0.999
+    assert len(np.unique(direct.dataobj)) > 1  # two empty maps would agree too
+
+
+def test_tiff_in_png_out(cells_run: Path, cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiff").mkdir()
+    for image in (cells / "imagesTs").iterdir():
+        Image.open(image).save(tmp_path / "tiff" / f"{image.stem}.tif")
+    segment(cells_run, 2, tmp_path / "tiff", tmp_path / "from_tiff")
+    segment(cells_run, 2, cells / "imagesTs", tmp_path / "from_png")
+    assert written(tmp_path / "from_tiff") == written(tmp_path / "from_png")
+    for file in written(tmp_path / "from_png"):
+        assert np.array_equal(
+            read_array(tmp_path / "from_tiff" / file), read_array(tmp_path / "from_png" / file)
+        )
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_probabilities_sum_to_one_and_agree_with_the_labels(
+    dims: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    data: Path = request.getfixturevalue("cells" if dims == 2 else "organ")
+    home: Path = request.getfixturevalue("cells_run" if dims == 2 else "organ_run")
+    keep_classes: dict[str, object] = {"to_labels": []} if dims == 2 else {}
+    segment(home, dims, data / "imagesTs", tmp_path, save_probabilities=True, **keep_classes)
+    ending = ".png" if dims == 2 else ".nii.gz"
+    stems = sorted(image.name.split(".")[0] for image in (data / "imagesTs").iterdir())
+    assert written(tmp_path) == sorted(
+        [f"{s}_prob.nii.gz" for s in stems] + [f"{s}_seg{ending}" for s in stems]
+    )
+    for stem in stems:
+        probabilities = read_array(tmp_path / f"{stem}_prob.nii.gz")
+        labels = read_array(tmp_path / f"{stem}_seg{ending}")
+        assert probabilities.min() >= 0
+        assert np.allclose(probabilities.sum(-1), 1, atol=SUM_TOLERANCE)
+        most = probabilities.argmax(-1)
+        assert np.array_equal(most.squeeze().T if dims == 2 else most, labels)  # pictures are (rows, columns)
+
+
+def test_users_pictures_with_values_of_their_own(cells: Path, tmp_path: Path) -> None:
+    """Folders of images and of 0/255 masks, by way of datalist: the results hold 0 and 255."""
+    (tmp_path / "masks").mkdir()
+    for label in (cells / "labelsTr").iterdir():
+        mask = (read_array(label) > 0).astype(np.uint8) * 255
+        Image.fromarray(mask).save(tmp_path / "masks" / label.name)
+    datalist(
+        tmp_path / "list",
+        images=cells / "imagesTr",
+        labels=tmp_path / "masks",
+        label_names="background=0,cell=255",
+    )
+    task = str(tmp_path / "list/task.json")
+    run(
+        *("train", task),
+        **TINY[2],
+        dataset_dir=str(tmp_path / "list"),
+        output_dir=str(tmp_path / "out"),
+        learning_rate=0.02,
+        max_epochs=3,
+        val_interval=3,
+    )
+    run(
+        *("inference", task),
+        **NETWORK[2],
+        dataset_dir=str(cells / "imagesTr"),
+        output_dir=str(tmp_path / "seg"),
+        checkpoint=str(tmp_path / "out/model.pt"),
+    )
+    maps = [read_array(tmp_path / "seg" / file) for file in written(tmp_path / "seg")]
+    assert len(maps) == 4
+    assert set(np.unique(maps)) == {0, 255}
+
+
+def test_help_of_a_wrong_overlay_name(tmp_path: Path) -> None:
+    """A file that is not there must not train something else."""
+    done = command(
+        *bundle_run(files=[*config_files("train"), "configs/task/phantom_cels.json"]), cwd=tmp_path
+    )
+    assert done.returncode != 0
+    assert "phantom_cels.json" in done.stderr
+    assert written(tmp_path) == []
