@@ -88,8 +88,8 @@ def match_folders(images: Path, labels: Path) -> Source:
         for name in sorted(groups["image"].keys() & groups["label"].keys()):
             image, label = groups["image"][name], groups["label"][name]
             if len(image) == len(label) == 1:
-                case = _USUAL_ENDING.sub("", file_stem(image[0])) if identify is _bare_stem else name
-                cases.append({"image": str(image[0]), "label": str(label[0]), "case": case})
+                case_name = name if identify is file_stem else _USUAL_ENDING.sub("", file_stem(image[0]))
+                cases.append({"image": str(image[0]), "label": str(label[0]), "case": case_name})
                 left["image"].remove(image[0])
                 left["label"].remove(label[0])
     twice = {name for name, times in Counter(case["case"] for case in cases).items() if times > 1}

@@ -1,4 +1,4 @@
-"""`python -m bundle demo`: watch a 2D and a volumetric U-Net learn, be judged and segment, on generated data."""
+"""`python -m bundle demo`: a 2D and a volumetric U-Net learn, are judged and segment, on generated data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ignite handlers that MONAI lacks: a bar with the time left, checkpoints to resume from, pictures, scores."""
+"""Ignite handlers that MONAI lacks: progress with the time left, checkpoints, pictures of cases, scores."""
 
 from __future__ import annotations
 

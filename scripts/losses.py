@@ -39,9 +39,7 @@ class DiceCELoss(nn.Module):
             raise InputError(f"alpha is {alpha}: give the cross entropy a weight from 0 to 1")
         self.alpha = alpha
         self.ignore_label = ignore_label
-        self.class_weights = (
-            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        )
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
         self.dice = DiceLoss(
             include_background=include_background,
             to_onehot_y=True,

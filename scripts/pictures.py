@@ -43,7 +43,7 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
-    """Save cases as rows of image, truth, prediction and error; volumes by the slice that holds most foreground.
+    """Save cases as rows of image, truth, prediction and error; volumes by the fullest slice.
 
     Args:
         panels: at least one case.
@@ -125,7 +125,7 @@ def draw_scores(rows: Sequence[dict], path: str | Path, score: str = "dice") -> 
 
 
 def _slice(panel: Panel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The 2D picture itself, or the slice along the last axis with most foreground in truth and prediction."""
+    """The 2D picture itself, or the slice along the last axis with most foreground."""
     if panel.image.ndim == 2:
         return panel.image, panel.truth, panel.pred
     filled = ((panel.truth > 0).sum((0, 1)) + (panel.pred > 0).sum((0, 1))).argmax()

@@ -286,8 +286,8 @@ def cases_of(split: Mapping[str, list[dict[str, Any]]], section: str) -> list[di
     filled = [name for name, cases in split.items() if cases]
     if section not in filled:
         raise InputError(
-            f"section is '{section}', which holds no case; {' and '.join(filled)} hold some; set --section to one "
-            "of these, or hold test cases out with 'python -m bundle datalist --test_fraction 0.2'."
+            f"section is '{section}', which holds no case; {' and '.join(filled)} hold some; set --section "
+            "to one of these, or hold test cases out with 'python -m bundle datalist --test_fraction 0.2'."
         )
     return split[section]
 

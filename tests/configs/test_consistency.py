@@ -28,7 +28,10 @@ BASES = ("train", "inference", "evaluate", "multi_gpu_train")
 #: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
 ADDED = {
     "evaluate": {"section", "tolerance"},
-    "multi_gpu_train": {"validate::sampler", "validate::dataloader::sampler", "finalize"},
+    "multi_gpu_train": {
+        *("validate::sampler", "validate::dataloader::sampler", "finalize"),
+        *("train::handlers::5::_disabled_", "validate::handlers::3::_disabled_"),
+    },
 }
 
 #: Ids of train.json and inference.json whose values differ on purpose; "load" has a test of its own.
@@ -92,6 +95,14 @@ def test_overlay_replaces_only_ids_that_exist(file: Path) -> None:
 @pytest.mark.parametrize("name", ADDED)
 def test_overlay_on_training_adds_only_what_it_means_to(name: str) -> None:
     assert {key for key in read(name) if not has_id(read("train"), key)} == ADDED[name]
+
+
+@pytest.mark.parametrize(("part", "index"), [("train", 5), ("validate", 3)])
+def test_other_processes_open_no_event_file(part: str, index: int) -> None:
+    """multi_gpu_train.json names handlers by their place; TensorBoard's writes as soon as it is made."""
+    handlers = [handler["_target_"] for handler in read("train")[part]["handlers"]]
+    assert [place for place, target in enumerate(handlers) if target == "TensorBoardStatsHandler"] == [index]
+    assert f"{part}::handlers::{index}::_disabled_" in read("multi_gpu_train")
 
 
 @pytest.mark.parametrize("name", [*BASES, *map(name_of, OVERLAYS)])

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.errors import InputError
 from tests.commands import (
     SHARED_DATA,
     TINY,
@@ -248,9 +247,10 @@ def test_wrong_checkpoint_is_refused(
     spoil, sentence = CHECKPOINTS[what]
     file = Path(shutil.copy(model, tmp_path))
     spoil(file)
-    with pytest.raises(InputError, match=sentence) as caught:
+    with pytest.raises(RuntimeError) as caught:
         use(organ / data, tmp_path / "out", file)
-    assert is_one_sentence(str(caught.value))
+    assert re.search(sentence, input_error(caught.value))
+    assert is_one_sentence(input_error(caught.value))
     assert not (tmp_path / "out").exists()
 
 
@@ -330,19 +330,19 @@ def test_real_bad_image(file: str, sentence: str, model: Path, tmp_path: Path) -
                 "organ",
                 "soft_label/mt1.nii.gz",
                 "soft_label/mt1_gmseg.nii.gz",
-                r"gmseg\.nii\.gz: found .*fractional",
+                r"gmseg\.nii\.gz .*fractional",
             ),
             (
                 "organ",
                 "wrong_dims/t2_60x55x52.nii.gz",
                 "wrong_dims/mt1_seg_40x40x5.nii.gz",
-                r"seg_40x40x5\.nii\.gz: found shape \(40, 40, 5\) where the image has \(60, 55, 52\)",
+                r"seg_40x40x5\.nii\.gz .*shape \(40, 40, 5\) where the image has \(60, 55, 52\)",
             ),
             (
                 "organ",
                 "hippocampus_planted/imagesTr/hippocampus_118.nii.gz",
                 "hippocampus_planted/labelsTr/hippocampus_118.nii.gz",
-                r"hippocampus_118\.nii\.gz: found no such file",
+                r"labelsTr/hippocampus_118\.nii\.gz .*no such file",
             ),
             (
                 "cells",

@@ -162,6 +162,15 @@ def test_one_object_alone_gives_no_warning():
         assert ClassesToInstancesd("label")({"label": classes})["label"].sum() == 36
 
 
+def test_objects_that_meet_at_a_corner_are_two():
+    classes = torch.zeros(1, 10, 10)
+    classes[0, 1:5, 1:5] = 1
+    classes[0, 5:9, 5:9] = 1
+    out = ClassesToInstancesd("label", border=None)({"label": classes})["label"][0]
+    assert out[2, 2] != out[6, 6]
+    assert out.max() == 2
+
+
 def test_small_components_go_and_numbers_stay_without_gaps():
     classes = torch.zeros(1, 10, 30)
     classes[0, 1:4, 1:4] = 1  # 9 pixels
