@@ -18,7 +18,7 @@ from PIL import Image
 from bundle.baseline import dice_per_class, otsu_components
 from scripts.data.datalist import read_json
 from scripts.errors import InputError
-from scripts.runtime import bundle_root
+from scripts.process import bundle_root
 
 #: Kind of phantom, and the experiment that learns it.
 EXPERIMENTS = {"cells": "phantom_cells", "organ": "phantom_organ"}
