@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,52 @@ class ProgressBar:
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._close(engine)
         raise error
+
+
+class TimeSplit:
+    """Say at the end of a training where its time went.
+
+    Args:
+        evaluator: the validation.
+
+    Attributes:
+        seconds: "data" (the network waits for a batch), "step" (forward, backward and optimizer; on a GPU
+            as far as the processor waits for it), "validation", and "else" (checkpoints, pictures, logs).
+    """
+
+    def __init__(self, evaluator: Engine) -> None:
+        self.evaluator = evaluator
+        self.seconds = dict.fromkeys(("data", "step", "validation", "else"), 0.0)
+
+    def attach(self, trainer: Engine) -> None:
+        """Register; what happens between two events goes to the part that the later one ends."""
+        trainer.add_event_handler(Events.STARTED, self._open)
+        trainer.add_event_handler(Events.GET_BATCH_STARTED, self._count, "else")
+        trainer.add_event_handler(Events.GET_BATCH_COMPLETED, self._count, "data")
+        trainer.add_event_handler(Events.ITERATION_STARTED, self._count, "else")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._count, "step")
+        self.evaluator.add_event_handler(Events.STARTED, self._count, "else")
+        self.evaluator.add_event_handler(Events.COMPLETED, self._count, "validation")
+        trainer.add_event_handler(Events.COMPLETED, self._report)
+
+    def _open(self, trainer: Engine) -> None:
+        self.first_epoch = trainer.state.epoch
+        self.last = perf_counter()
+
+    def _count(self, engine: Engine, part: str) -> None:
+        now = perf_counter()
+        self.seconds[part] += now - self.last
+        self.last = now
+
+    def _report(self, trainer: Engine) -> None:
+        self._count(trainer, "else")
+        total = sum(self.seconds.values())
+        epochs = max(trainer.state.epoch - self.first_epoch, 1)
+        parts = (
+            f"{part} {seconds / epochs:.1f} s ({seconds / total:.0%})"
+            for part, seconds in self.seconds.items()
+        )
+        logger.info("%d epochs in %.1f minutes; time of an epoch: %s", epochs, total / 60, ", ".join(parts))
 
 
 class BestModelSaver:
