@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -100,6 +101,19 @@ def accelerate(
     elif compile:
         logger.info("compile: no compiler was found; going on without")
     return network
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The network as its classes compute it, on the same weights, without what `accelerate` put around it.
+
+    For converters that read a network's layers.
+    """
+    bare = copy.copy(network)  # leaves out what Module.compile made
+    bare.__dict__.pop("forward", None)
+    bare._modules = {
+        name: module if module is None else plain(module) for name, module in network._modules.items()
+    }
+    return bare
 
 
 class _Forward:
