@@ -76,7 +76,9 @@ def accelerate(
         device: where it runs.
         amp: mixed precision, see `mixed_precision`; where the device has none, one log line says so.
         memory_format: "contiguous", or "channels_last", the order in which convolutions and pooling are
-            faster on processors, and on GPUs with tensor cores.
+            faster on processors, and on GPUs with tensor cores. A network with strided 1x1 convolutions keeps
+            "contiguous" in mixed precision on the CPU: oneDNN's backward pass of those (brgconv_strided in
+            bfloat16, channels last, fewer than 16 channels, batch of one) writes beyond its memory.
         compile: fuse the layers with torch.compile at the first step of every input size, which takes a
             minute; where the machine has no compiler, one log line says so.
 
@@ -93,6 +95,9 @@ def accelerate(
     if amp and dtype is None:
         logger.info("amp: this processor has no half precision in hardware; going on in float32")
     last = memory_format == "channels_last"
+    if last and device.type == "cpu" and dtype is not None and _has_strided_points(network):
+        logger.info("memory_format: the network has strided 1x1 convolutions; going on with contiguous")
+        last = False
     if last:
         _to_channels_last(network, keep_norms=device.type == "cpu" and not compile)
     network.forward = _Forward(network.forward, device, dtype, last)  # type: ignore[method-assign]
@@ -139,6 +144,14 @@ class _Forward:
 
 def _channels_last(ndim: int) -> torch.memory_format:
     return torch.channels_last if ndim == 4 else torch.channels_last_3d
+
+
+def _has_strided_points(network: nn.Module) -> bool:
+    return any(
+        max(module.kernel_size) == 1 < max(module.stride)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d | nn.Conv3d)
+    )
 
 
 def _to_channels_last(network: nn.Module, keep_norms: bool) -> None:

@@ -1,25 +1,28 @@
 """How well a class map agrees with the truth, case by case and over all cases.
 
-Overlap is counted here from one confusion matrix; distances between surfaces are MONAI's.
+Overlap is counted from one confusion matrix. The distances between two surfaces are taken once and serve all
+surface scores, with MONAI's definitions: a voxel of the surface is one with a face neighbour outside the mask
+or outside the picture, and counts once whatever its area.
 
 Conventions where a class is missing: absent from prediction and truth, the case says nothing about the class
-and all its scores are NaN; absent from one of the two, overlap and surface Dice are 0 and the distance NaN.
+and all its scores are NaN; absent from one of the two, overlap and surface Dice are 0 and the distances NaN.
 Summaries leave NaN out and say how many cases were counted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from scipy.ndimage import binary_erosion, find_objects
+from scipy.spatial import cKDTree
 
 from scripts.errors import InputError
 
 #: The scores of a case, in the order of the tables.
-SCORES = ("dice", "iou", "precision", "recall", "error", "hd95", "surface_dice")
+SCORES = ("dice", "iou", "precision", "recall", "error", "hd95", "assd", "surface_dice")
 
 
 def confusion(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> np.ndarray:
@@ -75,6 +78,75 @@ def mean_foreground_dice(pred: np.ndarray, truth: np.ndarray, n_classes: int) ->
     return 1.0 if np.isnan(dice).all() else float(np.nanmean(dice))
 
 
+class SurfaceScores(NamedTuple):
+    """How far the surfaces of two masks are apart.
+
+    Attributes:
+        hd95: 95 % Hausdorff distance: of the two directions' 95th percentiles the larger one.
+        assd: average symmetric surface distance: the mean over the voxels of both surfaces.
+        surface_dice: share of the voxels of both surfaces within the tolerance of the other, in [0, 1].
+    """
+
+    hd95: float
+    assd: float
+    surface_dice: float
+
+
+def surface_scores(
+    pred_mask: np.ndarray, truth_mask: np.ndarray, spacing: Sequence[float], tolerance: float
+) -> SurfaceScores:
+    """Distances between the surfaces of two masks, equal to those of MONAI's metrics.
+
+    Args:
+        pred_mask: boolean, (*spatial).
+        truth_mask: boolean, (*spatial).
+        spacing: size of a voxel, one number an axis; distances are in its unit.
+        tolerance: distance within which surfaces agree, 0 or more.
+
+    Returns:
+        The three scores; where one or both masks are empty, what the conventions above say.
+
+    Raises:
+        InputError: masks of two shapes; ``spacing`` or ``tolerance`` out of range.
+    """
+    found, true = np.asarray(pred_mask, dtype=bool), np.asarray(truth_mask, dtype=bool)
+    if found.shape != true.shape:
+        raise InputError(
+            f"pred_mask has {list(found.shape)} voxels and truth_mask {list(true.shape)}: "
+            "give both on one grid"
+        )
+    sides = np.asarray(spacing, dtype=float)
+    if sides.shape != (found.ndim,) or not (np.isfinite(sides) & (sides > 0)).all():
+        raise InputError(f"spacing is {spacing}: give {found.ndim} numbers above 0, one for each axis")
+    if not 0 <= tolerance < math.inf:
+        raise InputError(f"tolerance is {tolerance}: give a distance of 0 or more")
+    if not (found.any() and true.any()):
+        return SurfaceScores(math.nan, math.nan, 0.0 if found.any() or true.any() else math.nan)
+    (box,) = find_objects((found | true).view(np.uint8))
+    found, true = found[box], true[box]
+    found, true = found & ~binary_erosion(found), true & ~binary_erosion(true)
+    there, back = _distances(found, true, sides), _distances(true, found, sides)
+    both = np.concatenate([there, back])
+    return SurfaceScores(
+        hd95=float(max(np.percentile(there, 95), np.percentile(back, 95))),
+        assd=float(both.mean(dtype=float)),
+        surface_dice=float((both <= np.float32(tolerance)).mean()),
+    )
+
+
+def _distances(one: np.ndarray, other: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """From every voxel of one surface to the nearest of the other, in no order, float32.
+
+    Single precision, as MONAI: three voxels of 0.1 lie within 0.3. The time depends on the surfaces alone,
+    not on the volume around them; voxels on both surfaces need no search.
+    """
+    shared = np.zeros(np.count_nonzero(one & other), dtype=np.float32)
+    # a tree cut in the middle of its cells is built in a third of the time and searched as fast
+    tree = cKDTree(np.argwhere(other) * sides, leafsize=32, compact_nodes=False, balanced_tree=False)
+    searched, _ = tree.query(np.argwhere(one & ~other) * sides, workers=-1)
+    return np.concatenate([shared, searched.astype(np.float32)])
+
+
 def case_scores(
     pred: np.ndarray, truth: np.ndarray, n_classes: int, spacing: Sequence[float], tolerance: float
 ) -> list[dict[str, float]]:
@@ -94,14 +166,7 @@ def case_scores(
     rows = []
     for index in range(1, n_classes):
         row = {name: float(values[index]) for name, values in overlap.items()}
-        row |= {"hd95": float("nan"), "surface_dice": float("nan")}
-        found, true = (torch.from_numpy(mask == index)[None, None] for mask in (pred, truth))
-        if found.any() and true.any():
-            keywords: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
-            row["hd95"] = float(compute_hausdorff_distance(found, true, percentile=95, **keywords))
-            row["surface_dice"] = float(compute_surface_dice(found, true, [tolerance], **keywords))
-        elif found.any() or true.any():
-            row["surface_dice"] = 0.0
+        row |= surface_scores(pred == index, truth == index, spacing, tolerance)._asdict()
         rows.append(row)
     return rows
 

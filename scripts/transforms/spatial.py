@@ -47,7 +47,7 @@ class SpatialParameters:
     displacements: np.ndarray | None = None
 
 
-def spline_matrix(control_points: int, size: int) -> torch.Tensor:
+def spline_matrix(control_points: int, size: int) -> np.ndarray:
     """Weights of a natural cubic spline from evenly spaced control points to every voxel of an axis.
 
     The first control point lies on the first voxel, the last on the last.
@@ -60,77 +60,100 @@ def spline_matrix(control_points: int, size: int) -> torch.Tensor:
         (size, control_points), float32.
     """
     positions = np.linspace(0, control_points - 1, size) if size > 1 else np.array([(control_points - 1) / 2])
-    knots = np.arange(control_points)
-    weights = CubicSpline(knots, np.eye(control_points), bc_type="natural")(positions)
-    return torch.from_numpy(weights.astype(np.float32))
+    spline = CubicSpline(np.arange(control_points), np.eye(control_points), bc_type="natural")
+    return spline(positions).astype(np.float32)
 
 
-def interpolate_displacements(displacements: np.ndarray, size: Sequence[int]) -> torch.Tensor:
-    """Smooth field of a coarse grid of displacement vectors, one axis after the other.
+def control_positions(
+    size: Sequence[int],
+    points: Sequence[int],
+    parameters: SpatialParameters,
+    spacing: Sequence[float] | np.ndarray,
+) -> np.ndarray:
+    """Source position of every control point of a patch.
 
-    Args:
-        displacements: (dims, *control points).
-        size: output voxels, one number an axis.
-
-    Returns:
-        (dims, *size), float32, in the unit of ``displacements``.
-    """
-    field = torch.as_tensor(displacements, dtype=torch.float32)
-    for axis, voxels in enumerate(size, start=1):
-        weights = spline_matrix(field.shape[axis], voxels)  # (voxels, points)
-        field = torch.movedim(torch.tensordot(weights, field, dims=([1], [axis])), 0, axis)
-    return field
-
-
-def source_coordinates(
-    size: Sequence[int], parameters: SpatialParameters, spacing: Sequence[float] | np.ndarray
-) -> torch.Tensor:
-    """Source position of every voxel of a patch.
-
-    An output voxel at offset p (voxels) from the patch's centre takes its value from
-    ``centre + (matrix @ (spacing * p) + displacement(p)) / spacing``.
+    A point at offset p (voxels) from the patch's centre takes its value from
+    ``centre + (matrix @ (spacing * p) + displacement(p)) / spacing``. The spline through straight lines is
+    straight: interpolated from here to every voxel, matrix and displacements need no second pass.
 
     Args:
         size: voxels of the patch, one number an axis.
+        points: control points, one number an axis.
         parameters: see SpatialParameters.
         spacing: size of a voxel, one number an axis, in the unit of the displacements (ones for voxels).
 
     Returns:
-        (dims, *size), float32, in voxels of the source; 0 is the centre of its first voxel.
+        (*points, dims), in voxels of the source; 0 is the centre of its first voxel.
     """
-    dims = len(size)
-    scale = torch.as_tensor(np.asarray(spacing), dtype=torch.float32).view(-1, *[1] * dims)
-    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size]
-    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij")) * scale  # (dims, *size)
-    matrix = torch.as_tensor(parameters.matrix, dtype=torch.float32)
-    moved = torch.tensordot(matrix, offsets, dims=1)
+    axes = [np.linspace(-(n - 1) / 2, (n - 1) / 2, p) for n, p in zip(size, points, strict=True)]
+    offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)  # (*points, dims)
+    moved = (offsets * spacing) @ parameters.matrix.T
     if parameters.displacements is not None:
-        moved += interpolate_displacements(parameters.displacements, size)
-    centre = torch.as_tensor(parameters.centre, dtype=torch.float32).view(-1, *[1] * dims)
-    return moved / scale + centre
+        moved += np.moveaxis(parameters.displacements, 0, -1)
+    return moved / spacing + parameters.centre
 
 
-def resample(
-    volume: torch.Tensor, coordinates: torch.Tensor, mode: str, outside: float = 0.0
-) -> torch.Tensor:
+def interpolate(values: np.ndarray, weights: Sequence[np.ndarray]) -> torch.Tensor:
+    """From control points to voxels, one axis after the other.
+
+    Args:
+        values: (*control points, dims).
+        weights: see spline_matrix, one matrix an axis.
+
+    Returns:
+        (*size, dims), float32.
+    """
+    matrices = [torch.from_numpy(w) for w in weights]
+    field = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    for axis in reversed(range(1, len(matrices))):
+        # (*points before the axis, size[axis], all that is done)
+        field = matrices[axis] @ field.flatten(axis + 1)
+    # slice by slice: one product of matrices with so few points takes four times as long
+    rows = matrices[0].unsqueeze(1)  # (size[0], 1, points)
+    slices = torch.bmm(rows, field.flatten(1).expand(len(rows), -1, -1))  # (size[0], 1, rest)
+    return slices.view(*[len(m) for m in matrices], values.shape[-1])
+
+
+def resample(volume: torch.Tensor, grid: torch.Tensor, mode: str, outside: float = 0.0) -> torch.Tensor:
     """Values of a volume at given positions.
 
     Args:
-        volume: (channels, *source size), floating point.
-        coordinates: (dims, *size), positions in voxels of the source.
+        volume: (channels, *source size).
+        grid: (*size, dims), positions as F.grid_sample counts them: last axis first, from -1 to 1, the outer
+            faces of the end voxels.
         mode: "bilinear" (trilinear in 3D) or "nearest".
         outside: the value of everything beyond the volume.
 
     Returns:
-        (channels, *size), of ``volume``'s type.
+        (channels, *size), float32.
     """
-    extent = torch.tensor(volume.shape[1:], dtype=coordinates.dtype)
-    # grid_sample counts from -1 to 1, the outer faces of the end voxels
-    grid = (2 * torch.movedim(coordinates, 0, -1) + 1) / extent - 1
-    grid = grid.flip(-1).unsqueeze(0)  # grid_sample wants the last axis first
-    shifted = (volume - outside).unsqueeze(0)
-    sampled = F.grid_sample(shifted, grid, mode=mode, padding_mode="zeros", align_corners=False)
-    return sampled.squeeze(0) + outside
+    shifted = volume.float() - outside if outside else volume.float()
+    # grid_sample shares a batch among the threads, not an image: each slice of the patch is one of a batch
+    batch = shifted.expand(len(grid), *shifted.shape)
+    sampled = F.grid_sample(batch, grid.unsqueeze(1), mode=mode, padding_mode="zeros", align_corners=False)
+    sampled += outside
+    return sampled.squeeze(2).movedim(0, 1).contiguous()  # (size[0], channels, 1, *rest) before
+
+
+def crop(
+    volume: torch.Tensor, start: Sequence[int], size: Sequence[int], outside: float = 0.0
+) -> torch.Tensor:
+    """Cut a block out of a volume; it may reach beyond.
+
+    Args:
+        volume: (channels, *source size).
+        start: first voxel of the block, one number an axis.
+        size: voxels of the block, one number an axis.
+        outside: the value of everything beyond the volume.
+
+    Returns:
+        (channels, *size), float32.
+    """
+    block = torch.full((len(volume), *size), float(outside))
+    inside = [np.clip([s, s + p], 0, n) for s, p, n in zip(start, size, volume.shape[1:], strict=True)]
+    target = tuple(slice(*(ends - s)) for ends, s in zip(inside, start, strict=True))
+    block[(slice(None), *target)] = volume[(slice(None), *(slice(*ends) for ends in inside))]
+    return block
 
 
 class RandSpatialPatchd(Randomizable, MapTransform):
@@ -161,7 +184,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         ignore_label: value of label voxels outside the scan.
 
     Raises:
-        InputError: an argument breaks its rule, or a case has another number of axes than ``patch_size``.
+        InputError: an argument breaks its rule; a case has another number of axes than ``patch_size``, or its
+            keys have different sizes.
     """
 
     def __init__(
@@ -219,6 +243,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         if any(not 0 <= axis < self.dims for axis in flip_axes):
             raise InputError(f"flip_axes is {list(flip_axes)}: give axes from 0 to {self.dims - 1}")
         self.margins = tuple((p - n) // 2 for p, n in zip(self.patch_size, self.label_size, strict=True))
+        self.window = tuple(slice(m, m + n) for m, n in zip(self.margins, self.label_size, strict=True))
         self.label_key = label_key
         self.foreground_prob = foreground_prob
         self.affine_prob = affine_prob
@@ -230,6 +255,11 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         self.elastic_points = ensure_tuple_rep(elastic_points, self.dims)
         if min(self.elastic_points) < 2:
             raise InputError(f"elastic_points is {elastic_points}: give 2 or more points for each axis")
+        self.weights = [
+            spline_matrix(p, n) for p, n in zip(self.elastic_points, self.patch_size, strict=True)
+        ]
+        # a spline exceeds the largest of its control points by no more than its absolute weights add up to
+        self.overshoot = np.prod([np.abs(w).sum(1).max() for w in self.weights])
         self.elastic_std = elastic_std
         self.units = units
         self.ignore_label = ignore_label
@@ -276,20 +306,52 @@ class RandSpatialPatchd(Randomizable, MapTransform):
     def apply(
         self, data: Mapping[Hashable, Any], parameters: SpatialParameters, spacing: np.ndarray
     ) -> dict[Hashable, Any]:
-        """Resample every key by one set of parameters."""
+        """Take every key's patch by one set of parameters.
+
+        A patch that is cut out and flipped, no more, is copied voxel by voxel; any other is resampled.
+        """
         out = dict(data)
-        coordinates = source_coordinates(self.patch_size, parameters, spacing)
-        window = tuple(slice(m, m + n) for m, n in zip(self.margins, self.label_size, strict=True))
+        shape = tuple(data[self.keys[0]].shape[1:])
+        start = parameters.centre - (np.array(self.patch_size) - 1) / 2
+        copied = (
+            parameters.displacements is None
+            and np.array_equal(np.abs(parameters.matrix), np.eye(self.dims))
+            and np.array_equal(start, np.round(start))
+        )
+        if not copied:
+            box, grid = self._locate(parameters, spacing, shape)
         for key, mode in zip(self.keys, self.modes, strict=True):
-            volume = torch.as_tensor(data[key]).float()
+            volume = torch.as_tensor(data[key])
             volume = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
-            if mode == "nearest":
-                out[key] = resample(
-                    volume, coordinates[(slice(None), *window)], mode, float(self.ignore_label)
+            if tuple(volume.shape[1:]) != shape:
+                raise InputError(
+                    f"{key} has {tuple(volume.shape[1:])} voxels where {self.keys[0]} has {shape}: "
+                    "resample both to one grid"
                 )
+            outside, window = (float(self.ignore_label), self.window) if mode == "nearest" else (0.0, ())
+            if copied:
+                flipped = [axis + 1 for axis in range(self.dims) if parameters.matrix[axis, axis] < 0]
+                patch = crop(volume, start.astype(int).tolist(), self.patch_size, outside).flip(flipped)
+                out[key] = patch[(slice(None), *window)].contiguous()
             else:
-                out[key] = resample(volume, coordinates, mode)
+                out[key] = resample(volume[box], grid[window], mode, outside)
         return out
+
+    def _locate(
+        self, parameters: SpatialParameters, spacing: np.ndarray, shape: Sequence[int]
+    ) -> tuple[tuple[slice, ...], torch.Tensor]:
+        """The box of the source that the patch can reach, and the patch's grid within it (see resample)."""
+        reach = np.abs(parameters.matrix) @ (spacing * (np.array(self.patch_size) - 1) / 2)
+        if parameters.displacements is not None:
+            reach += np.abs(parameters.displacements).reshape(self.dims, -1).max(1) * self.overshoot
+        reach = reach / spacing + 1  # one voxel more: positions are rounded to single precision
+        first = np.clip(np.floor(parameters.centre - reach), 0, np.array(shape) - 1).astype(int)
+        end = np.clip(np.ceil(parameters.centre + reach) + 1, first + 1, shape).astype(int)
+        positions = control_positions(self.patch_size, self.elastic_points, parameters, spacing)
+        # grid_sample counts from -1 to 1, the outer faces of the end voxels, and wants the last axis first
+        relative = (2 * (positions - first) + 1) / (end - first) - 1
+        box = (slice(None), *(slice(f, e) for f, e in zip(first, end, strict=True)))
+        return box, interpolate(relative[..., ::-1], self.weights)
 
     def _draw_start(self, voxels: int, patch: int) -> int:
         """First voxel of the label's patch along one axis; a patch larger than the case is centred on it."""
@@ -297,11 +359,12 @@ class RandSpatialPatchd(Randomizable, MapTransform):
 
     def _draw_foreground(self, label: torch.Tensor) -> np.ndarray | None:
         """A voxel of a class drawn among the foreground classes present, or None where there is none."""
-        classes = [int(c) for c in torch.unique(label) if int(c) not in (0, self.ignore_label)]
+        values = np.asarray(label[0])
+        classes = [int(c) for c in np.unique(values) if int(c) not in (0, self.ignore_label)]
         if not classes:
             return None
-        voxels = torch.nonzero(label[0] == classes[self.R.randint(len(classes))])
-        return voxels[self.R.randint(len(voxels))].cpu().numpy()
+        voxels = np.flatnonzero(values == classes[self.R.randint(len(classes))])
+        return np.array(np.unravel_index(voxels[self.R.randint(len(voxels))], values.shape))
 
     def _start_around(self, voxel: np.ndarray | None, shape: Sequence[int], start: np.ndarray) -> np.ndarray:
         """The start that centres the label's patch on a voxel, moved so that it stays within the case."""

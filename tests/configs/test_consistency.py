@@ -19,7 +19,9 @@ pytestmark = pytest.mark.workflow
 
 EVERY = sorted(CONFIGS.rglob("*.json"))
 OVERLAYS = [
-    file for folder in ("network", "loss", "task") for file in sorted((CONFIGS / folder).glob("*.json"))
+    file
+    for folder in ("network", "loss", "inferer", "task")
+    for file in sorted((CONFIGS / folder).glob("*.json"))
 ]
 EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.json"))
 
@@ -35,7 +37,7 @@ ADDED = {
 }
 
 #: Ids of train.json and inference.json whose values differ on purpose; "load" has a test of its own.
-DIFFERENT = {"dataset_dir", "output_dir", "checkpoint", "load", "geometry_keys", "run"}
+DIFFERENT = {"dataset_dir", "output_dir", "checkpoint", "load", "geometry_keys", "run", "network", "runtime"}
 
 
 def read(name: str) -> dict[str, Any]:

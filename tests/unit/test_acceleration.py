@@ -12,6 +12,7 @@ from scripts import acceleration
 from scripts.acceleration import accelerate, mixed_precision, needs_scaler, plain
 from scripts.errors import InputError
 from scripts.networks import UNet
+from scripts.networks.blocks import ResidualBlock
 
 CPU = torch.device("cpu")
 
@@ -98,6 +99,16 @@ def test_channels_last_holds_through_the_whole_network(dims):
     order = torch.channels_last if dims == 2 else torch.channels_last_3d
     assert len(seen) == 2 * 10
     assert all(x.is_contiguous(memory_format=order) for x in seen)
+
+
+def test_strided_points_stay_contiguous_in_half_precision(half_precision, caplog):
+    strided = {"block": ResidualBlock, "pool": "conv"}
+    with caplog.at_level(logging.INFO):
+        kept = accelerate(network(**strided), CPU, amp=True, memory_format="channels_last")
+    assert "strided 1x1 convolutions" in caplog.text
+    assert all(p.is_contiguous() for p in kept.parameters())
+    changed = accelerate(network(**strided), CPU, memory_format="channels_last")
+    assert not all(p.is_contiguous() for p in changed.parameters())
 
 
 def test_gradients_are_float32_and_point_the_same_way(half_precision):

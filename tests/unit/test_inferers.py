@@ -1,8 +1,14 @@
-"""Tiles that abut must give what the network gives for the whole mirrored image at once."""
+"""Windows give what MONAI's give, tiles that abut give what the network gives for the whole mirrored image.
+
+The memory budget is judged by the system: by the limit that it sets and by the peak that it counts.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,11 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor, decollate_batch
+from monai.inferers import SlidingWindowInferer as MonaiInferer
 from torch import nn
 
 from scripts.errors import InputError
-from scripts.inferers import OverlapTileInferer, _mirror
+from scripts.inferers import OverlapTileInferer, SlidingWindowInferer, _fold
+from scripts.memory import resident_bytes
 from scripts.networks import UNet, output_size
+from tests.commands import ROOT
 
 # Single precision through a few layers, on tiles of different sizes.
 TOLERANCE = 1e-5
@@ -130,9 +139,161 @@ def test_image_without_voxels_is_refused(shape):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 7), st.integers(0, 30), st.integers(0, 30)), min_size=2, max_size=3))
-def test_mirror_is_numpys_reflection(axes):
-    image = torch.rand((1, 2, *(n for n, _, _ in axes)))
-    margins = [(before, after) for _, before, after in axes[:2]] + [(1, 2)] * (len(axes) - 2)
-    expected = np.pad(image.numpy(), [(0, 0), (0, 0), *margins], mode="reflect")
-    np.testing.assert_array_equal(_mirror(image, margins), expected)
+@given(st.integers(1, 7), st.integers(0, 30), st.integers(0, 30))
+def test_fold_is_numpys_reflection(length, before, after):
+    expected = np.pad(np.arange(length), (before, after), mode="reflect")
+    np.testing.assert_array_equal(_fold(torch.arange(-before, length + after), length), expected)
+
+
+@functools.cache
+def make_convolution(spatial_dims: int) -> nn.Module:
+    """A network whose output depends on where a window lies: its zero padding sits at the window's border."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    return nn.Sequential(convolution(2, 3, 3, padding=1), nn.ReLU())
+
+
+@st.composite
+def sliding_cases(draw, spatial_dims):
+    """An image and the keywords that both inferers take."""
+    size = draw(st.tuples(*[st.integers(1, 30 if spatial_dims == 2 else 14)] * spatial_dims))
+    image = torch.rand((draw(st.integers(1, 3)), 2, *size), generator=torch.Generator().manual_seed(0))
+    keywords = {
+        "roi_size": draw(st.tuples(*[st.integers(2, 12)] * spatial_dims)),
+        "sw_batch_size": draw(st.integers(1, 5)),
+        "overlap": draw(st.tuples(*[st.sampled_from([0, 0.25, 0.5, 0.7, 0.9])] * spatial_dims)),
+        "mode": draw(st.sampled_from(["constant", "gaussian"])),
+    }
+    return image, keywords
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.one_of(sliding_cases(2), sliding_cases(3)))
+def test_sliding_windows_are_monais(case):
+    image, keywords = case
+    network = make_convolution(image.ndim - 2)
+    with torch.no_grad():
+        expected = MonaiInferer(**keywords)(image, network)
+    logits = SlidingWindowInferer(**keywords)(image, network)
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    assert not logits.requires_grad
+    labels = SlidingWindowInferer(**keywords, output="labels")(image, network)
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels, logits.argmax(1, keepdim=True).byte())
+
+
+def test_window_of_the_images_size_is_one_pass():
+    image = torch.rand(1, 2, 9, 14)
+    with torch.no_grad():
+        expected = make_convolution(2)(image)
+    torch.testing.assert_close(SlidingWindowInferer([0, -1])(image, make_convolution(2)), expected)
+
+
+def test_sliding_prediction_keeps_the_meta_data_of_each_image():
+    images = MetaTensor(torch.rand(2, 2, 20, 21), meta={"filename_or_obj": ["a.png", "b.png"]})
+    images.is_batch = True
+    labels = SlidingWindowInferer(8, output="labels")(images, make_convolution(2))
+    assert [part.meta["filename_or_obj"] for part in decollate_batch(labels)] == ["a.png", "b.png"]
+
+
+class Counted(np.ndarray):
+    """An array on disk, say: it knows how large a part of it was read at once."""
+
+    largest = 0
+
+    def __getitem__(self, box):
+        part = np.asarray(super().__getitem__(box))
+        Counted.largest = max(Counted.largest, part.size)
+        return part
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slabs_read_windows_and_hand_planes_on_as_they_are_finished(axis):
+    shape = [11, 12, 10]
+    shape[axis] = 40
+    volume = np.random.default_rng(0).integers(0, 1000, (2, *shape)).astype(np.int16)
+    inferer = SlidingWindowInferer((8, 8, 8), overlap=0.5, mode="gaussian")
+    seen, planes = [], []
+    for start, stop, logits in inferer.slabs(volume.view(Counted), make_convolution(3), axis):
+        assert logits.shape == (3, *shape[:axis], stop - start, *shape[axis + 1 :])
+        seen.append((start, stop))
+        planes.append(logits.clone())  # they are overwritten
+    assert seen == [(start, start + 4) for start in range(0, 32, 4)] + [(32, 40)]
+    assert Counted.largest == 2 * 8**3
+    whole = inferer(torch.from_numpy(volume.astype(np.float32))[None], make_convolution(3))
+    torch.testing.assert_close(torch.cat(planes, axis + 1), whole[0])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"mode": "cosine"}, "mode is 'cosine': use 'constant' or 'gaussian'"),
+        ({"overlap": 1.0}, "overlap is 1.0: use shares"),
+        ({"overlap": [0.5, -0.1]}, r"overlap is \[0.5, -0.1\]: use shares"),
+        ({"sw_batch_size": 0}, "sw_batch_size is 0: use 1 or more"),
+        ({"output": "probabilities"}, "output is 'probabilities': use 'logits' or 'labels'"),
+    ],
+)
+def test_wrong_arguments_are_refused(keywords, message):
+    with pytest.raises(InputError, match=message):
+        SlidingWindowInferer(8, **keywords)
+
+
+def test_large_budget_changes_nothing(caplog):
+    image = torch.rand(1, 1, 20, 24)
+    network = make_network(2, "same")
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            logits = SlidingWindowInferer(16, 3, memory_gb=1000)(image, network)
+    torch.testing.assert_close(logits, SlidingWindowInferer(16, 3)(image, network))
+    assert "3 tile(s) of [16, 16] voxels at once" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["sliding", "overlap-tile"])
+def test_budget_that_nothing_fits_names_one_that_does(kind):
+    padding = "same" if kind == "sliding" else "valid"
+    make = SlidingWindowInferer if kind == "sliding" else OverlapTileInferer
+    image, network = torch.rand(1, 1, 64, 64), make_network(2, padding)
+    with pytest.raises(InputError, match=r"memory_gb is 0\.01: tiles of .* need [\d.]+; allow") as error:
+        make((64, 64), memory_gb=0.01)(image, network)
+    enough = float(str(error.value).split(" need ")[1].split(";")[0])
+    assert enough > resident_bytes() / 1e9
+    make((64, 64), memory_gb=enough + 0.05)(image, network)  # the process may have grown since
+
+
+def test_budget_needs_a_network_on_the_cpu():
+    with pytest.raises(InputError, match="memory_gb is 1, a budget for a network on the CPU"):
+        SlidingWindowInferer(8, memory_gb=1)(torch.rand(1, 2, 9, 9), lambda x: x)
+
+
+BUDGETED = """
+import resource, sys, torch
+from scripts.inferers import SlidingWindowInferer
+from scripts.memory import resident_bytes
+from scripts.networks import UNet
+from scripts.process import keep_memory
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+keep_memory()  # as in every run of the bundle
+network, image = UNet(3, 1, 2, [16, 32]).eval(), torch.rand(1, 1, 96, 96, 96)
+headroom = 250e6
+budget = resident_bytes() + headroom
+if sys.argv[1] == "budget":
+    limit = int(status("VmData") + headroom)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+memory_gb = budget / 1e9 if sys.argv[1] == "budget" else None
+labels = SlidingWindowInferer(96, 2, memory_gb=memory_gb, output="labels")(image, network)
+assert labels.shape == image.shape
+print("fits" if status("VmHWM") <= budget else "exceeds")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and peaks are Linux's")
+@pytest.mark.parametrize(("mode", "expected"), [("budget", "fits"), ("none", "exceeds")])
+def test_process_stays_within_its_budget(mode, expected):
+    done = subprocess.run(
+        [sys.executable, "-c", BUDGETED, mode], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == [expected], done.stderr

@@ -10,9 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import (
+    compute_average_surface_distance,
     compute_confusion_matrix_metric,
     compute_dice,
+    compute_hausdorff_distance,
     compute_iou,
+    compute_surface_dice,
     get_confusion_matrix,
 )
 from monai.networks import one_hot
@@ -27,6 +30,7 @@ from scripts.metrics import (
     mean_foreground_dice,
     overlap_scores,
     summarize,
+    surface_scores,
 )
 
 OVERLAP = SCORES[:5]
@@ -132,6 +136,108 @@ def test_distances_equal_brute_force(shape, spacing, seed):
         assert_equal_or_nan(row["hd95"], max(np.percentile(there, 95), np.percentile(back, 95)))
         within = sum(d <= tolerance for d in there + back) / (len(there) + len(back))
         assert_equal_or_nan(row["surface_dice"], within)
+        assert_equal_or_nan(row["assd"], np.mean(there + back))
+
+
+def monai_surface_scores(
+    pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...], tolerance: float
+) -> tuple[float, float, float]:
+    found, true = (torch.from_numpy(mask)[None, None] for mask in (pred, truth))
+    return (
+        float(compute_hausdorff_distance(found, true, True, percentile=95, spacing=spacing)),
+        float(compute_average_surface_distance(found, true, True, symmetric=True, spacing=spacing)),
+        float(compute_surface_dice(found, true, [tolerance], include_background=True, spacing=spacing)),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([(25, 33), (11, 14, 9), (1, 12), (6, 1, 13)]),
+    st.sampled_from([1.0, 0.1, 2.5]),
+    st.booleans(),
+    st.sampled_from([0.0, 0.3, 1.0, 4.0]),
+    st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+)
+def test_surface_scores_equal_monai(seed, shape, side, anisotropic, tolerance, noise):
+    """Blobs cut by the picture's edge; as prediction the same moved or others, with specks or all noise."""
+    rng = np.random.default_rng(seed)
+    truth = ndimage.gaussian_filter(rng.random(shape), 1.5) > 0.5
+    pred = np.roll(truth, 2, axis=-1) if seed % 2 else ndimage.gaussian_filter(rng.random(shape), 1.0) > 0.5
+    pred = np.where(rng.random(shape) < noise, rng.random(shape) < 0.5, pred)
+    truth[(0,) * truth.ndim] = pred[(-1,) * pred.ndim] = True  # neither is empty
+    spacing = tuple(side * np.array([1.0, 0.7, 3.0])[: len(shape)]) if anisotropic else (side,) * len(shape)
+    found = surface_scores(pred, truth, spacing, tolerance)
+    for value, expected in zip(found, monai_surface_scores(pred, truth, spacing, tolerance), strict=True):
+        assert_equal_or_nan(value, expected)
+
+
+@pytest.mark.parametrize("side", [0.1, 0.3, 0.7])
+def test_whole_voxels_lie_within_their_length(side):
+    """Three steps of 0.1 are 0.30000000000000004 in double precision, and count as 0.3."""
+    truth, pred = np.zeros((30, 3), dtype=bool), np.zeros((30, 3), dtype=bool)
+    for steps in (3, 7, 11):
+        truth[5], pred[:] = True, False
+        pred[5 + steps] = True
+        tolerance = round(steps * side, 1)
+        assert surface_scores(pred, truth, (side, 1.0), tolerance).surface_dice == 1
+        assert surface_scores(pred, truth, (side, 1.0), 0.99 * tolerance).surface_dice == 0
+
+
+def test_surface_scores_counted_by_hand():
+    """Two columns of ten pixels; five pixels of the prediction's lie three to the right of the truth's."""
+    truth, pred = np.zeros((10, 8), dtype=bool), np.zeros((10, 8), dtype=bool)
+    truth[:, 2] = pred[:5, 2] = pred[5:, 5] = True
+    found = surface_scores(pred, truth, (2.0, 1.0), 2.0)
+    # back: five of 0, then the nearer of 2, 4, 6, 8, 10 up the column and 3 across
+    there, back = [0] * 5 + [3] * 5, [0] * 5 + [2, 3, 3, 3, 3]
+    assert found.hd95 == 3
+    assert found.assd == pytest.approx(sum(there + back) / 20)
+    assert found.surface_dice == (5 + 6) / 20
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_surface_scores_are_symmetric_and_scale(seed):
+    pred, truth = (mask == 1 for mask in draw_maps((14, 17), 2, seed))
+    here = surface_scores(pred, truth, (1.0, 2.0), 1.0)
+    np.testing.assert_allclose(surface_scores(truth, pred, (1.0, 2.0), 1.0), here, rtol=FLOAT_TOLERANCE)
+    doubled = surface_scores(pred, truth, (2.0, 4.0), 2.0)
+    expected = (2 * here.hd95, 2 * here.assd, here.surface_dice)
+    np.testing.assert_allclose(doubled, expected, rtol=FLOAT_TOLERANCE)
+    assert surface_scores(truth, truth, (1.0, 2.0), 0.0) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
+def test_surface_scores_of_empty_masks(shape):
+    empty, filled = np.zeros(shape, dtype=bool), np.ones(shape, dtype=bool)
+    spacing = (1.0,) * len(shape)
+    for pred, truth in ((empty, filled), (filled, empty)):
+        found = surface_scores(pred, truth, spacing, 1.0)
+        assert math.isnan(found.hd95)
+        assert math.isnan(found.assd)
+        assert found.surface_dice == 0
+    assert all(math.isnan(value) for value in surface_scores(empty, empty, spacing, 1.0))
+    assert surface_scores(filled, filled, spacing, 1.0) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"truth_mask": np.ones((3, 5), dtype=bool)},
+            r"pred_mask has \[3, 4\] voxels and truth_mask \[3, 5\]",
+        ),
+        ({"spacing": (1.0,)}, r"spacing is \(1\.0,\): give 2 numbers above 0"),
+        ({"spacing": (1.0, 0.0)}, r"spacing is \(1\.0, 0\.0\): give 2 numbers above 0"),
+        ({"tolerance": -1.0}, r"tolerance is -1\.0: give a distance of 0 or more"),
+        ({"tolerance": math.nan}, "tolerance is nan: give a distance of 0 or more"),
+    ],
+)
+def test_surface_scores_refuse_what_does_not_fit(changed, message):
+    masks = dict.fromkeys(("pred_mask", "truth_mask"), np.ones((3, 4), dtype=bool))
+    with pytest.raises(InputError, match=f"^{message}"):
+        surface_scores(**(masks | {"spacing": (1.0, 1.0), "tolerance": 1.0} | changed))
 
 
 def test_shifted_box_has_the_distance_of_its_shift():
@@ -145,11 +251,13 @@ def test_shifted_box_has_the_distance_of_its_shift():
     assert row["error"] == pytest.approx(60 / 400)
     # Each box has 24 surface voxels; the ten of the shared row lie on the other, the rest 2 mm away.
     assert row["surface_dice"] == pytest.approx((10 + 10) / 48)
+    # Of the truth: ten at 0, ten at 6 (the far row), two each at 4 and 2; of the prediction the same.
+    assert row["assd"] == pytest.approx((10 * 0 + 10 * 6 + 2 * 4 + 2 * 2) / 24)
 
 
 def test_perfect_case():
     rows = case_scores(TRUTH, TRUTH, 3, (1.0, 1.0), 1.0)
-    assert rows == [dict(zip(SCORES, (1, 1, 1, 1, 0, 0, 1), strict=True))] * 2
+    assert rows == [dict(zip(SCORES, (1, 1, 1, 1, 0, 0, 0, 1), strict=True))] * 2
 
 
 def test_absent_classes_follow_the_conventions():
@@ -161,6 +269,7 @@ def test_absent_classes_follow_the_conventions():
         assert [row[name] for name in ("dice", "iou", "precision", "recall", "surface_dice")] == [0] * 5
         assert row["error"] == wrong / 16
         assert math.isnan(row["hd95"])
+        assert math.isnan(row["assd"])
     assert all(math.isnan(neither[name]) for name in SCORES)
 
 

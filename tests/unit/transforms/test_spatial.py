@@ -19,9 +19,10 @@ from scripts.labels import IGNORE_LABEL
 from scripts.transforms.spatial import (
     RandSpatialPatchd,
     SpatialParameters,
-    interpolate_displacements,
+    control_positions,
+    crop,
+    interpolate,
     resample,
-    source_coordinates,
     spline_matrix,
 )
 
@@ -73,6 +74,19 @@ def label_start(transform: RandSpatialPatchd, parameters: SpatialParameters) -> 
     return parameters.centre - (np.array(transform.patch_size) - 1) / 2 + np.array(transform.margins)
 
 
+def make_field(displacements: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """(dims, *size), of (dims, *control points)."""
+    weights = [spline_matrix(p, n) for p, n in zip(displacements.shape[1:], size, strict=True)]
+    return np.moveaxis(interpolate(np.moveaxis(displacements, 0, -1), weights).numpy(), -1, 0)
+
+
+def source_coordinates(size: tuple[int, ...], parameters: SpatialParameters, spacing) -> torch.Tensor:
+    """Where every voxel of a deformed patch comes from, (dims, *size), in voxels."""
+    points = parameters.displacements.shape[1:]
+    positions = control_positions(size, points, parameters, np.array(spacing))
+    return torch.from_numpy(make_field(np.moveaxis(positions, -1, 0), size))
+
+
 # Without deformation
 
 
@@ -85,8 +99,7 @@ def test_is_a_random_crop(sizes, seed):
         label_start(make_transform(patch), draw(make_transform(patch, seed), shape, 1)[0]).astype(int)
     )
     out = make_transform(patch, seed)(case)
-    image = cut(case["image"][0].numpy(), start, patch, 0)
-    np.testing.assert_allclose(out["image"][0], image, atol=POSITION_TOLERANCE)
+    np.testing.assert_array_equal(out["image"][0], cut(case["image"][0].numpy(), start, patch, 0))
     np.testing.assert_array_equal(out["label"][0], cut(case["label"][0].numpy(), start, patch, IGNORE_LABEL))
     for first, n, p in zip(start, shape, patch, strict=True):
         assert 0 <= first <= n - p if p <= n else first == -((p - n) // 2)
@@ -106,8 +119,44 @@ def test_centred_patch_equals_monai(shape, patch):
     crop = CenterSpatialCrop(patch)
     image = Compose([SpatialPad(patch, mode="constant"), crop])(case["image"])
     label = Compose([SpatialPad(patch, mode="constant", value=IGNORE_LABEL), crop])(case["label"])
-    np.testing.assert_allclose(out["image"], image, atol=POSITION_TOLERANCE)
+    np.testing.assert_array_equal(out["image"], image)
     np.testing.assert_array_equal(out["label"], label)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "label_size", "start", "flips"),
+    [
+        ((9, 12), (4, 6), (4, 6), (3, 5), (1, 1)),
+        ((9, 12), (5, 6), (2, 5), (-2, 8), (-1, 1)),
+        ((5, 6, 7), (4, 5, 6), (4, 5, 6), (1, 0, -3), (1, -1, -1)),
+        ((5, 6, 7), (8, 5, 3), (5, 4, 2), (-2, 4, 5), (-1, -1, -1)),
+        ((5, 5), (4, 4), (4, 4), (-9, 9), (1, -1)),
+    ],
+    ids=["crop", "odd margins", "flipped", "beyond every side", "nothing of the scan"],
+)
+def test_copied_patch_equals_the_resampled(shape, patch, label_size, start, flips):
+    """A field of zeros is resampled; without a field the same patch is copied."""
+    dims, case = len(shape), make_case(shape)
+    transform = make_transform(patch, label_size=label_size)
+    centre, matrix = np.array(start) + (np.array(patch) - 1) / 2, np.diag(np.array(flips, float))
+    copied = transform.apply(case, SpatialParameters(centre, matrix), np.ones(dims))
+    still = SpatialParameters(centre, matrix, np.zeros((dims, *[3] * dims)))
+    resampled = transform.apply(case, still, np.ones(dims))
+    np.testing.assert_array_equal(copied["label"], resampled["label"])
+    np.testing.assert_allclose(copied["image"], resampled["image"], atol=POSITION_TOLERANCE)
+    whole = np.flip(cut(case["image"][0].numpy(), start, patch, 0), [a for a in range(dims) if flips[a] < 0])
+    np.testing.assert_array_equal(copied["image"][0], whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.data())
+def test_crop_equals_a_crop_voxel_by_voxel(sizes, data):
+    shape, size = tuple(n for n, _ in sizes), tuple(p for _, p in sizes)
+    start = data.draw(st.tuples(*[st.integers(-12, 12)] * len(shape)))
+    volume = np.random.default_rng(0).integers(1, 200, shape).astype(np.uint8)
+    found = crop(torch.from_numpy(volume)[None], start, size, -7.0)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found[0], cut(volume.astype(np.float32), start, size, -7))
 
 
 def test_every_start_is_drawn_equally_often():
@@ -134,6 +183,7 @@ def test_keeps_other_keys_channels_and_the_case():
     out = make_transform((6, 7), affine_prob=1, rotate_range=1.0)({**case, "case": "one"})
     assert out["case"] == "one"
     assert out["image"].shape == (2, 6, 7)
+    assert out["image"].is_contiguous()
     inside = torch.nn.functional.max_pool2d((out["label"] == IGNORE_LABEL).float(), 3, 1, 1) == 0
     np.testing.assert_allclose(out["image"].sum(0)[inside[0]], 1, atol=1e-4)
     for key, value in before.items():
@@ -147,7 +197,9 @@ def track(source: tuple[int, ...], parameters: SpatialParameters, size, spacing,
     """Where one bright voxel of the source lands, by the image and by the label."""
     image = torch.zeros(1, *shape)
     image[(0, *source)] = 1
-    out = make_transform(size).apply({"image": image, "label": image}, parameters, np.array(spacing))
+    points = 3 if parameters.displacements is None else parameters.displacements.shape[1:]
+    transform = make_transform(size, elastic_points=points)
+    out = transform.apply({"image": image, "label": image}, parameters, np.array(spacing))
     place = np.unravel_index(int(out["image"].argmax()), size)
     assert out["image"][(0, *place)] > 1 - 1e-4
     assert out["label"][(0, *place)] == 1
@@ -235,17 +287,12 @@ def test_drawn_rotation_in_3d_turns_about_its_axis(angle_of, plane):
 
 
 def reference_field(displacements: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """One spline at a time, axis by axis."""
+    """Splines through the vectors themselves, evaluated at every voxel, axis by axis."""
     field = displacements.astype(float)
     for axis, voxels in enumerate(size, start=1):
         points = field.shape[axis]
-        lines = np.moveaxis(field, axis, -1)
-        made = np.empty((*lines.shape[:-1], voxels))
-        for index in np.ndindex(lines.shape[:-1]):
-            spline = CubicSpline(np.arange(points), lines[index], bc_type="natural")
-            for voxel in range(voxels):
-                made[index][voxel] = spline(voxel * (points - 1) / (voxels - 1))
-        field = np.moveaxis(made, -1, axis)
+        positions = np.arange(voxels) * (points - 1) / (voxels - 1)
+        field = CubicSpline(np.arange(points), field, axis=axis, bc_type="natural")(positions)
     return field
 
 
@@ -254,7 +301,7 @@ def reference_field(displacements: np.ndarray, size: tuple[int, ...]) -> np.ndar
 )
 def test_field_is_scipys_spline_along_each_axis(points, size):
     displacements = np.random.default_rng(1).normal(0, 10, (len(size), *points))
-    field = interpolate_displacements(displacements, size)
+    field = make_field(displacements, size)
     np.testing.assert_allclose(field, reference_field(displacements, size), atol=1e-4)
 
 
@@ -262,7 +309,7 @@ def test_field_is_scipys_spline_along_each_axis(points, size):
 def test_field_passes_through_its_control_points(points, steps):
     displacements = np.random.default_rng(2).normal(0, 4, (len(points), *points))
     size = tuple((p - 1) * s + 1 for p, s in zip(points, steps, strict=True))
-    field = interpolate_displacements(displacements, size)
+    field = make_field(displacements, size)
     at_points = field[(slice(None), *(slice(None, None, step) for step in steps))]
     np.testing.assert_allclose(at_points, displacements, atol=1e-5)
 
@@ -270,43 +317,119 @@ def test_field_passes_through_its_control_points(points, steps):
 @pytest.mark.parametrize("points", [2, 3, 7])
 def test_spline_weights_add_to_one_and_meet_in_the_middle(points):
     np.testing.assert_allclose(spline_matrix(points, 20).sum(1), 1, atol=1e-6)
-    straight = spline_matrix(points, 1) @ torch.arange(points, dtype=torch.float32)
+    straight = spline_matrix(points, 1) @ np.arange(points)
     np.testing.assert_allclose(straight, (points - 1) / 2, atol=1e-6)
 
 
 # Image and label, in one resampling
 
 
-@pytest.mark.parametrize(
-    ("shape", "patch", "spacing"),
-    [((20, 25), (18, 16), (1, 1)), ((24, 20), (30, 14), (0.5, 2)), ((10, 12, 9), (8, 11, 12), (1, 2, 0.7))],
-)
-def test_equals_a_slow_reference(shape, patch, spacing):
-    """Field, rotation, scaling and translation, written with scipy, one resampling for all of them."""
-    dims, rng = len(shape), np.random.default_rng(3)
-    transform = make_transform(patch)
-    displacements = rng.normal(0, 1.5, (dims, *[3] * dims))
-    matrix = transform._rotation(rng.uniform(-0.6, 0.6, 3)) / 1.2
-    centre = np.array(shape) / 2 + rng.uniform(3, 6, dims)
-    case = make_case(shape)
-    out = transform.apply(case, SpatialParameters(centre, matrix, displacements), np.array(spacing))
-
-    field = reference_field(displacements, patch)
-    positions = np.empty((dims, *patch))
-    for index in np.ndindex(*patch):
-        offset = (np.array(index) - (np.array(patch) - 1) / 2) * spacing
-        positions[(slice(None), *index)] = centre + (matrix @ offset + field[(slice(None), *index)]) / spacing
-    image = ndimage.map_coordinates(
-        case["image"][0].numpy(), positions, order=1, mode="grid-constant", cval=0
+def reference_patch(case, parameters: SpatialParameters, transform, spacing) -> tuple[np.ndarray, ...]:
+    """Image, label, and which label voxels no rounding can change, by scipy in double precision."""
+    patch, dims = transform.patch_size, len(transform.patch_size)
+    offsets = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in patch], indexing="ij"))
+    moved = np.einsum("ij,j...->i...", parameters.matrix, offsets * np.reshape(spacing, (-1, *[1] * dims)))
+    if parameters.displacements is not None:
+        moved += reference_field(parameters.displacements, patch)
+    positions = moved / np.reshape(spacing, (-1, *[1] * dims)) + parameters.centre.reshape(-1, *[1] * dims)
+    image = np.stack(
+        [
+            ndimage.map_coordinates(c.numpy().astype(float), positions, order=1, mode="grid-constant")
+            for c in case["image"]
+        ]
     )
+    inner = positions[(slice(None), *transform.window)]
     label = ndimage.map_coordinates(
-        case["label"][0].numpy(), positions, order=0, mode="grid-constant", cval=IGNORE_LABEL
+        case["label"][0].numpy().astype(float),
+        inner,
+        order=0,
+        mode="grid-constant",
+        cval=transform.ignore_label,
     )
-    np.testing.assert_allclose(out["image"][0], image, atol=POSITION_TOLERANCE)
-    clear = (np.abs(positions % 1 - 0.5) > TIE).all(0)
+    return image, label, (np.abs(inner % 1 - 0.5) > TIE).all(0)
+
+
+def compare(case, parameters: SpatialParameters, transform, spacing) -> None:
+    out = transform.apply(case, parameters, np.array(spacing))
+    image, label, clear = reference_patch(case, parameters, transform, spacing)
     assert clear.mean() > 0.95
-    assert (label == IGNORE_LABEL).any()
+    for patch in out.values():
+        assert type(patch) is torch.Tensor
+        assert patch.dtype == torch.float32
+    np.testing.assert_allclose(out["image"], image, atol=POSITION_TOLERANCE)
     np.testing.assert_array_equal(out["label"][0].numpy()[clear], label[clear])
+
+
+EVERYTHING = {
+    "affine_prob": 1,
+    "scale_range": (0.7, 1.4),
+    "translate_range": 3.0,
+    "elastic_prob": 1,
+    "elastic_std": 2.0,
+    "foreground_prob": 0.5,
+    "units": "mm",
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("shape", "patch", "label_size", "points", "spacing"),
+    [
+        ((90, 70), (41, 32), None, 3, (1, 1)),
+        ((50, 64), (60, 48), (36, 31), (5, 2), (0.5, 2)),
+        ((40, 36, 30), (17, 14, 12), None, 4, (1, 1, 1)),
+        ((24, 20, 9), (16, 18, 12), (10, 11, 6), (3, 4, 2), (0.8, 1, 3)),
+    ],
+)
+def test_equals_a_slow_reference(shape, patch, label_size, points, spacing, seed):
+    """Everything at once, as drawn, inside the scan and beyond it; two channels, labels of whole numbers."""
+    dims, case = len(shape), make_case(shape, seed)
+    case["image"] = torch.cat([case["image"], make_case(shape, seed + 10)["image"]])
+    case["label"] = case["label"].to([torch.uint8, torch.int32, torch.int64, torch.float64][seed])
+    transform = make_transform(
+        patch,
+        seed,
+        label_size=label_size,
+        elastic_points=points,
+        rotate_range=0.6,
+        flip_axes=range(dims),
+        **EVERYTHING,
+    )
+    parameters = transform.randomize(case["label"], shape, np.array(spacing))
+    compare(case, parameters, transform, spacing)
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((90, 80), (20, 15)), ((40, 30, 36), (8, 10, 9))])
+def test_field_that_overshoots_its_control_points_finds_its_source(shape, patch):
+    """The weights of the voxel where a spline leaves its points the furthest, as signs of the vectors."""
+    dims = len(shape)
+    transform = make_transform(patch, elastic_points=5)
+    signs = np.ones([1] * dims)
+    for axis, weights in enumerate(transform.weights):
+        worst = weights[np.abs(weights).sum(1).argmax()]
+        signs = signs * np.sign(worst).reshape([-1 if a == axis else 1 for a in range(dims)])
+    displacements = np.stack([signs * 5.0] * dims)
+    assert np.abs(reference_field(displacements, patch)).max() > 6
+    centre = np.array(shape) / 2 + 0.3
+    for sign in (1, -1):
+        compare(
+            make_case(shape),
+            SpatialParameters(centre, np.eye(dims), displacements * sign),
+            transform,
+            [1] * dims,
+        )
+
+
+@pytest.mark.parametrize("elastic_prob", [0, 1])
+def test_takes_no_more_of_the_scan_than_the_patch_needs(elastic_prob):
+    """The scan is one voxel repeated 8e12 times: nothing of its size can be made."""
+    case = {
+        "image": torch.full((1, 1, 1, 1), 3, dtype=torch.uint8).expand(1, *[20000] * 3),
+        "label": torch.full((1, 1, 1, 1), 2.0).expand(1, *[20000] * 3),
+    }
+    out = make_transform((6, 7, 8), elastic_prob=elastic_prob, elastic_std=2.0)(case)
+    torch.testing.assert_close(out["image"], torch.full((1, 6, 7, 8), 3.0))
+    assert torch.equal(out["label"], torch.full((1, 6, 7, 8), 2.0))
 
 
 @pytest.mark.parametrize(("shape", "sigma"), [((48, 48), 3), ((40, 36, 32), 5)])
@@ -370,11 +493,14 @@ def test_ignored_are_exactly_the_voxels_outside(shift):
 
 def test_resample_interpolates_by_hand():
     volume = torch.tensor([[[0.0, 10.0], [20.0, 30.0]]])
-    points = torch.tensor([[[0.25, 1.0, -0.5]], [[0.5, -0.25, 0.0]]])  # (axis, 1, point)
+    # -1 to 1 are the outer faces of two voxels: voxel x lies at x - 0.5; the last axis comes first
+    points = torch.tensor([[[0.25, 0.5], [1.0, -0.25], [-0.5, 0.0]]])  # (1, point, axis)
     # 0.75 * 5 + 0.25 * 25; three quarters of 20; half of 0
-    torch.testing.assert_close(resample(volume, points, "bilinear"), torch.tensor([[[10.0, 15.0, 0.0]]]))
-    far = torch.tensor([[[0.0, -0.6]], [[1.4, 0.0]]])
-    torch.testing.assert_close(resample(volume, far, "nearest", 7.0), torch.tensor([[[10.0, 7.0]]]))
+    bilinear = resample(volume, points.flip(-1) - 0.5, "bilinear")
+    torch.testing.assert_close(bilinear, torch.tensor([[[10.0, 15.0, 0.0]]]))
+    far = torch.tensor([[[0.0, 1.4], [-0.6, 0.0]]])
+    nearest = resample(volume, far.flip(-1) - 0.5, "nearest", 7.0)
+    torch.testing.assert_close(nearest, torch.tensor([[[10.0, 7.0]]]))
 
 
 # What is drawn
@@ -386,6 +512,49 @@ def test_same_seed_same_patch():
     first, again, other = (make_transform((8, 8), seed, **arguments)(case)["image"] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("layout", ["whole", "transposed"])
+def test_draws_in_a_fixed_order(layout):
+    """A seed means the same patches for ever: written out with NumPy's generator alone."""
+    shape, patch, spacing = (14, 12, 10), (6, 7, 5), np.array([1.0, 2.0, 0.5])
+    label = make_case(shape)["label"]
+    label[label == 3] = IGNORE_LABEL
+    if layout == "transposed":
+        label = label.mT.contiguous().mT
+    arguments = {
+        "affine_prob": 0.7,
+        "rotate_range": (0.1, 0.2, 0.3),
+        "scale_range": (0.5, 3),
+        "translate_range": 4.0,
+        "flip_axes": (0, 2),
+        "elastic_prob": 0.6,
+        "elastic_std": 2.5,
+        "foreground_prob": 0.5,
+    }
+    transform, state = make_transform(patch, 5, **arguments), np.random.RandomState(5)
+    for _ in range(40):
+        start = [state.randint(n - p + 1) for n, p in zip(shape, patch, strict=True)]
+        if state.random_sample() < 0.5:
+            voxels = np.argwhere(label[0].numpy() == [1, 2][state.randint(2)])
+            wanted = voxels[state.randint(len(voxels))] - np.array(patch) // 2
+            start = [min(max(w, 0), n - p) for w, n, p in zip(wanted, shape, patch, strict=True)]
+        centre, matrix, displacements = start + (np.array(patch) - 1) / 2, np.eye(3), None
+        if state.random_sample() < 0.7:
+            angles = [state.uniform(-limit, limit) for limit in (0.1, 0.2, 0.3)]
+            matrix = transform._rotation(angles) / np.exp(state.uniform(np.log(0.5), np.log(3)))
+            centre = centre + state.uniform(-4, 4, 3) / spacing
+        matrix = matrix @ np.diag(
+            [-1 if axis != 1 and state.random_sample() < 0.5 else 1 for axis in range(3)]
+        )
+        if state.random_sample() < 0.6:
+            displacements = state.normal(0, 2.5, (3, 3, 3, 3))
+        drawn = transform.randomize(label, shape, spacing)
+        np.testing.assert_allclose(drawn.centre, centre)
+        np.testing.assert_allclose(drawn.matrix, matrix)
+        assert (drawn.displacements is None) == (displacements is None)
+        if displacements is not None:
+            np.testing.assert_array_equal(drawn.displacements, displacements)
 
 
 @pytest.mark.parametrize(
@@ -567,3 +736,9 @@ def test_arguments_that_break_a_rule_are_named(arguments, message):
 def test_case_with_another_number_of_axes_is_refused():
     with pytest.raises(InputError, match=r"image has the shape \(1, 5, 5, 5\): patch_size \[4, 4\]"):
         make_transform((4, 4))(make_case((5, 5, 5)))
+
+
+def test_keys_of_two_grids_are_refused():
+    case = {**make_case((5, 5)), "label": make_case((5, 6))["label"]}
+    with pytest.raises(InputError, match=r"label has \(5, 6\) voxels where image has \(5, 5\): resample"):
+        make_transform((4, 4))(case)

@@ -1,0 +1,94 @@
+"""One step of training: forward pass, loss, backward pass, AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor
+
+from bundle.benchmark import networks
+from bundle.benchmark.networks import Build, Variant
+from bundle.benchmark.runner import OURS, Contest, Entry, largest_difference, missing
+
+CLASSES = 3
+
+#: Batch, voxels along every axis, channels of the levels; by number of axes.
+SIZES = {3: (2, 64, (16, 32, 64, 128, 256)), 2: (1, 512, (32, 64, 128, 256, 512))}
+SMALL = {3: (1, 32, (4, 4, 8, 8, 8)), 2: (1, 32, (4, 4, 8, 8, 8))}
+
+#: Networks, whose they are, and the packages that they need.
+NETWORKS: dict[str, tuple[str, Callable, tuple[str, ...]]] = {
+    "PlainConvUNet": ("nnU-Net", networks.plain_conv_unet, (networks.NNUNET_NETWORKS,)),
+    "DynUNet": ("MONAI", networks.dyn_unet, ()),
+    "BasicUNet": ("MONAI", networks.basic_unet, ()),
+    "UNet": (OURS, networks.unet, ()),
+}
+
+
+def contests(small: bool, device: torch.device) -> list[Contest]:
+    """A step in three dimensions and one in two.
+
+    Args:
+        small: tiny sizes.
+        device: where to train.
+    """
+    return [_contest(dims, small, device) for dims in (3, 2)]
+
+
+def _contest(dims: int, small: bool, device: torch.device) -> Contest:
+    batch, size, channels = (SMALL if small else SIZES)[dims]
+    shape = (batch, 1, *[size] * dims)
+    entries = networks.ceilings(dims, device, small)
+    for name, (library, make, needs) in NETWORKS.items():
+        build = partial(make, dims, channels, CLASSES)
+        work = 0.0 if missing(needs) else networks.operations(build, shape, training=True)
+        runs = [(variant, "tuned") for variant in networks.variants(device)]
+        if library != OURS:
+            runs = list(product(networks.peer_variants(device), networks.peer_allocators(device)))
+        labels = [
+            f"{name}, {variant.name}" + (f", {allocator}" if library != OURS else "")
+            for variant, allocator in runs
+        ]
+        for label, (variant, allocator) in zip(labels, runs, strict=True):
+            entries[label] = Entry(
+                partial(_step, build, shape, variant, device),
+                library,
+                allocator,
+                needs,
+                work,
+                ceiling=networks.ceiling(dims, variant.precision),
+                reference=labels[0],
+            )
+    sizes = " x ".join(map(str, shape[2:]))
+    return Contest(
+        f"training: one step in {dims}D",
+        f"batch {batch}, {sizes}, channels {channels[0]}..{channels[-1]}, {CLASSES} classes, Dice and cross "
+        "entropy, AdamW; every entry against the first loss of the same network in its first line",
+        entries,
+        agreement="loss off by",
+        compare=largest_difference,
+    )
+
+
+def _step(
+    build: Build, shape: tuple[int, ...], variant: Variant, device: torch.device
+) -> Callable[[], Tensor]:
+    network = build().to(device).train()
+    image = torch.rand(shape, device=device)
+    label = torch.randint(CLASSES, shape, device=device)
+    network = variant.prepare(network, image)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    def work() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_function(network(image), label)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return work

@@ -1,0 +1,137 @@
+"""How much memory the process holds, and how much a forward pass is going to need."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from scripts.errors import InputError
+from scripts.networks import output_size
+
+#: glibc's defaults (malloc.h, mallopt(3)) for what scripts.process.keep_memory changes.
+_MALLOPT = {-4: 65536, -1: 128 * 1024, -2: 128 * 1024}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+
+#: Channels of a block in the layout of oneDNN with AVX-512 (nCdhw16c); other processors take smaller ones.
+CHANNEL_BLOCK = 16
+
+#: Shortest axis to which a tile is halved for a network that does not say which sizes are legal.
+SHORTEST_AXIS = 8
+
+
+def resident_bytes() -> int:
+    """Memory of this process that lies in RAM; where the system does not tell, the most that ever did."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
+
+
+def release_memory() -> None:
+    """Have the C library give freed memory back to the system, from now on and what it kept until now."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "gnu_get_libc_version"):
+        for parameter, value in _MALLOPT.items():
+            libc.mallopt(parameter, value)
+        libc.malloc_trim(0)
+
+
+def forward_bytes(
+    network: nn.Module, size: Sequence[int], dtype: torch.dtype | None = None
+) -> tuple[int, int]:
+    """Most memory that the tensors of a forward pass on the CPU take up at one time; nothing is computed.
+
+    A convolution counts its input and its output twice: the library copies them to a layout of its own, with
+    channels in blocks.
+
+    Args:
+        network: takes and gives (B, C, *spatial); a list counts by its first.
+        size: (B, C, *spatial).
+        dtype: type of mixed precision, or None for float32.
+
+    Returns:
+        Bytes, and the classes of the logits.
+    """
+    counter = _LiveBytes()
+    mixed = torch.autocast("cpu", dtype) if dtype else nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter, mixed:
+        logits = network(torch.empty(tuple(size)))
+        first = logits if isinstance(logits, torch.Tensor) else logits[0]
+        return counter.peak, first.shape[1]
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the storages of the tensors that operations make, while these live.
+
+    Attributes:
+        peak: the most bytes at one time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self.known:
+                self.known.add(key)
+                self.now += size
+                weakref.finalize(storage, self._forget, key, size)
+        copies = 0
+        if func is torch.ops.aten.convolution.default:
+            for copied in (args[0], result):
+                blocks = -(-copied.shape[1] // CHANNEL_BLOCK)
+                copies += copied.nbytes * blocks * CHANNEL_BLOCK // copied.shape[1]
+        self.peak = max(self.peak, self.now + copies)
+        return result
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.remove(key)
+        self.now -= size
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def next_smaller(network: nn.Module, tile: Sequence[int], axis: int) -> tuple[int, ...] | None:
+    """A tile with one axis cut down to the next length that the network may take.
+
+    Args:
+        network: one with `output_size` says which lengths are legal; for any other an axis is halved.
+        tile: voxels, one number an axis, legal for the network.
+        axis: the axis to cut down.
+
+    Returns:
+        The smaller tile, or None if there is none.
+    """
+    if hasattr(network, "output_size"):
+        lengths: Sequence[int] = range(tile[axis] - 1, 0, -1)
+    else:
+        lengths = [tile[axis] // 2] if tile[axis] % 2 == 0 and tile[axis] >= 2 * SHORTEST_AXIS else []
+    for length in lengths:
+        smaller = (*tile[:axis], length, *tile[axis + 1 :])
+        try:
+            output_size(network, smaller)
+        except InputError:
+            continue
+        return smaller
+    return None
