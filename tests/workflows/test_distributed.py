@@ -24,7 +24,7 @@ WEIGHT_TOLERANCE = 1e-3
 SCORE_TOLERANCE = 1e-3
 
 #: Non-random enough to be compared: crops that stay inside the picture, so that both halves of a batch hold
-#: as many annotated pixels, a Dice of each sample, and an optimizer that is linear in the gradient.
+#: as many annotated pixels, a Dice of each sample, an optimizer that is linear in the gradient, no bf16.
 PLAIN: dict[str, Any] = {
     "patch_size": [32, 32],
     "channels": [8, 16],
@@ -32,6 +32,7 @@ PLAIN: dict[str, Any] = {
     "max_epochs": 4,
     "val_interval": 2,
     "learning_rate": 0.2,
+    "amp": False,
     "loss": {"_target_": "scripts.losses.DiceCELoss", "alpha": "@alpha", "batch": False},
     "optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": "@learning_rate"},
     "augment": [
