@@ -55,14 +55,12 @@ class Windows:
         tile: voxels that the network sees.
         window: voxels that it predicts, at the centre of the tile.
         corners: for each axis where windows start, in voxels of the image; they may stick out of it.
-        importance: weight of each voxel of a window against those of other windows, (*window).
         mirrored: what lies outside of the image: its mirror image, or zeros.
     """
 
     tile: Axes
     window: Axes
     corners: tuple[list[int], ...]
-    importance: torch.Tensor
     mirrored: bool
 
 
@@ -104,6 +102,10 @@ class SlabInferer(Inferer):
     def windows(self, network: Callable[..., Any], spatial: Axes, tile: Axes) -> Windows:
         """Where the windows of an image of this size lie."""
 
+    @abstractmethod
+    def importance(self, window: Axes) -> torch.Tensor:
+        """Weight of each voxel of a window against those of other windows, (*window)."""
+
     def slabs(
         self,
         source: Source,
@@ -136,7 +138,8 @@ class SlabInferer(Inferer):
             raise InputError(f"image of {list(spatial)} voxels: give every axis at least one")
         tile, batch_size = self._fit(network, source, axis, held)
         layout = self.windows(network, spatial, tile)
-        window, importance = layout.window, layout.importance.to(_device(network, source))
+        window = layout.window
+        importance = self.importance(window).to(_device(network, source))
         walked = layout.corners[axis]
         across = list(product(*layout.corners[:axis], [walked[0]], *layout.corners[axis + 1 :]))
         # Sums and weights cover whole windows; what of them lies within the image is handed on.
@@ -226,8 +229,9 @@ class SlabInferer(Inferer):
             peak, classes = self.runtime.peak_bytes(network, (batch_size, channels, *tile))
             extent = [c[-1] - c[0] + n for c, n in zip(layout.corners, layout.window, strict=True)]
             extent[axis] = layout.window[axis]
-            sums = 4 * (classes + 2) * math.prod(extent)  # and the weights, of a row and of all
-            return peak + sums + held(classes)
+            sums = (classes + 2) * math.prod(extent)  # and the weights, of a row and of all
+            before = batch_size * (classes * math.prod(layout.window) + channels * math.prod(tile))
+            return peak + 4 * (sums + before) + held(classes)
 
         batch_size = self.sw_batch_size
         need = needed(tile, batch_size)
@@ -310,7 +314,11 @@ class SlidingWindowInferer(SlabInferer):
         """Windows that cover the image, the last of each axis moved back to end with it."""
         overlap = ensure_tuple_rep(self.overlap, len(spatial))
         corners = tuple(_starts(*axis) for axis in zip(spatial, tile, overlap, strict=True))
-        return Windows(tile, tile, corners, compute_importance_map(tile, mode=self.mode), mirrored=False)
+        return Windows(tile, tile, corners, mirrored=False)
+
+    def importance(self, window: Axes) -> torch.Tensor:
+        """MONAI's weights for the mode of blending."""
+        return compute_importance_map(window, mode=self.mode)
 
 
 class OverlapTileInferer(SlabInferer):
@@ -352,7 +360,11 @@ class OverlapTileInferer(SlabInferer):
         """Windows side by side from the first voxel on; the last of each axis may stick out."""
         size = output_size(cast(nn.Module, network), tile)
         corners = tuple(list(range(0, n, step)) for n, step in zip(spatial, size, strict=True))
-        return Windows(tile, size, corners, torch.ones(size), mirrored=True)
+        return Windows(tile, size, corners, mirrored=True)
+
+    def importance(self, window: Axes) -> torch.Tensor:
+        """One each: windows do not overlap."""
+        return torch.ones(window)
 
 
 class AveragedOrientations(Inferer):

@@ -19,11 +19,16 @@ from torch.utils._pytree import tree_leaves
 from scripts.errors import InputError
 from scripts.networks import output_size
 
-#: glibc's defaults (malloc.h, mallopt(3)) for what scripts.process.keep_memory changes.
-_MALLOPT = {-4: 65536, -1: 128 * 1024, -2: 128 * 1024}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+#: glibc's mallopt parameters (malloc.h): how many blocks may be mapped by themselves, which go back to the
+#: system when freed (its default, where scripts.process.keep_memory maps none); from which size on they are;
+#: and how much free memory may stay at the end of the heap, and comes with a new piece of it. Bytes.
+_MALLOPT = {-4: 65536, -3: 4 << 20, -1: 16 << 20, -2: 1 << 20}
 
 #: Channels of a block in the layout of oneDNN with AVX-512 (nCdhw16c); other processors take smaller ones.
 CHANNEL_BLOCK = 16
+
+#: Share of its length to which an axis of a tile is cut down at most in one step.
+CUT = 7 / 8
 
 #: Shortest axis to which a tile is halved for a network that does not say which sizes are legal.
 SHORTEST_AXIS = 8
@@ -113,7 +118,7 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 def next_smaller(network: nn.Module, tile: Sequence[int], axis: int) -> tuple[int, ...] | None:
-    """A tile with one axis cut down to the next length that the network may take.
+    """A tile with one axis cut down, by an eighth or more, to a length that the network may take.
 
     Args:
         network: one with `output_size` says which lengths are legal; for any other an axis is halved.
@@ -124,7 +129,7 @@ def next_smaller(network: nn.Module, tile: Sequence[int], axis: int) -> tuple[in
         The smaller tile, or None if there is none.
     """
     if hasattr(network, "output_size"):
-        lengths: Sequence[int] = range(tile[axis] - 1, 0, -1)
+        lengths: Sequence[int] = range(int(tile[axis] * CUT), 0, -1)
     else:
         lengths = [tile[axis] // 2] if tile[axis] % 2 == 0 and tile[axis] >= 2 * SHORTEST_AXIS else []
     for length in lengths:

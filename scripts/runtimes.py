@@ -40,8 +40,8 @@ CODE_BYTES = {
     "torch": 100_000_000,
     "compile": 500_000_000,
     "onnxruntime": 300_000_000,
-    "openvino": 300_000_000,
-    "auto": 350_000_000,
+    "openvino": 250_000_000,
+    "auto": 300_000_000,
 }
 WEIGHT_COPIES = 3
 
@@ -249,6 +249,8 @@ def _compile(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Pre
 def _onnxruntime(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
     import onnxruntime
 
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # each rewriting step is told about
+        logging.getLogger(name).setLevel(logging.ERROR)
     program = cast("torch.onnx.ONNXProgram", torch.onnx.export(network, (tile,), dynamo=True, verbose=False))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -268,7 +270,12 @@ def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Pr
     frontend = FrontEndManager().load_by_framework("pytorch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.jit.trace: that it is old, and that sizes become constants
-        decoder = TorchScriptPythonDecoder(network, example_input=(tile,), shared_memory=True)
+        decoder = TorchScriptPythonDecoder(
+            network,
+            example_input=(tile,),
+            shared_memory=True,
+            trace_kwargs={"check_trace": False},  # which would compute the network three times more
+        )
     model = frontend.convert(frontend.load(decoder))
     model.reshape(list(tile.shape))
     compiled = Core().compile_model(

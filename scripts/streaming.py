@@ -4,9 +4,7 @@ The result is that of `configs/inference.json`: the same geometry, intensities a
 brought back to the grid of the file before the most probable class is taken. Only what a tile needs is read,
 and turned, resampled and normalised on the way; only what is finished is written.
 
-A volume is an uncompressed NIfTI file (`.nii`), or a folder `.zarr` that holds one Zarr array with the axes
-(x, y, z) or (x, y, z, channel) and, among its attributes, `affine`, 4 x 4, from voxels to mm, RAS+, or
-`spacing`, the edges of a voxel in mm.
+`scripts.data.volumes` says what a volume is.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,12 +26,12 @@ from monai.data import MetaTensor
 from monai.data.utils import AFFINE_TOL
 from monai.inferers import Inferer
 from monai.transforms import NormalizeIntensityd, Orientationd, Spacingd, Transform
-from nibabel.filebasedimages import ImageFileError
 from nibabel.volumeutils import apply_read_scaling
 from torch import nn
 
-from scripts.data.checks import Problem, image_suffix, summarise
-from scripts.data.datalist import InferenceCases, case_id, file_stem, list_images
+from scripts.data.checks import Problem
+from scripts.data.datalist import InferenceCases, file_stem
+from scripts.data.volumes import BadVolume, Box, Volume, open_volume
 from scripts.data.writers import label_type
 from scripts.errors import InputError
 from scripts.files import written_whole
@@ -45,50 +42,17 @@ from scripts.transforms import ClassesToLabelsd
 
 logger = logging.getLogger(__name__)
 
-#: Voxels of the file that are resampled at once.
+#: Voxels that are resampled at once, or enter the statistics at once.
 PIECE_VOXELS = 1_000_000
 
-#: Planes along the second and the third axis of the file that a block of the statistics has.
-BLOCK_PLANES = 64
+#: Rows of the file, along its second axis, that the statistics take at once.
+BLOCK_ROWS = 64
+
+#: Seconds between two lines of the log about a volume's progress.
+LOG_INTERVAL = 60.0
 
 #: How far a voxel may lie from where an axis-parallel grid has it, in voxels.
 SHEAR_TOLERANCE = 0.01
-
-Box = tuple[slice, ...]
-
-
-class BadVolume(InputError):
-    """A volume that cannot be segmented; the others can.
-
-    Args:
-        path: the file or folder.
-        found: what it holds, to follow the word "found".
-        rule: what is asked for.
-        fix: what the user can do.
-    """
-
-    def __init__(self, path: str | Path, found: str, rule: str, fix: str) -> None:
-        self.problem = Problem(case_id(path), str(path), found, rule, fix)
-        super().__init__(self.problem.sentence())
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A volume on disk.
-
-    Attributes:
-        path: the file or folder.
-        shape: voxels, (x, y, z).
-        affine: (4, 4), from voxels to mm.
-        read: for each channel what reads a box of it, in the type of the file.
-        scaling: slope and intercept that turn these values into intensities.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-    affine: np.ndarray
-    read: tuple[Callable[[Box], np.ndarray], ...]
-    scaling: tuple[float, float] = (1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -249,10 +213,9 @@ class NetworkView:
         """Mean 0 and standard deviation 1 for each channel, as NormalizeIntensityd has it."""
         # The blocks hold whole rows of the file; means and squares are merged as Chan, Golub and LeVeque do
         # ("Updating formulae and a pairwise algorithm for computing sample variances", 1979).
-        sizes = [
-            n if source == 0 else BLOCK_PLANES
-            for n, source in zip(self.shape[1:], self.geometry.sources, strict=True)
-        ]
+        rows = self.shape[1 + self.geometry.sources.index(0)]
+        per_file_axis = (rows, BLOCK_ROWS, max(PIECE_VOXELS // (rows * BLOCK_ROWS), 1))
+        sizes = [per_file_axis[source] for source in self.geometry.sources]
         starts = [range(0, n, size) for n, size in zip(self.shape[1:], sizes, strict=True)]
         count, mean, squares = 0, torch.zeros(self.shape[0]).double(), torch.zeros(self.shape[0]).double()
         for corner in product(*starts):
@@ -278,157 +241,6 @@ class NetworkView:
         shape = (-1, 1, 1, 1)
         mean, spread = mean.float().view(shape), spread.float().view(shape)
         return lambda values: values.sub_(mean).div_(spread)
-
-
-def open_volume(path: str | Path, in_channels: int) -> Volume:
-    """Open a volume without reading its voxels.
-
-    Args:
-        path: a `.nii` file or a `.zarr` folder, see the module.
-        in_channels: channels that the network takes.
-
-    Raises:
-        BadVolume: it cannot be read piece by piece, or has another number of axes or channels.
-        InputError: it is a Zarr array, and zarr is not installed.
-    """
-    path = Path(path)
-    suffix = ".zarr" if path.suffix.lower() == ".zarr" else image_suffix(path).lower()
-    if suffix == ".nii.gz":
-        raise BadVolume(
-            path,
-            "a compressed file",
-            "only an uncompressed one can be read piece by piece",
-            f"uncompress it with 'gunzip --keep {path.name}' and put {path.stem} in its place",
-        )
-    if suffix not in (".nii", ".zarr"):
-        raise BadVolume(
-            path, "another kind of file", "a volume is a .nii file or a .zarr folder", "convert or remove it"
-        )
-    try:
-        volume, dtype, shape = (_open_zarr if suffix == ".zarr" else _open_nifti)(path)
-    except (OSError, ValueError, KeyError, ImageFileError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(str(error).split())[:120]
-        raise BadVolume(
-            path, f"a broken volume ({reason})", "it must be readable", "write it again"
-        ) from error
-    if dtype.kind not in "biuf":
-        raise BadVolume(
-            path,
-            f"voxels of type {dtype}",
-            "voxels must be integers or real numbers",
-            "save it with one number per voxel",
-        )
-    if len(volume.read) != in_channels or len(shape) not in (3, 4) or min(shape) < 1:
-        raise BadVolume(
-            path,
-            f"shape {shape}",
-            f"a volume with {in_channels} channel(s) is expected, several as the last of four axes",
-            "save it so, or set --in_channels right",
-        )
-    affine = volume.affine
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        raise BadVolume(
-            path,
-            "an affine that is not invertible",
-            "it must say where each voxel lies in mm",
-            "write a correct affine",
-        )
-    return volume
-
-
-def _open_nifti(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
-    image: Any = nib.load(path)  # type: ignore[attr-defined]
-    proxy = image.dataobj
-    shape, dtype = proxy.shape, proxy.dtype
-    width, height, depth = (*shape, 1, 1, 1)[:3]
-    if path.stat().st_size < proxy.offset + math.prod(shape) * dtype.itemsize:
-        raise BadVolume(path, "a truncated file", "all its voxels must be there", "copy or download it again")
-
-    def reader(channel: int) -> Callable[[Box], np.ndarray]:
-        # Rows are read, not mapped: the pages of a map would count as the process's own.
-        def read(box: Box) -> np.ndarray:
-            x, y, z = box
-            rows = y.stop - y.start
-            values = np.empty((x.stop - x.start, rows, z.stop - z.start), dtype, order="F")
-            with path.open("rb") as file:
-                for index, plane in enumerate(range(z.start, z.stop)):
-                    before = width * (y.start + height * (plane + depth * channel))
-                    file.seek(proxy.offset + before * dtype.itemsize)
-                    read_rows = np.fromfile(file, dtype, width * rows).reshape((width, rows), order="F")
-                    values[..., index] = read_rows[x]
-            return values
-
-        return read
-
-    channels = shape[3] if len(shape) == 4 else 1
-    read = tuple(reader(channel) for channel in range(channels))
-    scaling = (float(proxy.slope), float(proxy.inter))
-    return Volume(path, (width, height, depth), image.affine, read, scaling), dtype, shape
-
-
-def _open_zarr(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
-    if not find_spec("zarr"):
-        raise InputError(
-            f"{path} is a Zarr array, and zarr is not installed: run pip install -r requirements-runtimes.txt"
-        )
-    import zarr
-
-    array = zarr.open_array(path, mode="r")
-    shape = tuple(array.shape)
-    if "affine" in array.attrs:
-        affine = np.array(array.attrs["affine"], dtype=float)
-    elif "spacing" in array.attrs:
-        affine = np.diag([*np.array(array.attrs["spacing"], dtype=float), 1.0])
-    else:
-        raise BadVolume(
-            path,
-            "neither 'affine' nor 'spacing' among the attributes",
-            "one of them must say how large a voxel is in mm",
-            "add it, for example array.attrs['spacing'] = [1.0, 1.0, 1.0]",
-        )
-
-    def reader(channel: tuple[int, ...]) -> Callable[[Box], np.ndarray]:
-        return lambda box: np.asarray(array[(*box, *channel)])  # type: ignore[index]
-
-    read = tuple(map(reader, [()] if len(shape) == 3 else [(channel,) for channel in range(shape[-1])]))
-    return Volume(path, shape[:3], affine, read), np.dtype(array.dtype), shape
-
-
-def read_volumes(dataset_dir: str | Path, *, in_channels: int) -> InferenceCases:
-    """Find the volumes of a folder; bad ones are logged and left out. No voxel is read.
-
-    Args:
-        dataset_dir: folder of `.nii` files and `.zarr` folders.
-        in_channels: channels that the network takes.
-
-    Returns:
-        The sound volumes and the problems of the others.
-
-    Raises:
-        InputError: the folder is missing, or holds no volume or none that is sound.
-    """
-    folder = Path(dataset_dir).expanduser().absolute()
-    if not folder.is_dir():
-        raise InputError(f"dataset_dir {folder} is no folder: hand the folder of the volumes")
-    paths = sorted([*list_images(folder), *folder.glob("*.zarr")])
-    if not paths:
-        raise InputError(f"dataset_dir {folder} holds no volumes: put .nii files or .zarr folders in")
-    result = InferenceCases([])
-    for path in paths:
-        try:
-            open_volume(path, in_channels)
-            result.cases.append({"image": str(path), "case": case_id(path)})
-        except BadVolume as error:
-            result.problems.append(error.problem)
-    if not result.cases:
-        raise InputError(
-            summarise(result.problems, f"None of the {len(paths)} volumes in {folder} is usable:")
-        )
-    for problem in result.problems:
-        logger.error(problem.sentence())
-    return result
 
 
 class VolumeSegmenter:
@@ -533,7 +345,7 @@ class VolumeSegmenter:
 
         def held(classes: int) -> int:
             # a few planes of probabilities on the way back, and a piece of the file on the way in
-            return 4 * (4 * classes * plane + 8 * PIECE_VOXELS)
+            return 4 * (6 * classes * plane + 8 * PIECE_VOXELS)
 
         values = np.array(
             [self.values[index] for index in range(len(self.values) - (IGNORE_LABEL in self.values))]
@@ -546,9 +358,13 @@ class VolumeSegmenter:
             header.write_to(file)
             file.truncate(header.single_vox_offset + math.prod(volume.shape) * values.itemsize)
             slabs = self.inferer.slabs(view, self.network, view.axis, held)
-            for index, classes in _file_planes(slabs, geometry, view.axis):
+            said = began
+            for done, (index, classes) in enumerate(_file_planes(slabs, geometry, view.axis), start=1):
                 file.seek(header.single_vox_offset + index * classes.size * values.itemsize)
                 file.write(values[classes].tobytes(order="F"))
+                if time.monotonic() - said > LOG_INTERVAL:
+                    said = time.monotonic()
+                    logger.info("%s: %d of %d planes", path.name, done, volume.shape[2])
         logger.info("%s: %s voxels in %.0f s", path.name, volume.shape, time.monotonic() - began)
 
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import platform
+import re
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,7 @@ def benchmark(
     only: Annotated[
         list[str] | None, typer.Option("--only", help=f"One of {', '.join(CONTESTS)}; repeatable")
     ] = None,
+    match: Annotated[str, typer.Option("--match", help="Regular expression for the entries' names")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write all figures")] = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Rounds that count, after one to warm up")] = 5,
     small: Annotated[bool, typer.Option("--small", help="Tiny sizes, to see that everything runs")] = False,
@@ -46,6 +48,10 @@ def benchmark(
     for name in chosen:
         if name not in CONTESTS:
             raise InputError(f"--only is {name!r}: give one of {', '.join(CONTESTS)}")
+    try:
+        re.compile(match)
+    except re.error as error:
+        raise InputError(f"--match is {match!r}, no regular expression ({error}): give one") from None
     if rounds < 1:
         raise InputError(f"--rounds is {rounds}: give 1 or more")
     if threads is not None and threads < 1:
@@ -62,7 +68,8 @@ def benchmark(
 
     for name in chosen:
         module = importlib.import_module(f"bundle.benchmark.{name}")
-        for contest in module.contests(small, place):
+        for whole in module.contests(small, place):
+            contest = runner.select(whole, match)
             turns = (rounds + 1) * sum(not runner.missing(entry.needs) for entry in contest.entries.values())
             with tqdm(total=turns, desc=contest.title, leave=False) as bar:
 
@@ -111,9 +118,12 @@ def _device(name: str) -> torch.device:
         raise InputError(f"--device is {name!r}: give cpu, cuda or cuda:1") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device is {name!r}: give cpu, cuda or cuda:1")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cpu":
+        return device
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
         raise InputError(f"--device is {name!r}, which PyTorch does not find here: give cpu")
-    return device
+    return torch.device("cuda", index)
 
 
 def _processor() -> str:

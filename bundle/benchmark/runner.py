@@ -12,13 +12,14 @@ import io
 import math
 import multiprocessing
 import os
+import re
 import resource
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -143,16 +144,17 @@ def run(
     outcomes: dict[str, Any] = {}
     compared_with = {entry.reference for entry in contest.entries.values()}
 
-    def take_turn(name: str, what: Callable[[str, Worker], None]) -> None:
-        """One turn; an entry that fails takes no more, and its result says why."""
-        tick(name)
-        try:
-            what(name, workers[name])
-        except Failure as failure:
-            results[name] = Result(note=f"failed: {failure}")
-            workers.pop(name).stop()
+    def each(what: Callable[[str, Worker], None]) -> None:
+        """One turn of every entry; one that fails takes no more, and its result says why."""
+        for name in list(workers):
+            try:
+                what(name, workers[name])
+            except Failure as failure:
+                results[name] = Result(note=f"failed: {failure}")
+                workers.pop(name).stop()
 
     def warm_up(name: str, worker: Worker) -> None:
+        tick(name)
         outcome = worker.ask(True)
         reference = contest.entries[name].reference
         if name in compared_with:
@@ -161,21 +163,30 @@ def run(
             results[name].agreement = contest.compare(outcome, outcomes[reference])
 
     def measure(name: str, worker: Worker) -> None:
+        tick(name)
         results[name].seconds.append(worker.ask(True))
 
+    def finish(name: str, worker: Worker) -> None:
+        results[name].memory = worker.ask(False)
+
     try:
-        for name in list(workers):
-            take_turn(name, warm_up)
+        each(warm_up)
         outcomes.clear()
         for _ in range(rounds):
-            for name in list(workers):
-                take_turn(name, measure)
-        for name, worker in workers.items():
-            results[name].memory = worker.ask(False)
+            each(measure)
+        each(finish)
     finally:
         for worker in workers.values():
             worker.stop()
     return results
+
+
+def select(contest: Contest, pattern: str) -> Contest:
+    """The entries whose names match a regular expression, and those that they are measured by."""
+    named = {name: entry for name, entry in contest.entries.items() if re.search(pattern, name)}
+    others = {other for entry in named.values() for other in (entry.reference, entry.ceiling)}
+    kept = {name: entry for name, entry in contest.entries.items() if name in named or name in others}
+    return replace(contest, entries=kept)
 
 
 def missing(packages: Sequence[str]) -> str:
@@ -332,6 +343,8 @@ def _serve(
     torch.manual_seed(0)
     np.random.seed(0)
     torch.backends.cudnn.benchmark = True
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
         connection.recv()
         with contextlib.redirect_stdout(io.StringIO()):

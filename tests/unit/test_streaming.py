@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -25,19 +24,13 @@ from monai.transforms import (
 
 from scripts import streaming
 from scripts.data.datalist import InferenceCases
+from scripts.data.volumes import open_volume
 from scripts.errors import InputError
 from scripts.inferers import SlidingWindowInferer
 from scripts.networks import UNet
-from scripts.streaming import (
-    BadVolume,
-    NetworkView,
-    VolumeSegmenter,
-    find_geometry,
-    open_volume,
-    read_volumes,
-)
+from scripts.streaming import NetworkView, VolumeSegmenter, find_geometry
 from scripts.transforms import ClassesToInstancesd, ClassesToLabelsd
-from tests.commands import ROOT, config_files, input_error, run
+from tests.commands import ROOT, input_error, run
 
 #: Values on disk of the three classes.
 LABELS = {"background": 0, "left": 3, "right": 200}
@@ -119,7 +112,7 @@ def test_pieces_and_blocks_do_not_show(tmp_path, monkeypatch):
     box = tuple(slice(0, n) for n in (1, *where.shape))
     whole = NetworkView(volume, where, 1)[box]
     monkeypatch.setattr(streaming, "PIECE_VOXELS", 700)
-    monkeypatch.setattr(streaming, "BLOCK_PLANES", 4)
+    monkeypatch.setattr(streaming, "BLOCK_ROWS", 4)
     torch.testing.assert_close(NetworkView(volume, where, 1)[box], whole)
 
 
@@ -226,45 +219,6 @@ def test_bad_volumes_are_reported_and_the_others_done(tmp_path, checkpoint, capf
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "message"),
-    [
-        ("a.nii", lambda path: write_nifti(path, np.zeros((4, 5, 6, 2)), np.eye(4)), r"shape \(4, 5, 6, 2\)"),
-        ("a.nii", lambda path: path.write_bytes(b"no header"), "a broken volume"),
-        ("a.png", lambda path: path.write_bytes(b""), "another kind of file"),
-        (
-            "a.nii",
-            lambda path: write_nifti(path, np.zeros((4, 5)), np.eye(4), complex),
-            "voxels of type complex",
-        ),
-    ],
-)
-def test_volume_that_cannot_be_segmented_is_refused(tmp_path, name, write, message):
-    write(tmp_path / name)
-    with pytest.raises(BadVolume, match=f"{name}: found {message}"):
-        open_volume(tmp_path / name, 1)
-    with pytest.raises(InputError, match=message):
-        read_volumes(tmp_path, in_channels=1)
-
-
-@needs_zarr
-def test_zarr_array_must_say_how_large_its_voxels_are(tmp_path):
-    import zarr
-
-    array = zarr.create_array(tmp_path / "a.zarr", shape=(4, 5, 6, 2), dtype="int16")
-    with pytest.raises(BadVolume, match="neither 'affine' nor 'spacing' among the attributes"):
-        open_volume(tmp_path / "a.zarr", 2)
-    array.attrs["spacing"] = [1, 2, 3]
-    np.testing.assert_array_equal(open_volume(tmp_path / "a.zarr", 2).affine, np.diag([1, 2, 3, 1]))
-
-
-def test_folder_without_volumes_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no volumes"):
-        read_volumes(tmp_path, in_channels=1)
-    with pytest.raises(InputError, match="is no folder"):
-        read_volumes(tmp_path / "missing", in_channels=1)
-
-
-@pytest.mark.parametrize(
     ("part", "value", "message"),
     [
         ("inferer", None, "inferer is a NoneType, which needs the whole volume"),
@@ -300,7 +254,8 @@ from scripts.memory import resident_bytes
 from scripts.inferers import SlidingWindowInferer
 from scripts.networks import UNet
 from scripts.process import set_up
-from scripts.streaming import VolumeSegmenter, read_volumes
+from scripts.data.volumes import read_volumes
+from scripts.streaming import VolumeSegmenter
 from scripts.transforms import ClassesToLabelsd
 from monai.transforms import NormalizeIntensityd, Orientationd, Spacingd
 
@@ -353,7 +308,3 @@ def test_volume_larger_than_memory(tmp_path):
     found = np.asarray(nib.Nifti1Image.from_filename(tmp_path / "large_seg.nii").dataobj)
     assert found.shape == shape
     assert (found[:, 310:340, 210:290:10] != found[0, 0, 0]).mean() > 0.5
-
-
-def test_overlay_is_read_on_top_of_inference():
-    assert [Path(file).is_file() for file in config_files("inference", "large_volume")] == [True, True]

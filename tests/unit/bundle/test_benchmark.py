@@ -259,3 +259,18 @@ def test_wrong_options_are_one_sentence(options, sentence):
 def test_page_describes_every_contest():
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert [name for name in CONTESTS if f"### {name}\n" not in page] == []
+
+
+def test_entries_are_selected_with_what_they_are_measured_by():
+    entry = partial(Entry, make_failing)
+    entries = {
+        "best": entry(CEILING),
+        "slow": entry("x"),
+        "fast one": entry(OURS, ceiling="best", reference="slow"),
+        "other": entry("x", reference="best"),
+    }
+    contest = Contest("", "", entries)
+    assert list(runner.select(contest, "^fast").entries) == ["best", "slow", "fast one"]
+    assert runner.select(contest, "").entries == entries
+    with pytest.raises(InputError, match=r"--match is '\(', no regular expression"):
+        CliRunner().invoke(app, ["benchmark", "--match", "("], catch_exceptions=False)

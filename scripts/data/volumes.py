@@ -1,0 +1,213 @@
+"""Volumes that stay on disk and are read box by box.
+
+A volume is an uncompressed NIfTI file (`.nii`), or a folder `.zarr` that holds one Zarr array with the axes
+(x, y, z) or (x, y, z, channel) and, among its attributes, `affine`, 4 x 4, from voxels to mm, RAS+, or
+`spacing`, the edges of a voxel in mm.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from scripts.data.checks import Problem, image_suffix, summarise
+from scripts.data.datalist import InferenceCases, case_id, list_images
+from scripts.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Box = tuple[slice, ...]
+
+
+class BadVolume(InputError):
+    """A volume that cannot be segmented; the others can.
+
+    Args:
+        path: the file or folder.
+        found: what it holds, to follow the word "found".
+        rule: what is asked for.
+        fix: what the user can do.
+    """
+
+    def __init__(self, path: str | Path, found: str, rule: str, fix: str) -> None:
+        self.problem = Problem(case_id(path), str(path), found, rule, fix)
+        super().__init__(self.problem.sentence())
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume on disk.
+
+    Attributes:
+        path: the file or folder.
+        shape: voxels, (x, y, z).
+        affine: (4, 4), from voxels to mm.
+        read: for each channel what reads a box of it, in the type of the file.
+        scaling: slope and intercept that turn these values into intensities.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    read: tuple[Callable[[Box], np.ndarray], ...]
+    scaling: tuple[float, float] = (1.0, 0.0)
+
+
+def open_volume(path: str | Path, in_channels: int) -> Volume:
+    """Open a volume without reading its voxels.
+
+    Args:
+        path: a `.nii` file or a `.zarr` folder, see the module.
+        in_channels: channels that the network takes.
+
+    Raises:
+        BadVolume: it cannot be read piece by piece, or has another number of axes or channels.
+        InputError: it is a Zarr array, and zarr is not installed.
+    """
+    path = Path(path)
+    suffix = ".zarr" if path.suffix.lower() == ".zarr" else image_suffix(path).lower()
+    if suffix == ".nii.gz":
+        raise BadVolume(
+            path,
+            "a compressed file",
+            "only an uncompressed one can be read piece by piece",
+            f"uncompress it with 'gunzip --keep {path.name}' and put {path.stem} in its place",
+        )
+    if suffix not in (".nii", ".zarr"):
+        raise BadVolume(
+            path, "another kind of file", "a volume is a .nii file or a .zarr folder", "convert or remove it"
+        )
+    try:
+        volume, dtype, shape = (_open_zarr if suffix == ".zarr" else _open_nifti)(path)
+    except (OSError, ValueError, KeyError, ImageFileError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise BadVolume(
+            path, f"a broken volume ({reason})", "it must be readable", "write it again"
+        ) from error
+    if dtype.kind not in "biuf":
+        raise BadVolume(
+            path,
+            f"voxels of type {dtype}",
+            "voxels must be integers or real numbers",
+            "save it with one number per voxel",
+        )
+    if len(volume.read) != in_channels or len(shape) not in (3, 4) or min(shape) < 1:
+        raise BadVolume(
+            path,
+            f"shape {shape}",
+            f"a volume with {in_channels} channel(s) is expected, several as the last of four axes",
+            "save it so, or set --in_channels right",
+        )
+    affine = volume.affine
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise BadVolume(
+            path,
+            "an affine that is not invertible",
+            "it must say where each voxel lies in mm",
+            "write a correct affine",
+        )
+    return volume
+
+
+def _open_nifti(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
+    image: Any = nib.load(path)  # type: ignore[attr-defined]
+    proxy = image.dataobj
+    shape, dtype = proxy.shape, proxy.dtype
+    width, height, depth = (*shape, 1, 1, 1)[:3]
+    if path.stat().st_size < proxy.offset + math.prod(shape) * dtype.itemsize:
+        raise BadVolume(path, "a truncated file", "all its voxels must be there", "copy or download it again")
+
+    def reader(channel: int) -> Callable[[Box], np.ndarray]:
+        # Rows are read, not mapped: the pages of a map would count as the process's own.
+        def read(box: Box) -> np.ndarray:
+            x, y, z = box
+            rows = y.stop - y.start
+            values = np.empty((x.stop - x.start, rows, z.stop - z.start), dtype, order="F")
+            with path.open("rb") as file:
+                for index, plane in enumerate(range(z.start, z.stop)):
+                    before = width * (y.start + height * (plane + depth * channel))
+                    file.seek(proxy.offset + before * dtype.itemsize)
+                    read_rows = np.fromfile(file, dtype, width * rows).reshape((width, rows), order="F")
+                    values[..., index] = read_rows[x]
+            return values
+
+        return read
+
+    channels = shape[3] if len(shape) == 4 else 1
+    read = tuple(reader(channel) for channel in range(channels))
+    scaling = (float(proxy.slope), float(proxy.inter))
+    return Volume(path, (width, height, depth), image.affine, read, scaling), dtype, shape
+
+
+def _open_zarr(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
+    if not find_spec("zarr"):
+        raise InputError(
+            f"{path} is a Zarr array, and zarr is not installed: run pip install -r requirements-runtimes.txt"
+        )
+    import zarr
+
+    array = zarr.open_array(path, mode="r")
+    shape = tuple(array.shape)
+    if "affine" in array.attrs:
+        affine = np.array(array.attrs["affine"], dtype=float)
+    elif "spacing" in array.attrs:
+        affine = np.diag([*np.array(array.attrs["spacing"], dtype=float), 1.0])
+    else:
+        raise BadVolume(
+            path,
+            "neither 'affine' nor 'spacing' among the attributes",
+            "one of them must say how large a voxel is in mm",
+            "add it, for example array.attrs['spacing'] = [1.0, 1.0, 1.0]",
+        )
+
+    def reader(channel: tuple[int, ...]) -> Callable[[Box], np.ndarray]:
+        return lambda box: np.asarray(array[(*box, *channel)])  # type: ignore[index]
+
+    read = tuple(map(reader, [()] if len(shape) == 3 else [(channel,) for channel in range(shape[-1])]))
+    return Volume(path, shape[:3], affine, read), np.dtype(array.dtype), shape
+
+
+def read_volumes(dataset_dir: str | Path, *, in_channels: int) -> InferenceCases:
+    """Find the volumes of a folder; bad ones are logged and left out. No voxel is read.
+
+    Args:
+        dataset_dir: folder of `.nii` files and `.zarr` folders.
+        in_channels: channels that the network takes.
+
+    Returns:
+        The sound volumes and the problems of the others.
+
+    Raises:
+        InputError: the folder is missing, or holds no volume or none that is sound.
+    """
+    folder = Path(dataset_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise InputError(f"dataset_dir {folder} is no folder: hand the folder of the volumes")
+    paths = sorted([*list_images(folder), *folder.glob("*.zarr")])
+    if not paths:
+        raise InputError(f"dataset_dir {folder} holds no volumes: put .nii files or .zarr folders in")
+    result = InferenceCases([])
+    for path in paths:
+        try:
+            open_volume(path, in_channels)
+            result.cases.append({"image": str(path), "case": case_id(path)})
+        except BadVolume as error:
+            result.problems.append(error.problem)
+    if not result.cases:
+        raise InputError(
+            summarise(result.problems, f"None of the {len(paths)} volumes in {folder} is usable:")
+        )
+    for problem in result.problems:
+        logger.error(problem.sentence())
+    return result
