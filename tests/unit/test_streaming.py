@@ -143,7 +143,7 @@ def arguments(folder, output, checkpoint, **more):
         "checkpoint": str(checkpoint),
         "labels": LABELS,
         "channels": [4, 8],
-        "patch_size": [16, 16, 16],
+        "patch_size": [24, 24, 16],
         "amp": False,
         "runtime": "torch",
         **more,
