@@ -109,6 +109,7 @@ def set_tf32(allowed: bool) -> None:
     precision = "tf32" if allowed else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined]  # export wants one for all
 
 
 def unet(dims: int, channels: Sequence[int], classes: int) -> nn.Module:

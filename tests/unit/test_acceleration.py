@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._inductor.config
 from monai.data import MetaTensor
 
 from scripts import acceleration
@@ -88,6 +89,7 @@ def test_instance_norm_keeps_channels_last_its_values_and_its_gradients(dims, sa
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-6) for a, b in pairs)
 
 
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="oneDNN leaves small images of one thread to others")
 @pytest.mark.parametrize("dims", [2, 3])
 def test_channels_last_holds_through_the_whole_network(dims):
     fast = accelerate(network(spatial_dims=dims), CPU, memory_format="channels_last")
@@ -159,11 +161,12 @@ def test_a_machine_without_half_precision_says_so_and_goes_on(monkeypatch, caplo
     assert torch.equal(fast(image()), plain(image()))
 
 
-def test_a_machine_without_a_compiler_says_so_and_goes_on(monkeypatch, caplog):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("PATH", "")
+def test_a_machine_without_a_compiler_says_so_and_goes_on(caplog):
     plain = network().eval()
-    with caplog.at_level(logging.INFO):
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        caplog.at_level(logging.INFO),
+    ):
         fast = accelerate(copy.deepcopy(plain), CPU, compile=True)
     assert "no compiler was found" in caplog.text
     assert torch.equal(fast(image()), plain(image()))

@@ -24,6 +24,16 @@ from tests.commands import ROOT, command
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def unchanged_precision():
+    """Put back what entries that are made in this process change for good."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    yield
+    for backend, precision in zip(backends, before, strict=True):
+        backend.fp32_precision = precision
+
+
 def make_diary(name: str, diary: Path) -> Callable[[], torch.Tensor]:
     """Work that writes its name into a file, and gives the length of the name."""
 
