@@ -80,7 +80,7 @@ def test_onnxruntime_gives_the_networks_logits(name):
     check_conversion("onnxruntime", name)
 
 
-#: In a process of its own: compiling beside everything that other tests have loaded crashed.
+#: In a process of its own, as compiling starts others.
 COMPILED = """
 import torch
 from torch import nn
