@@ -2,17 +2,16 @@
 # make demo   trains, judges and runs a 2D and a volumetric U-Net on generated data
 # make test   the whole suite
 # make lint   format, lint and types
-# make test-runtimes   installs OpenVINO, ONNX Runtime and Zarr too, and tests what needs them
 # make test-real   the trainings on real data that docs/results.md reports, with their figures as assertions
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: env demo test lint test-runtimes test-real
+.PHONY: env demo test lint test-real
 
 env: .venv/installed
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-runtimes.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off -r requirements-dev.txt
 	touch $@
@@ -27,10 +26,6 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-test-runtimes: env
-	$(BIN)/pip install --disable-pip-version-check --progress-bar off -r requirements-runtimes.txt
-	$(BIN)/python -m pytest tests/unit/test_runtimes.py tests/unit/test_streaming.py tests/unit/data/test_volumes.py
 
 test-real: env
 	$(BIN)/python -m pytest tests/real -s

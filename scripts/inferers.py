@@ -25,8 +25,9 @@ from monai.utils import ensure_tuple, ensure_tuple_rep, fall_back_tuple
 from torch import nn
 
 from scripts.errors import InputError
-from scripts.memory import next_smaller, release_memory, resident_bytes
+from scripts.memory import next_smaller, resident_bytes
 from scripts.networks import output_size
+from scripts.process import release_memory
 from scripts.runtimes import Runtime
 
 logger = logging.getLogger(__name__)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,11 +16,6 @@ from torch.utils._pytree import tree_leaves
 
 from scripts.errors import InputError
 from scripts.networks import output_size
-
-#: glibc's mallopt parameters (malloc.h): how many blocks may be mapped by themselves, which go back to the
-#: system when freed (its default, where scripts.process.keep_memory maps none); from which size on they are;
-#: and how much free memory may stay at the end of the heap, and comes with a new piece of it. Bytes.
-_MALLOPT = {-4: 65536, -3: 4 << 20, -1: 16 << 20, -2: 1 << 20}
 
 #: Channels of a block in the layout of oneDNN with AVX-512 (nCdhw16c); other processors take smaller ones.
 CHANNEL_BLOCK = 16
@@ -43,15 +36,6 @@ def resident_bytes() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
-
-
-def release_memory() -> None:
-    """Have the C library give freed memory back to the system, from now on and what it kept until now."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "gnu_get_libc_version"):
-        for parameter, value in _MALLOPT.items():
-            libc.mallopt(parameter, value)
-        libc.malloc_trim(0)
 
 
 def forward_bytes(

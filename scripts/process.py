@@ -15,9 +15,10 @@ from monai.utils import set_determinism
 
 from scripts.errors import InputError
 
-#: glibc's mallopt parameters (malloc.h) and values that keep large blocks in the process: by default every
-#: large tensor is mapped, zeroed and unmapped at each use.
-_MALLOPT = {-4: 0, -1: -1, -2: 64 * 1024 * 1024}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+#: glibc's mallopt parameters (malloc.h): how many large blocks may be mapped each by itself, which are given
+#: back when freed; from which size on; how much free memory may stay at the end of the heap (-1: all), and
+#: how much more than is needed it grows by. Bytes.
+_MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -4, -3, -1, -2
 
 
 def bundle_root() -> str:
@@ -33,16 +34,31 @@ def set_up(seed: int) -> None:
     """
     sys.excepthook = _one_sentence
     set_determinism(seed)
-    if sys.platform == "linux":
-        keep_memory()
+    keep_memory()
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep freed memory; other C libraries are left as they are."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        for parameter, value in _MALLOPT.items():
-            libc.mallopt(parameter, value)
+    """Have the C library keep freed memory: by default large tensors are mapped and zeroed at each use."""
+    _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20})
+
+
+def release_memory() -> None:
+    """Have the C library give freed memory back to the system, from now on and what it kept until now."""
+    libc = _mallopt(
+        {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 4 << 20, _TRIM_THRESHOLD: 16 << 20, _TOP_PAD: 1 << 20}
+    )
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _mallopt(parameters: dict[int, int]) -> ctypes.CDLL | None:
+    """Set parameters of glibc, and give it; other C libraries are left as they are."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
+        return None
+    for parameter, value in parameters.items():
+        libc.mallopt(parameter, value)
+    return libc
 
 
 def _one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, cast
@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scripts.acceleration import can_compile, mixed_precision
+from scripts.acceleration import can_compile, mixed_precision, plain
 from scripts.errors import InputError
 from scripts.memory import forward_bytes, resident_bytes
 
@@ -115,10 +115,10 @@ class Runtime:
                 return self._converted[size](tile)
             before = resident_bytes()
             if self._choice is None:
-                self._choice = self._choose(_plain(network), tile)
+                self._choice = self._choose(network, tile)
             if size not in self._converted:
                 name, dtype = self._choice
-                self._converted[size] = _CONVERTERS[name](_plain(network), tile, dtype)
+                self._converted[size] = _CONVERTERS[name](network, tile, dtype)
             logits = self._converted[size](tile)
             self.held += max(resident_bytes() - before - logits.nbytes, 0)
             return logits
@@ -133,9 +133,10 @@ class Runtime:
         Returns:
             Bytes, and the classes of the logits.
         """
-        # conversions start from float32, and "auto" judges by it
-        dtype = self._precision(torch.device("cpu")) if self.runtime == "torch" else None
-        count, classes = forward_bytes(_plain(network), size, dtype)
+        if self.runtime == "torch":
+            count, classes = forward_bytes(network, size, self._precision(torch.device("cpu")))
+        else:  # conversions start from float32, and "auto" judges by it
+            count, classes = forward_bytes(plain(network), size)
         need = PEAK_FACTOR * count + CODE_BYTES[self.runtime]
         if self.runtime not in ("torch", "compile"):
             need += WEIGHT_COPIES * sum(weight.nbytes for weight in network.parameters())
@@ -173,7 +174,7 @@ class Runtime:
     ) -> tuple[str, torch.dtype | None]:
         """The first candidate, from fast to slow, that agrees with PyTorch in float32."""
         candidates = [("openvino", mixed), ("torch", mixed)] if mixed else []
-        reference = _run_torch(network, None, tile)
+        reference = _float32(network, tile, None)(tile)
         for name, dtype in [*candidates, ("openvino", None)]:
             called = f"{name} in {str(dtype or torch.float32).removeprefix('torch.')}"
             if not find_spec(name):
@@ -191,7 +192,7 @@ class Runtime:
                 self._converted[tuple(tile.shape)] = predict
                 return name, dtype
             logger.warning("runtime auto: left out %s (%s)", called, judged)
-        return "torch", None
+        return "float32" if mixed else "torch", None
 
     def _precision(self, device: torch.device) -> torch.dtype | None:
         dtype = mixed_precision(device) if self.amp else None
@@ -221,13 +222,6 @@ def agreement(logits: Tensor, reference: Tensor) -> tuple[float, float]:
     return float(same), float(apart)
 
 
-def _plain(network: nn.Module) -> nn.Module:
-    """The network as its class computes it, on the same weights, without what `accelerate` put around it."""
-    plain = copy.copy(network)  # leaves out what Module.compile made
-    plain.__dict__.pop("forward", None)
-    return plain
-
-
 def _run_torch(
     network: Callable[..., Any], dtype: torch.dtype | None, tile: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
@@ -241,8 +235,14 @@ def _torch(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predi
     return lambda x: _run_torch(network, dtype, x)
 
 
+def _float32(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
+    """PyTorch in float32, whatever precision `accelerate` gave the network."""
+    bare = plain(network)
+    return lambda x: _run_torch(bare, None, x)
+
+
 def _compile(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
-    compiled = torch.compile(network, dynamic=False)
+    compiled = torch.compile(plain(network), dynamic=False)
     return lambda x: _run_torch(compiled, dtype, x)
 
 
@@ -251,7 +251,9 @@ def _onnxruntime(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) ->
 
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # each rewriting step is told about
         logging.getLogger(name).setLevel(logging.ERROR)
-    program = cast("torch.onnx.ONNXProgram", torch.onnx.export(network, (tile,), dynamo=True, verbose=False))
+    program = cast(
+        "torch.onnx.ONNXProgram", torch.onnx.export(plain(network), (tile,), dynamo=True, verbose=False)
+    )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
@@ -261,9 +263,20 @@ def _onnxruntime(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) ->
     return lambda x: torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
 
 
+@cache
+def _openvino_core() -> Any:
+    """OpenVINO's core, one for the life of the process.
+
+    Its CPU plugin sets aside a stack for signal handlers. Where several are taken down the process is left
+    with one that is gone, and the next signal, of a data loader's worker or of Ctrl-C, ends it.
+    """
+    from openvino import Core
+
+    return Core()
+
+
 def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
     # The steps of openvino.convert_model, which reports each use over the internet.
-    from openvino import Core
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -271,14 +284,14 @@ def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Pr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.jit.trace: that it is old, and that sizes become constants
         decoder = TorchScriptPythonDecoder(
-            network,
+            plain(network),
             example_input=(tile,),
             shared_memory=True,
             trace_kwargs={"check_trace": False},  # which would compute the network three times more
         )
     model = frontend.convert(frontend.load(decoder))
     model.reshape(list(tile.shape))
-    compiled = Core().compile_model(
+    compiled = _openvino_core().compile_model(
         model,
         "CPU",
         {
@@ -292,6 +305,7 @@ def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Pr
 
 _CONVERTERS: dict[str, Callable[[nn.Module, Tensor, torch.dtype | None], Predict]] = {
     "torch": _torch,
+    "float32": _float32,
     "compile": _compile,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,

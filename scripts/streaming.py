@@ -37,7 +37,7 @@ from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.inferers import SlabInferer, most_probable
 from scripts.labels import IGNORE_LABEL
-from scripts.memory import release_memory
+from scripts.process import release_memory
 from scripts.transforms import ClassesToLabelsd
 
 logger = logging.getLogger(__name__)

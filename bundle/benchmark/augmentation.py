@@ -66,10 +66,10 @@ def _contest(dims: int, case: int, patch: int) -> Contest:
         "RandomElasticDeformation, RandomAffine": ("TorchIO", _torchio, ("torchio",)),
         "RandSpatialPatchd": (OURS, _ours, ()),
     }
-    for name, (library, make, needs) in ways.items():
+    for name, (origin, make, needs) in ways.items():
         for allocator in ("default", "tuned"):
             entries[f"{name}, {allocator}"] = Entry(
-                partial(make, dims, case, patch), library, allocator, needs, ceiling=BEST, reference=BEST
+                partial(make, dims, case, patch), origin, allocator, needs, ceiling=BEST, reference=BEST
             )
     sizes = " x ".join([str(patch)] * dims)
     return Contest(

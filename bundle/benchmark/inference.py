@@ -72,8 +72,9 @@ class Way:
         )
 
     def prepare(self, network: nn.Module, tile: Tensor) -> nn.Module:
-        """The network that the inferer is to be handed."""
-        return self.variant.prepare(network, tile) if self.variant else network
+        """The network that the inferer is to be handed; without a variant as in `configs/inference.json`."""
+        as_configured = Variant(self.precision, channels_last=tile.device.type == "cpu")
+        return (self.variant or as_configured).prepare(network, tile)
 
 
 def ways(device: torch.device) -> list[Way]:
@@ -184,7 +185,7 @@ class Peer:
     """A peer's way; see Entry."""
 
     name: str
-    library: str
+    origin: str
     precision: str
     make: Callable[[], Callable[[], Tensor]]
     needs: tuple[str, ...] = ()
@@ -204,7 +205,7 @@ def _entries(
         for allocator in networks.peer_allocators(device):
             entries[f"{peer.name}, {allocator}"] = Entry(
                 peer.make,
-                peer.library,
+                peer.origin,
                 allocator,
                 peer.needs,
                 work,

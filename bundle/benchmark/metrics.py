@@ -40,9 +40,9 @@ def contests(small: bool, device: torch.device) -> list[Contest]:
     }
     entries = {
         f"{name}, {allocator}": Entry(
-            partial(make, size), library, allocator, needs, reference="compute_* of MONAI, default"
+            partial(make, size), origin, allocator, needs, reference="compute_* of MONAI, default"
         )
-        for name, (library, make, needs) in ways.items()
+        for name, (origin, make, needs) in ways.items()
         for allocator in ("default", "tuned")
     }
     contest = Contest(

@@ -49,7 +49,7 @@ class Entry:
     Attributes:
         make: called in the entry's process: prepares everything and returns the work. What the work returns
             the first time is its outcome. A function of a module or a `functools.partial` of one.
-        library: whose way it is: OURS, CEILING or the name of a peer.
+        origin: whose way it is: OURS, CEILING or the name of a peer.
         allocator: "default", as the C library comes, or "tuned" by `scripts.process.keep_memory`.
         needs: packages it imports, beyond requirements.txt.
         work: how much one call does, in the unit in which the ceiling counts.
@@ -58,7 +58,7 @@ class Entry:
     """
 
     make: Callable[[], Callable[[], Any]]
-    library: str
+    origin: str
     allocator: str = "default"
     needs: tuple[str, ...] = ()
     work: float = 1.0
@@ -236,7 +236,7 @@ def summary(contest: Contest, results: Mapping[str, Result]) -> dict[str, Any]:
         rows.append(
             {
                 "name": name,
-                "library": entry.library,
+                "origin": entry.origin,
                 "allocator": entry.allocator,
                 "seconds": result.seconds,
                 **spread,
@@ -253,28 +253,28 @@ def summary(contest: Contest, results: Mapping[str, Result]) -> dict[str, Any]:
         "unit": contest.unit,
         "agreement": contest.agreement,
         "entries": rows,
-        "ratios": {name: ratios(times, name) for name in times if contest.entries[name].library == OURS},
+        "ratios": {name: ratios(times, name) for name in times if contest.entries[name].origin == OURS},
     }
 
 
 def table(contest: dict[str, Any]) -> str:
     """A summary as a plain table; "x ours" is how many times as long as our fastest entry the others take."""
-    ours = [row for row in contest["entries"] if row["library"] == OURS and row["seconds"]]
+    ours = [row for row in contest["entries"] if row["origin"] == OURS and row["seconds"]]
     fastest = min(ours, key=lambda row: row["median"])["name"] if ours else None
     against = contest["ratios"].get(fastest, {})
     scale = {"s": 1.0, "ms": 1000.0}[contest["unit"]]
     shared = any(row["ceiling_share"] for row in contest["entries"])
-    head = ["entry", "library", "allocator", f"median {contest['unit']}", "min", "max", "x ours"]
+    head = ["entry", "origin", "allocator", f"median {contest['unit']}", "min", "max", "x ours"]
     head += [*(["ceiling"] if shared else []), "memory"]
     head += [contest["agreement"]] if contest["agreement"] else []
     lines = []
     for row in contest["entries"]:
-        cells = [row["name"], row["library"], row["allocator"]]
+        cells = [row["name"], row["origin"], row["allocator"]]
         if row["seconds"]:
             times = [row[key] * scale for key in ("median", "min", "max")]
             cells += [f"{value:.0f}" if value >= 1000 else f"{value:.4g}" for value in times]
             ratio = 1.0 if row["name"] == fastest else against.get(row["name"])
-            cells.append("" if row["library"] == CEILING else _cell(ratio, "{:.2f}"))
+            cells.append("" if row["origin"] == CEILING else _cell(ratio, "{:.2f}"))
             cells += [_cell(row["ceiling_share"], "{:.0%}")] if shared else []
             cells.append(_cell(row["memory"], "{:.2f} GiB", 2**30))
             cells += [_cell(row["agreement"], "{:.5g}")] if contest["agreement"] else []

@@ -43,20 +43,20 @@ def _contest(dims: int, small: bool, device: torch.device) -> Contest:
     batch, size, channels = (SMALL if small else SIZES)[dims]
     shape = (batch, 1, *[size] * dims)
     entries = networks.ceilings(dims, device, small)
-    for name, (library, make, needs) in NETWORKS.items():
+    for name, (origin, make, needs) in NETWORKS.items():
         build = partial(make, dims, channels, CLASSES)
         work = 0.0 if missing(needs) else networks.operations(build, shape, training=True)
         runs = [(variant, "tuned") for variant in networks.variants(device)]
-        if library != OURS:
+        if origin != OURS:
             runs = list(product(networks.peer_variants(device), networks.peer_allocators(device)))
         labels = [
-            f"{name}, {variant.name}" + (f", {allocator}" if library != OURS else "")
+            f"{name}, {variant.name}" + (f", {allocator}" if origin != OURS else "")
             for variant, allocator in runs
         ]
         for label, (variant, allocator) in zip(labels, runs, strict=True):
             entries[label] = Entry(
                 partial(_step, build, shape, variant, device),
-                library,
+                origin,
                 allocator,
                 needs,
                 work,

@@ -19,7 +19,7 @@ from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL, IGNORE_NAME, class_values
 
 
-def _source(tensor: torch.Tensor, key: Hashable) -> str:
+def source_of(tensor: torch.Tensor, key: Hashable) -> str:
     """What an error calls a tensor: the file it was read from, or its key."""
     return str(tensor.meta.get("filename_or_obj", key)) if isinstance(tensor, MetaTensor) else str(key)
 
@@ -55,7 +55,7 @@ class LabelsToClassesd(MapTransform):
             undeclared = [v for v in torch.unique(out[key]).tolist() if v not in self.index]
             if undeclared:
                 raise InputError(
-                    f"{_source(out[key], key)} holds the values {undeclared}: "
+                    f"{source_of(out[key], key)} holds the values {undeclared}: "
                     f"declared are {sorted(self.index)}; correct the label or declare the value in labels"
                 )
             classes = torch.zeros_like(out[key])

@@ -28,7 +28,7 @@ from skimage.segmentation import relabel_sequential
 
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
-from scripts.transforms.labels import _source
+from scripts.transforms.labels import source_of
 
 #: What the border term may lack of equation 2: pixels whose term is smaller count as infinitely far away.
 BORDER_TOLERANCE = 5e-6
@@ -198,7 +198,7 @@ class BorderWeightsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key, weight_key in zip(self.keys, self.weight_keys, strict=True):
-            cells = _cell_ids(np.asarray(data[key][0]), _source(data[key], key))
+            cells = _cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
             classes = cells > 0 if self.label_key is None else np.asarray(data[self.label_key][0])
             if classes.shape != cells.shape:
                 raise InputError(

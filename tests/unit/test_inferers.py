@@ -268,6 +268,7 @@ def test_budget_needs_a_network_on_the_cpu():
 
 BUDGETED = """
 import resource, sys, torch
+from scripts.acceleration import accelerate
 from scripts.inferers import SlidingWindowInferer
 from scripts.memory import resident_bytes
 from scripts.networks import UNet
@@ -278,12 +279,14 @@ def status(key):
 
 keep_memory()  # as in every run of the bundle
 network, image = UNet(3, 1, 2, [16, 32]).eval(), torch.rand(1, 1, 96, 96, 96)
+if "accelerated" in sys.argv:
+    accelerate(network, torch.device("cpu"), amp=True, memory_format="channels_last")
 headroom = 250e6
 budget = resident_bytes() + headroom
-if sys.argv[1] == "budget":
+if "budget" in sys.argv:
     limit = int(status("VmData") + headroom)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-memory_gb = budget / 1e9 if sys.argv[1] == "budget" else None
+memory_gb = budget / 1e9 if "budget" in sys.argv else None
 labels = SlidingWindowInferer(96, 2, memory_gb=memory_gb, output="labels")(image, network)
 assert labels.shape == image.shape
 print("fits" if status("VmHWM") <= budget else "exceeds")
@@ -291,9 +294,17 @@ print("fits" if status("VmHWM") <= budget else "exceeds")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and peaks are Linux's")
-@pytest.mark.parametrize(("mode", "expected"), [("budget", "fits"), ("none", "exceeds")])
-def test_process_stays_within_its_budget(mode, expected):
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["budget"], "fits"),
+        (["budget", "accelerated"], "fits"),
+        ([], "exceeds"),
+        (["accelerated"], "exceeds"),
+    ],
+)
+def test_process_stays_within_its_budget(settings, expected):
     done = subprocess.run(
-        [sys.executable, "-c", BUDGETED, mode], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", BUDGETED, *settings], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == [expected], done.stderr

@@ -7,8 +7,9 @@ import torch
 from monai.networks.nets import SegResNet
 from torch import nn
 
-from scripts.memory import forward_bytes, next_smaller, release_memory, resident_bytes
+from scripts.memory import forward_bytes, next_smaller, resident_bytes
 from scripts.networks import UNet
+from scripts.process import release_memory
 
 
 def test_forward_bytes_by_hand():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import math
@@ -101,6 +102,33 @@ def test_compiled_network_gives_the_networks_logits():
     subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, check=True)
 
 
+#: In a process of its own, as what goes wrong ends the process. The workers of data loaders make torch
+#: install a handler of this signal, which runs on the stack that faulthandler, OpenVINO and others set aside.
+SIGNALLED = """
+import faulthandler, signal, subprocess
+import torch
+from torch import nn
+from scripts.runtimes import Runtime
+
+faulthandler.enable()
+handled = []
+signal.signal(signal.SIGCHLD, lambda *_: handled.append(True))
+runs = [Runtime("openvino"), Runtime("openvino")]
+for run in runs:
+    run(nn.Conv2d(1, 2, 3).eval(), torch.rand(1, 1, 8, 8))
+del runs[0], run  # the older one first
+del runs
+subprocess.run(["true"], check=True)
+assert handled
+"""
+
+
+@needs_openvino
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets a stack aside on Linux alone")
+def test_signals_find_a_stack_after_openvino():
+    subprocess.run([sys.executable, "-c", SIGNALLED], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize("runtime", ["torch", OPENVINO])
 def test_conversion_follows_the_weights(runtime):
     """An optimizer's step and loaded weights change them in place."""
@@ -186,10 +214,11 @@ def test_auto_leaves_out_what_fails_or_disagrees(monkeypatch, caplog):
         runtimes._CONVERTERS, "torch", lambda n, t, d: (lambda x: -n(x)) if d else torch_(n, t, d)
     )
     network, run = make_network("plain 2D"), Runtime("auto", amp=True)
+    accelerated = accelerate(copy.deepcopy(network), CPU, amp=True, memory_format="channels_last")
     with caplog.at_level(logging.INFO):
         for batch in (1, 2):
             tile = make_tile("plain 2D", batch)
-            torch.testing.assert_close(run(network, tile), logits_of(network, tile))
+            torch.testing.assert_close(run(accelerated, tile), logits_of(network, tile))
     assert [record.message.split(" (")[0].split(",")[0] for record in caplog.records] == [
         "runtime auto: left out openvino in bfloat16",
         "runtime auto: left out torch in bfloat16",

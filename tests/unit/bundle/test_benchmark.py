@@ -155,7 +155,7 @@ def agrees(contest: Contest, entry: Entry, value: float) -> bool:
     """
     if contest.agreement in ("same class", "label follows"):
         return value > 0.95
-    rough = {"loss off by": 0.01, "off by": 0.3 if entry.library == "surface-distance" else 1e-4}
+    rough = {"loss off by": 0.01, "off by": 0.3 if entry.origin == "surface-distance" else 1e-4}
     return value < rough[contest.agreement]
 
 
@@ -173,12 +173,12 @@ def one_thread():
 @pytest.mark.parametrize("name", CONTESTS)
 def test_entries_do_the_same_work(name):
     for contest in importlib.import_module(f"bundle.benchmark.{name}").contests(True, CPU):
-        assert any(entry.library == OURS for entry in contest.entries.values())
+        assert any(entry.origin == OURS for entry in contest.entries.values())
         assert contest.compare is not None
         outcomes = {}
         for label, entry in contest.entries.items():
-            assert entry.ceiling is None or contest.entries[entry.ceiling].library == CEILING
-            twin = entry.allocator == "tuned" and entry.library not in (OURS, CEILING)
+            assert entry.ceiling is None or contest.entries[entry.ceiling].origin == CEILING
+            twin = entry.allocator == "tuned" and entry.origin not in (OURS, CEILING)
             if twin or not runs_here(label, entry):
                 continue
             torch.manual_seed(0)
@@ -195,16 +195,16 @@ def test_contests_without_peers_have_ours_and_say_what_is_missing(monkeypatch):
     for name in CONTESTS:
         for contest in importlib.import_module(f"bundle.benchmark.{name}").contests(True, CPU):
             runs = [entry for entry in contest.entries.values() if not runner.missing(entry.needs)]
-            assert any(entry.library == OURS for entry in runs)
-            assert any(entry.library not in (OURS, CEILING) for entry in runs)
-            assert {entry.library for entry in runs}.isdisjoint({"nnU-Net", "batchgeneratorsv2", "TorchIO"})
+            assert any(entry.origin == OURS for entry in runs)
+            assert any(entry.origin not in (OURS, CEILING) for entry in runs)
+            assert {entry.origin for entry in runs}.isdisjoint({"nnU-Net", "batchgeneratorsv2", "TorchIO"})
 
 
 @pytest.mark.parametrize("name", ["inference", "training"])
 def test_contests_on_a_gpu_cover_what_it_can_do(name, monkeypatch):
     monkeypatch.setattr(networks, "mixed_precision", lambda device: torch.bfloat16)
     for contest in importlib.import_module(f"bundle.benchmark.{name}").contests(True, torch.device("cuda")):
-        ours = " / ".join(label for label, entry in contest.entries.items() if entry.library == OURS)
+        ours = " / ".join(label for label, entry in contest.entries.items() if entry.origin == OURS)
         for precision in ("fp32", "TF32", "bf16"):
             for extra in ("", ", channels last", ", channels last, compile", ", channels last, CUDA graph"):
                 assert precision + extra in ours
