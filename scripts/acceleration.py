@@ -98,6 +98,10 @@ def accelerate(
     if last and device.type == "cpu" and dtype is not None and _has_strided_points(network):
         logger.info("memory_format: the network has strided 1x1 convolutions; going on with contiguous")
         last = False
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                module.forward = partial(_convolve, module)  # type: ignore[method-assign]
     if last:
         _to_channels_last(network, keep_norms=device.type == "cpu" and not compile)
     network.forward = _Forward(network.forward, device, dtype, last)  # type: ignore[method-assign]
@@ -111,14 +115,16 @@ def accelerate(
 def plain(network: nn.Module) -> nn.Module:
     """The network as its classes compute it, on the same weights, without what `accelerate` put around it.
 
-    For converters that read a network's layers.
+    For converters that read a network's layers. A layer that stands in two places still does.
     """
-    bare = copy.copy(network)  # leaves out what Module.compile made
-    bare.__dict__.pop("forward", None)
-    bare._modules = {
-        name: module if module is None else plain(module) for name, module in network._modules.items()
-    }
-    return bare
+    bare: dict[nn.Module, nn.Module] = {}
+    for module in network.modules():  # each once
+        bare[module] = copy.copy(module)  # leaves out what Module.compile made
+        bare[module].__dict__.pop("forward", None)
+    for module in bare.values():
+        children = module._modules.items()
+        module._modules = {name: child if child is None else bare[child] for name, child in children}
+    return bare[network]
 
 
 class _Forward:
@@ -169,6 +175,23 @@ def _to_channels_last(network: nn.Module, keep_norms: bool) -> None:
         for module in network.modules():
             if isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d) and not module.track_running_stats:
                 module.forward = partial(_instance_norm, module)  # type: ignore[method-assign]
+
+
+def _convolve(convolution: nn.Conv2d | nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution, in float32 where the image is smaller than the kernel along an axis.
+
+    There oneDNN's backward pass in bfloat16 reads memory that nobody wrote (the weights' gradient, whatever
+    the memory format and the channels): now and then a gradient is NaN.
+
+    Args:
+        convolution: for its weights and settings.
+        x: (B, C, *spatial).
+    """
+    forward: Callable = type(convolution).forward
+    if all(n >= k for n, k in zip(x.shape[2:], convolution.kernel_size, strict=True)):
+        return forward(convolution, x)
+    with torch.autocast("cpu", enabled=False):
+        return forward(convolution, x.float())
 
 
 def _instance_norm(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: torch.Tensor) -> torch.Tensor:

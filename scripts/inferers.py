@@ -12,6 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from types import MappingProxyType
 from typing import Any, Protocol, cast
@@ -25,16 +26,21 @@ from monai.utils import ensure_tuple, ensure_tuple_rep, fall_back_tuple
 from torch import nn
 
 from scripts.errors import InputError
-from scripts.memory import next_smaller, resident_bytes
-from scripts.networks import output_size
+from scripts.memory import multiply_adds, next_smaller, resident_bytes
+from scripts.networks import UNet, covering_size, output_size
 from scripts.process import release_memory
 from scripts.runtimes import Runtime
+from scripts.transforms.spatial import fold
 
 logger = logging.getLogger(__name__)
 
 Axes = tuple[int, ...]  # one entry per spatial axis
+Ends = tuple[tuple[bool, bool], ...]  # one entry per spatial axis
 
 OUTPUTS = ("logits", "labels")
+
+#: Norms whose statistics depend on which part of the image they see.
+LOCAL_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
 
 
 class Source(Protocol):
@@ -57,12 +63,19 @@ class Windows:
         window: voxels that it predicts, at the centre of the tile.
         corners: for each axis where windows start, in voxels of the image; they may stick out of it.
         mirrored: what lies outside of the image: its mirror image, or zeros.
+        margin: voxels at a window's rim that do not count, one number an axis; at the ends of the row all do.
     """
 
     tile: Axes
     window: Axes
     corners: tuple[list[int], ...]
     mirrored: bool
+    margin: Axes = ()
+
+    def ends(self, corner: Sequence[int]) -> Ends:
+        """For each axis with a margin, whether the window at a corner is the first one, and the last."""
+        pairs = zip(corner, self.corners, self.margin, strict=False)
+        return tuple((start == corners[0], start == corners[-1]) for start, corners, _ in pairs)
 
 
 class SlabInferer(Inferer):
@@ -104,8 +117,33 @@ class SlabInferer(Inferer):
         """Where the windows of an image of this size lie."""
 
     @abstractmethod
-    def importance(self, window: Axes) -> torch.Tensor:
-        """Weight of each voxel of a window against those of other windows, (*window)."""
+    def importance(self, layout: Windows, ends: Ends) -> torch.Tensor:
+        """Weight of each voxel of a window against those of other windows, (*window).
+
+        Args:
+            layout: where the windows lie.
+            ends: see `Windows.ends`.
+        """
+
+    def cost(self, network: nn.Module, size: Sequence[int]) -> float:
+        """Multiply-adds that an image takes tile by tile, relative to the image in one piece.
+
+        Args:
+            network: on the CPU; nothing is computed.
+            size: (C, *spatial) of the image.
+
+        Returns:
+            Multiply-adds of all tiles over those of the smallest input that covers the image.
+        """
+        channels, *spatial = (int(n) for n in size)
+        tile = self.full_tile(tuple(spatial))
+        tiles = math.prod(len(corners) for corners in self.windows(network, tuple(spatial), tile).corners)
+        whole = covering_size(network, spatial, tile)
+        return (
+            tiles
+            * multiply_adds(network, (1, channels, *tile))
+            / multiply_adds(network, (1, channels, *whole))
+        )
 
     def slabs(
         self,
@@ -140,7 +178,7 @@ class SlabInferer(Inferer):
         tile, batch_size = self._fit(network, source, axis, held)
         layout = self.windows(network, spatial, tile)
         window = layout.window
-        importance = self.importance(window).to(_device(network, source))
+        device = _device(network, source)
         walked = layout.corners[axis]
         across = list(product(*layout.corners[:axis], [walked[0]], *layout.corners[axis + 1 :]))
         # Sums and weights cover whole windows; what of them lies within the image is handed on.
@@ -152,22 +190,33 @@ class SlabInferer(Inferer):
         ]
         ready = [slice(-start, n - start) for start, n in zip(low, spatial, strict=True)]
         every = slice(None)
-        row = importance.new_zeros([stop - start for start, stop in zip(low, high, strict=True)])
-        for place in places:
-            row[place] += importance  # the weights of all windows that start on one plane
-        weights = torch.zeros_like(row)
+        weights = torch.zeros([stop - start for start, stop in zip(low, high, strict=True)], device=device)
+
+        @cache
+        def importance(ends: Ends) -> torch.Tensor:
+            return self.importance(layout, ends).to(device)
+
+        @cache
+        def row(ends: Ends) -> torch.Tensor:
+            """The weights of all windows that start on one plane, which may be the first or the last."""
+            total = torch.zeros_like(weights)
+            for place, corner in zip(places, across, strict=True):
+                beside = layout.ends(corner)
+                total[place] += importance((*beside[:axis], *ends, *beside[axis + 1 :]))
+            return total
+
         sums = torch.empty(0)
         for index, top in enumerate(walked):
             for some in range(0, len(across), batch_size):
                 chosen = range(some, min(some + batch_size, len(across)))
                 corners = [(*across[i][:axis], top, *across[i][axis + 1 :]) for i in chosen]
-                tiles = _read(source, corners, layout, importance.device)
+                tiles = _read(source, corners, layout, device)
                 logits = self.runtime(network, tiles, *args, **kwargs)
                 if not sums.numel():
-                    sums = importance.new_zeros((logits.shape[1], *row.shape))
-                for i, part in zip(chosen, logits, strict=True):
-                    sums[(every, *places[i])].addcmul_(part, importance)
-            weights += row
+                    sums = torch.zeros((logits.shape[1], *weights.shape), device=device)
+                for i, corner, part in zip(chosen, corners, logits, strict=True):
+                    sums[(every, *places[i])].addcmul_(part, importance(layout.ends(corner)))
+            weights += row(layout.ends(corners[0])[axis : axis + 1])
             below = walked[index + 1] if index + 1 < len(walked) else spatial[axis]
             start, stop = max(top, 0), min(below, spatial[axis])
             ready[axis] = slice(start - top, stop - top)
@@ -317,28 +366,37 @@ class SlidingWindowInferer(SlabInferer):
         corners = tuple(_starts(*axis) for axis in zip(spatial, tile, overlap, strict=True))
         return Windows(tile, tile, corners, mirrored=False)
 
-    def importance(self, window: Axes) -> torch.Tensor:
+    def importance(self, layout: Windows, ends: Ends) -> torch.Tensor:
         """MONAI's weights for the mode of blending."""
-        return compute_importance_map(window, mode=self.mode)
+        return compute_importance_map(layout.window, mode=self.mode)
 
 
 class OverlapTileInferer(SlabInferer):
-    """Overlap-tile strategy for networks with valid convolutions: mirrored context, outputs that abut.
+    """Overlap-tile strategy: tiles whose predictions abut and equal those of the image in one piece.
+
+    A network with valid convolutions predicts the centre of a tile, and every voxel is computed once; context
+    missing at the image's border is made by mirroring. A padded network predicts whole tiles, whose rims
+    suffer from the padding. There the tiles overlap: what lies within a margin of a tile's rim counts only at
+    the image's border, where the image in one piece is padded too. The margin follows from the network's
+    receptive field. A norm that takes its statistics from the tile, such as an instance norm, stands in the
+    way of equality; the log says so.
 
     Source: Ronneberger, Fischer, Brox, MICCAI 2015, figure 2 and section 2: the tile that is predicted needs
     a larger tile as input, and context missing at the image's border is made by mirroring.
 
     Args:
-        tile_size: voxels of the input tile, one number an axis; must be legal for the network.
+        tile_size: voxels of the input tile, one number an axis; must be legal for the network. A padded
+            network gets a smaller one where the image is smaller.
         sw_batch_size: tiles that pass the network at once.
         runtime: what computes the network, see `scripts.runtimes.Runtime`.
         amp: mixed precision where the hardware has it.
         memory_gb: a memory budget, see `SlabInferer`.
         output: "logits" or "labels", see `SlabInferer`.
+        mirror: show a network with valid convolutions the mirrored image beyond its border; False: zeros.
 
     Raises:
-        InputError: an argument breaks its rule, the tile is illegal for the network, or the image has no
-            voxels.
+        InputError: an argument breaks its rule, the tile is illegal for the network or no larger than twice
+            its margin, the receptive field of a padded network is unknown, or the image has no voxels.
     """
 
     def __init__(
@@ -349,9 +407,12 @@ class OverlapTileInferer(SlabInferer):
         amp: bool = False,
         memory_gb: float | None = None,
         output: str = "logits",
+        mirror: bool = True,
     ) -> None:
         super().__init__(sw_batch_size, runtime, amp, memory_gb, output)
         self.tile_size = tuple(int(n) for n in tile_size)
+        self.mirror = mirror
+        self._said = False
 
     def full_tile(self, spatial: Axes) -> Axes:
         """The tile that was asked for, whatever the image's size."""
@@ -360,12 +421,55 @@ class OverlapTileInferer(SlabInferer):
     def windows(self, network: Callable[..., Any], spatial: Axes, tile: Axes) -> Windows:
         """Windows side by side from the first voxel on; the last of each axis may stick out."""
         size = output_size(cast(nn.Module, network), tile)
+        if size == tile:
+            return self._padded_windows(cast(nn.Module, network), spatial, tile)
         corners = tuple(list(range(0, n, step)) for n, step in zip(spatial, size, strict=True))
-        return Windows(tile, size, corners, mirrored=True)
+        return Windows(tile, size, corners, self.mirror)
 
-    def importance(self, window: Axes) -> torch.Tensor:
-        """One each: windows do not overlap."""
-        return torch.ones(window)
+    def importance(self, layout: Windows, ends: Ends) -> torch.Tensor:
+        """One where the window counts, zero in its margin."""
+        weights = torch.ones(layout.window)
+        for axis, (margin, (first, last)) in enumerate(zip(layout.margin, ends, strict=True)):
+            planes = weights.movedim(axis, 0)
+            planes[: 0 if first else margin] = 0
+            planes[len(planes) - (0 if last else margin) :] = 0
+        return weights
+
+    def _padded_windows(self, network: nn.Module, spatial: Axes, tile: Axes) -> Windows:
+        """Tiles within the image, rounded up to a legal size, that overlap by twice the margin."""
+        if not hasattr(network, "reach"):
+            raise InputError(
+                f"OverlapTileInferer does not know the receptive field of {type(network).__name__}, a padded "
+                "network: use SlidingWindowInferer"
+            )
+        self._warn_of_norms(network)
+        unet = cast(UNet, network)
+        covered = covering_size(network, spatial, tile)
+        tile = tuple(min(seen, n) for seen, n in zip(tile, covered, strict=True))
+        corners, margins = [], []
+        for axis, (seen, n) in enumerate(zip(tile, covered, strict=True)):
+            grid = math.prod(stride[axis] for stride in unet.encoder.strides)
+            margin = math.ceil(unet.reach(axis) / grid) * grid if seen < n else 0
+            step = seen - 2 * margin
+            if step < 1:
+                raise InputError(
+                    f"tile_size is {list(self.tile_size)}: axis {axis} of this network needs a margin of "
+                    f"{margin} voxels on both sides; give it {2 * margin + grid} or more"
+                )
+            last = n - seen
+            corners.append([*range(0, last, step), last])
+            margins.append(margin)
+        return Windows(tile, tile, tuple(corners), False, tuple(margins))
+
+    def _warn_of_norms(self, network: nn.Module) -> None:
+        norms = {type(m).__name__ for m in network.modules() if isinstance(m, LOCAL_NORMS)}
+        if norms and not self._said:
+            self._said = True
+            logger.warning(
+                "OverlapTileInferer: %s takes its statistics from the tile; the result differs from that of "
+                "the image in one piece",
+                ", ".join(sorted(norms)),
+            )
 
 
 class AveragedOrientations(Inferer):
@@ -479,10 +583,10 @@ def _read(
         for start, n, seen, predicted in zip(corner, spatial, layout.tile, layout.window, strict=True):
             start -= (seen - predicted) // 2
             if layout.mirrored:
-                fold = _fold(torch.arange(start, start + seen), n)
-                low, high = int(fold.min()), int(fold.max()) + 1
+                places = fold(torch.arange(start, start + seen), n)
+                low, high = int(places.min()), int(places.max()) + 1
                 targets.append(slice(0, seen))
-                folds.append(fold - low)
+                folds.append(places - low)
             else:
                 low, high = max(start, 0), min(start + seen, n)
                 targets.append(slice(low - start, high - start))
@@ -490,16 +594,7 @@ def _read(
         piece = source[tuple(boxes)]
         if not isinstance(piece, torch.Tensor):
             piece = torch.from_numpy(np.array(piece, dtype=np.float32))
-        for axis, fold in enumerate(folds, start=1):
-            piece = piece.index_select(axis, fold.to(piece.device))
+        for axis, places in enumerate(folds, start=1):
+            piece = piece.index_select(axis, places.to(piece.device))
         tile[tuple(targets)] = piece
     return tiles
-
-
-def _fold(positions: torch.Tensor, length: int) -> torch.Tensor:
-    """Positions along an axis that is mirrored at both ends, again and again, as positions on the axis.
-
-    A mirrored axis runs 0 .. last .. 0 .. last: what counts is the distance from the nearest repetition of 0.
-    """
-    last = length - 1
-    return last - (positions % max(2 * last, 1) - last).abs()

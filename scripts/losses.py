@@ -1,4 +1,9 @@
-"""Dice plus cross entropy that leaves out what nobody annotated."""
+"""Dice plus cross entropy that leaves out what nobody annotated, and weighs single voxels where asked.
+
+Source of the weighted cross entropy:
+    O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+    MICCAI 2015, equation 1: the sum of w(x) log p(x) over the pixels; here divided by their number.
+"""
 
 from __future__ import annotations
 
@@ -53,23 +58,27 @@ class DiceCELoss(nn.Module):
 
         Args:
             logits: (B, classes, *spatial).
-            target: (B, 1, *spatial), class indices or ``ignore_label``.
+            target: (B, 1, *spatial), class indices or ``ignore_label``; or (B, 2, *spatial), with the weight
+                of each voxel in the cross entropy in the second channel, 0 or more.
 
         Returns:
             A scalar; zero where every voxel is ignored.
         """
+        classes, weight = target[:, :1], target[:, 1:]
         loss = logits.new_zeros(())
         if self.alpha > 0:
-            loss = loss + self.alpha * self._cross_entropy(logits, target)
+            loss = loss + self.alpha * self._cross_entropy(logits, classes, weight)
         if self.alpha < 1:
-            loss = loss + (1 - self.alpha) * self.dice(logits, target)
+            loss = loss + (1 - self.alpha) * self.dice(logits, classes)
         return loss
 
-    def _cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def _cross_entropy(
+        self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
         classes = target[:, 0].long()
         known = (classes != self.ignore_label).sum().clamp(min=1)
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        total = F.cross_entropy(
-            logits, classes, weight=weights, ignore_index=self.ignore_label, reduction="sum"
+        class_weights = None if self.class_weights is None else self.class_weights.to(logits)
+        each = F.cross_entropy(
+            logits, classes, weight=class_weights, ignore_index=self.ignore_label, reduction="none"
         )
-        return total / known
+        return (each * weight[:, 0] if weight.shape[1] else each).sum() / known

@@ -1,4 +1,4 @@
-"""How much memory the process holds, and how much a forward pass is going to need."""
+"""How much memory the process holds, and what a forward pass is going to need: memory and arithmetic."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.errors import InputError
 from scripts.networks import output_size
@@ -60,6 +61,19 @@ def forward_bytes(
         logits = network(torch.empty(tuple(size)))
         first = logits if isinstance(logits, torch.Tensor) else logits[0]
         return counter.peak, first.shape[1]
+
+
+def multiply_adds(network: nn.Module, size: Sequence[int]) -> int:
+    """Multiply-adds of the convolutions and matrix products of a forward pass; nothing is computed.
+
+    Args:
+        network: on the CPU.
+        size: (B, C, *spatial).
+    """
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
+        network(torch.empty(tuple(size)))
+    return counter.get_total_flops() // 2
 
 
 class _LiveBytes(TorchDispatchMode):

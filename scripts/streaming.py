@@ -25,7 +25,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.data.utils import AFFINE_TOL
 from monai.inferers import Inferer
-from monai.transforms import NormalizeIntensityd, Orientationd, Spacingd, Transform
+from monai.transforms import AsDiscreted, NormalizeIntensityd, Orientationd, Spacingd, Transform
 from nibabel.volumeutils import apply_read_scaling
 from torch import nn
 
@@ -252,7 +252,7 @@ class VolumeSegmenter:
         cases: the volumes.
         geometry: Orientationd and Spacingd.
         normalise: NormalizeIntensityd, for each channel by itself.
-        to_labels: one ClassesToLabelsd.
+        to_labels: AsDiscreted with argmax, which may be left out, and ClassesToLabelsd.
         handlers: ignite handlers; an iteration is a volume.
         in_channels: channels that the network takes.
         output_dir: folder of the label maps, uncompressed NIfTI files.
@@ -280,9 +280,13 @@ class VolumeSegmenter:
             )
         _require("geometry", geometry, Orientationd, Spacingd)
         _require("normalise", normalise, NormalizeIntensityd)
-        _require("to_labels", to_labels, ClassesToLabelsd)
-        if len(to_labels) != 1:
-            raise InputError(f"to_labels holds {len(to_labels)} transforms: give one ClassesToLabelsd")
+        _require("to_labels", to_labels, AsDiscreted, ClassesToLabelsd)
+        argmax, last = to_labels[:-1], to_labels[-1] if to_labels else None
+        if not isinstance(last, ClassesToLabelsd) or len(argmax) > 1 or not all(map(_takes_argmax, argmax)):
+            raise InputError(
+                f"to_labels holds {[type(step).__name__ for step in to_labels]}: "
+                "give one AsDiscreted with argmax alone, and one ClassesToLabelsd"
+            )
         for transform in normalise:
             scorer = transform.normalizer  # type: ignore[attr-defined]
             given = scorer.nonzero or scorer.subtrahend is not None or scorer.divisor is not None
@@ -296,7 +300,7 @@ class VolumeSegmenter:
         self.cases = cases
         self.geometry = geometry
         self.scores = len(normalise)
-        self.values: dict[int, int] = to_labels[0].values  # type: ignore[attr-defined]
+        self.values: dict[int, int] = last.values
         self.handlers = handlers
         self.in_channels = in_channels
         self.output_dir = Path(output_dir)
@@ -375,6 +379,16 @@ def _require(name: str, transforms: Sequence[Transform], *kinds: type) -> None:
                 f"{name} holds a {type(transform).__name__}, which needs the whole volume: "
                 f"use {' and '.join(kind.__name__ for kind in kinds)}, or configs/inference.json alone"
             )
+
+
+def _takes_argmax(step: Transform) -> bool:
+    """Whether it is AsDiscreted that takes the most probable class and does nothing else."""
+    others = ("to_onehot", "threshold", "rounding")
+    return (
+        isinstance(step, AsDiscreted)
+        and all(step.argmax)
+        and all(value is None for name in others for value in getattr(step, name))
+    )
 
 
 def _file_planes(

@@ -58,7 +58,8 @@ class Variant:
 
     def prepare(self, network: nn.Module, image: Tensor) -> nn.Module:
         """Make a network fast, in training mode or not as it is now, for images like this one."""
-        set_tf32(self.precision == "TF32")
+        if image.device.type == "cuda":
+            set_tf32(self.precision == "TF32")
         network = accelerate(
             network,
             image.device,
@@ -208,7 +209,8 @@ def ceiling(dims: int, precision: str) -> str:
 
 def _convolve(shape: tuple[int, ...], precision: str, device: torch.device) -> Callable[[], None]:
     dims, channels = len(shape) - 2, shape[1]
-    set_tf32(precision == "TF32")
+    if device.type == "cuda":
+        set_tf32(precision == "TF32")
     dtype = {name: dtype for dtype, name in HALF.items()}.get(precision, torch.float32)
     layer = {2: nn.Conv2d, 3: nn.Conv3d}[dims](channels, channels, 3, padding=1).to(device, dtype)
     image = torch.rand(shape, device=device, dtype=dtype)

@@ -1,5 +1,5 @@
 """Networks that the configs name."""
 
-from scripts.networks.unet import UNet, output_size
+from scripts.networks.unet import UNet, covering_size, output_size
 
-__all__ = ["UNet", "output_size"]
+__all__ = ["UNet", "covering_size", "output_size"]

@@ -41,6 +41,17 @@ class Stage(nn.Module):
         """
         return length
 
+    def reach(self, axis: int) -> int:
+        """How many neighbours on each side an output voxel depends on along one axis, norms left out.
+
+        Args:
+            axis: spatial axis, counted from 0.
+
+        Returns:
+            Voxels of the input.
+        """
+        return 0
+
 
 def centre_crop(x: Tensor, size: list[int]) -> Tensor:
     """Cut the centre out of a feature map.
@@ -110,6 +121,7 @@ class PlainBlock(Stage):
         self.stride = tuple(stride)
         # Voxels that one convolution takes from each side of an axis.
         self.margin = tuple(k // 2 if padding == "valid" else 0 for k in kernel_size)
+        self.kernel_size = tuple(kernel_size)
         self.convolutions = nn.Sequential()
         last = len(out_channels) - 1
         for index, channels in enumerate(out_channels):
@@ -139,6 +151,10 @@ class PlainBlock(Stage):
         lost = 2 * self.margin[axis]
         length = (length - lost - 1) // self.stride[axis] + 1
         return length - lost * (len(self.convolutions) - 1)
+
+    def reach(self, axis: int) -> int:
+        """Neighbours that an output voxel depends on; see `Stage.reach`."""
+        return self.kernel_size[axis] // 2 * (1 + self.stride[axis] * (len(self.convolutions) - 1))
 
 
 class ResidualBlock(PlainBlock):
@@ -252,6 +268,10 @@ class InterpolatedUp(Stage):
     def output_length(self, length: int, axis: int) -> int:
         """Length of the output along one axis; see `Stage.output_length`."""
         return length * self.stride[axis]
+
+    def reach(self, axis: int) -> int:
+        """Neighbours that an output voxel depends on: the next one, of linear interpolation."""
+        return 1 if self.stride[axis] > 1 else 0
 
 
 class Concatenate(Stage):

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import cast
 
 import torch
@@ -356,6 +358,27 @@ class UNet(nn.Module):
         self.check_input_size(input_size)
         return tuple(self._output_length(length, axis) for axis, length in enumerate(input_size))
 
+    def reach(self, axis: int) -> int:
+        """How many neighbours on each side a voxel of the logits depends on along one axis, norms left out.
+
+        Args:
+            axis: spatial axis, counted from 0.
+
+        Returns:
+            Voxels of the image; an upper bound, as the position in the grid of the deepest level counts too.
+        """
+        scales = list(accumulate((stride[axis] for stride in self.encoder.strides), mul))
+        reach = scales[-1] - 1
+        for index, level in enumerate(self.encoder.levels):
+            # a stride in the block's first convolution acts on the scale of the level above
+            above = scales[index] if cast(EncoderLevel, level).pools or not index else scales[index - 1]
+            reach += cast(EncoderLevel, level).block.reach(axis) * above
+        for index, level in enumerate(self.decoder.levels):
+            below, own = scales[-1 - index], scales[-2 - index]
+            reach += cast(DecoderLevel, level).up.reach(axis) * below
+            reach += cast(DecoderLevel, level).block.reach(axis) * own
+        return reach
+
     def check_input_size(self, input_size: Sequence[int]) -> None:
         """Make sure that an image of this spatial size can pass the network.
 
@@ -422,6 +445,31 @@ def output_size(network: nn.Module, input_size: Sequence[int]) -> Axes:
     if hasattr(network, "output_size"):
         return cast(UNet, network).output_size(input_size)
     return tuple(input_size)
+
+
+def covering_size(network: nn.Module, spatial: Sequence[int], legal: Sequence[int]) -> Axes:
+    """The smallest input whose logits are as large as an image, or larger.
+
+    Args:
+        network: any network; see `output_size`.
+        spatial: spatial size of the image, in voxels.
+        legal: any input size that is legal for the network.
+
+    Returns:
+        Spatial size of the input, in voxels; axes are independent.
+    """
+    covering = []
+    for axis, length in enumerate(spatial):
+        candidate = int(length)
+        while True:
+            try:
+                if output_size(network, [*legal[:axis], candidate, *legal[axis + 1 :]])[axis] >= length:
+                    break
+            except InputError:
+                pass
+            candidate += 1
+        covering.append(candidate)
+    return tuple(covering)
 
 
 def draw_weights(module: nn.Module) -> None:

@@ -1,12 +1,13 @@
 """Transforms that MONAI lacks; one file for each kind, dictionary transforms end in ``d``."""
 
-from scripts.transforms.labels import (
+from scripts.transforms.instances import (
     ClassesToInstancesd,
-    ClassesToLabelsd,
-    IgnoreToBackgroundd,
+    ComponentsToInstancesd,
     InstancesToClassesd,
-    LabelsToClassesd,
+    SeparateInstancesd,
+    WatershedInstancesd,
 )
+from scripts.transforms.labels import ClassesToLabelsd, IgnoreToBackgroundd, LabelsToClassesd
 from scripts.transforms.spatial import RandSpatialPatchd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
 
@@ -14,10 +15,13 @@ __all__ = [
     "BorderWeightsd",
     "ClassesToInstancesd",
     "ClassesToLabelsd",
+    "ComponentsToInstancesd",
     "IgnoreToBackgroundd",
     "InstancesToClassesd",
     "LabelsToClassesd",
     "RandSpatialPatchd",
+    "SeparateInstancesd",
+    "WatershedInstancesd",
     "border_weight_map",
     "class_weight_map",
 ]

@@ -8,8 +8,8 @@ Sources:
     section 3: a grid of random vectors, Gaussian with a standard deviation of 4, B-spline interpolation.
 
 Departures: the smooth interpolation is a natural cubic spline through the drawn vectors, in 2D and in 3D.
-What the patch takes from outside the scan is zero in the image and ``ignore_label`` in the label: nobody
-annotated it.
+What the patch takes from outside the scan carries ``ignore_label`` in the label, as nobody annotated it; in
+the image it is zero, or the scan mirrored as in the paper's overlap-tile strategy.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from scipy.spatial.transform import Rotation
 
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
+
+#: How F.grid_sample interpolates each mode of RandSpatialPatchd.
+INTERPOLATION = {"bilinear": "bilinear", "nearest": "nearest", "weight": "bilinear"}
 
 
 @dataclass
@@ -135,8 +138,17 @@ def resample(volume: torch.Tensor, grid: torch.Tensor, mode: str, outside: float
     return sampled.squeeze(2).movedim(0, 1).contiguous()  # (size[0], channels, 1, *rest) before
 
 
+def fold(positions: torch.Tensor, length: int) -> torch.Tensor:
+    """Positions along an axis that is mirrored at both ends, again and again, as positions on the axis.
+
+    A mirrored axis runs 0 .. last .. 0 .. last: what counts is the distance from the nearest repetition of 0.
+    """
+    last = length - 1
+    return last - (positions % max(2 * last, 1) - last).abs()
+
+
 def crop(
-    volume: torch.Tensor, start: Sequence[int], size: Sequence[int], outside: float = 0.0
+    volume: torch.Tensor, start: Sequence[int], size: Sequence[int], outside: float | None = 0.0
 ) -> torch.Tensor:
     """Cut a block out of a volume; it may reach beyond.
 
@@ -144,11 +156,15 @@ def crop(
         volume: (channels, *source size).
         start: first voxel of the block, one number an axis.
         size: voxels of the block, one number an axis.
-        outside: the value of everything beyond the volume.
+        outside: the value of everything beyond the volume, or None for the volume mirrored at its end voxels.
 
     Returns:
         (channels, *size), float32.
     """
+    if outside is None:
+        for axis, (first, n) in enumerate(zip(start, size, strict=True), start=1):
+            volume = volume.index_select(axis, fold(torch.arange(first, first + n), volume.shape[axis]))
+        return volume.float()
     block = torch.full((len(volume), *size), float(outside))
     inside = [np.clip([s, s + p], 0, n) for s, p, n in zip(start, size, volume.shape[1:], strict=True)]
     target = tuple(slice(*(ends - s)) for ends, s in zip(inside, start, strict=True))
@@ -164,8 +180,9 @@ class RandSpatialPatchd(Randomizable, MapTransform):
 
     Args:
         keys: the image and the label, channel first, on one grid.
-        modes: one for each key: "bilinear" for images, "nearest" for labels. Label patches carry
-            ``ignore_label`` where the patch leaves the scan; images carry zero there.
+        modes: one for each key: "bilinear" for images; "nearest" for labels, which carry ``ignore_label``
+            where the patch leaves the scan; "weight" for weight maps, interpolated linearly, which are zero
+            there and as large as the label.
         patch_size: voxels of the image's patch, one number an axis.
         label_size: voxels of the label's patch, at the centre of the image's; None for ``patch_size``.
             Networks with valid convolutions predict less than they see.
@@ -182,6 +199,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         elastic_std: standard deviation of the displacement vectors, in ``units``.
         units: "pixel", or "mm" to honour the voxel size of the image (its MetaTensor's affine).
         ignore_label: value of label voxels outside the scan.
+        outside: what images show there: "zeros", or "mirror" for the scan mirrored at its end voxels, which
+            is the context that `scripts.inferers.OverlapTileInferer` gives.
 
     Raises:
         InputError: an argument breaks its rule; a case has another number of axes than ``patch_size``, or its
@@ -206,16 +225,20 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         elastic_std: float = 0.0,
         units: str = "pixel",
         ignore_label: int = IGNORE_LABEL,
+        outside: str = "zeros",
     ) -> None:
         MapTransform.__init__(self, keys)
         if len(patch_size) not in (2, 3) or min(patch_size) < 1:
             raise InputError(
                 f"patch_size is {list(patch_size)}: give 2 or 3 numbers of 1 or more, one for each axis"
             )
-        if len(modes) != len(self.keys) or set(modes) - {"bilinear", "nearest"}:
+        if len(modes) != len(self.keys) or set(modes) - set(INTERPOLATION):
             raise InputError(
-                f"modes is {list(modes)}: give 'bilinear' or 'nearest' for each of the keys {list(self.keys)}"
+                f"modes is {list(modes)}: give 'bilinear', 'nearest' or 'weight' for each of the keys "
+                f"{list(self.keys)}"
             )
+        if outside not in ("zeros", "mirror"):
+            raise InputError(f"outside is {outside!r}: give 'zeros' or 'mirror'")
         if units not in ("pixel", "mm"):
             raise InputError(f"units is {units!r}: give 'pixel' or 'mm'")
         if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
@@ -263,6 +286,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         self.elastic_std = elastic_std
         self.units = units
         self.ignore_label = ignore_label
+        self.mirrored = outside == "mirror"
 
     def randomize(  # type: ignore[override]
         self, label: torch.Tensor | None, shape: Sequence[int], spacing: np.ndarray
@@ -319,7 +343,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
             and np.array_equal(start, np.round(start))
         )
         if not copied:
-            box, grid = self._locate(parameters, spacing, shape)
+            first, size, grid = self._locate(parameters, spacing, shape)
+            box = (slice(None), *(slice(f, f + n) for f, n in zip(first, size, strict=True)))
         for key, mode in zip(self.keys, self.modes, strict=True):
             volume = torch.as_tensor(data[key])
             volume = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
@@ -328,30 +353,38 @@ class RandSpatialPatchd(Randomizable, MapTransform):
                     f"{key} has {tuple(volume.shape[1:])} voxels where {self.keys[0]} has {shape}: "
                     "resample both to one grid"
                 )
-            outside, window = (float(self.ignore_label), self.window) if mode == "nearest" else (0.0, ())
+            window = () if mode == "bilinear" else self.window
+            beyond = float(self.ignore_label) if mode == "nearest" else 0.0
+            outside = None if mode == "bilinear" and self.mirrored else beyond
             if copied:
                 flipped = [axis + 1 for axis in range(self.dims) if parameters.matrix[axis, axis] < 0]
                 patch = crop(volume, start.astype(int).tolist(), self.patch_size, outside).flip(flipped)
                 out[key] = patch[(slice(None), *window)].contiguous()
             else:
-                out[key] = resample(volume[box], grid[window], mode, outside)
+                block = crop(volume, first, size, outside) if self.mirrored else volume[box]
+                out[key] = resample(block, grid[window], INTERPOLATION[mode], beyond)
         return out
 
     def _locate(
         self, parameters: SpatialParameters, spacing: np.ndarray, shape: Sequence[int]
-    ) -> tuple[tuple[slice, ...], torch.Tensor]:
-        """The box of the source that the patch can reach, and the patch's grid within it (see resample)."""
+    ) -> tuple[list[int], list[int], torch.Tensor]:
+        """The box that the patch can reach, start and size, and the patch's grid within it (see resample).
+
+        The box ends with the source, unless what lies beyond is mirrored.
+        """
         reach = np.abs(parameters.matrix) @ (spacing * (np.array(self.patch_size) - 1) / 2)
         if parameters.displacements is not None:
             reach += np.abs(parameters.displacements).reshape(self.dims, -1).max(1) * self.overshoot
         reach = reach / spacing + 1  # one voxel more: positions are rounded to single precision
-        first = np.clip(np.floor(parameters.centre - reach), 0, np.array(shape) - 1).astype(int)
-        end = np.clip(np.ceil(parameters.centre + reach) + 1, first + 1, shape).astype(int)
+        first = np.floor(parameters.centre - reach).astype(int)
+        end = np.ceil(parameters.centre + reach).astype(int) + 1
+        if not self.mirrored:
+            first = np.clip(first, 0, np.array(shape) - 1)
+            end = np.clip(end, first + 1, shape)
         positions = control_positions(self.patch_size, self.elastic_points, parameters, spacing)
         # grid_sample counts from -1 to 1, the outer faces of the end voxels, and wants the last axis first
         relative = (2 * (positions - first) + 1) / (end - first) - 1
-        box = (slice(None), *(slice(f, e) for f, e in zip(first, end, strict=True)))
-        return box, interpolate(relative[..., ::-1], self.weights)
+        return first.tolist(), (end - first).tolist(), interpolate(relative[..., ::-1], self.weights)
 
     def _draw_start(self, voxels: int, patch: int) -> int:
         """First voxel of the label's patch along one axis; a patch larger than the case is centred on it."""

@@ -2,18 +2,22 @@
 
 import copy
 import logging
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
 import torch._inductor.config
 from monai.data import MetaTensor
+from torch import nn
 
 from scripts import acceleration
 from scripts.acceleration import accelerate, mixed_precision, needs_scaler, plain
 from scripts.errors import InputError
 from scripts.networks import UNet
 from scripts.networks.blocks import ResidualBlock
+from tests.commands import ROOT
 
 CPU = torch.device("cpu")
 
@@ -194,3 +198,38 @@ def test_only_old_gpus_need_a_scaler(monkeypatch, capability, dtype):
 def test_an_unknown_memory_format_is_refused():
     with pytest.raises(InputError, match=r"memory_format is 'nhwc'.*contiguous, channels_last"):
         accelerate(network(), CPU, memory_format="nhwc")
+
+
+#: In a process of its own, which keeps the memory that was freed: so what nobody wrote is full of NaN.
+SMALL_MAPS = """
+import sys
+import torch
+from scripts.acceleration import accelerate
+from scripts.networks import UNet
+from scripts.process import keep_memory
+
+keep_memory()
+torch.manual_seed(0)
+network = UNet(3, 1, 3, [4, 8, 16]).train()
+accelerate(network, torch.device("cpu"), amp=True, memory_format=sys.argv[1])
+for repetition in range(20):
+    loss = network(torch.rand(2, 1, 8, 8, 8)).square().mean()  # the lowest level has 2 x 2 x 2 voxels
+    filled = [torch.full((n,), float("nan")) for n in (64, 500, 2000, 5000, 20000, 100000) for _ in range(9)]
+    del filled
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters()), repetition
+    network.zero_grad()
+"""
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_maps_smaller_than_the_kernel_have_gradients(memory_format):
+    subprocess.run([sys.executable, "-c", SMALL_MAPS, memory_format], cwd=ROOT, check=True)
+
+
+def test_maps_smaller_than_the_kernel_are_computed_in_single_precision(half_precision):
+    """Along whichever axis; all others in half precision."""
+    convolution = accelerate(nn.Conv2d(1, 1, (3, 5), padding=(1, 2)), CPU, amp=True).forward.forward
+    for size, dtype in (((3, 5), torch.bfloat16), ((2, 5), torch.float32), ((9, 4), torch.float32)):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert convolution(torch.rand(1, 1, *size)).dtype == dtype

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import subprocess
 import sys
 
@@ -20,9 +21,10 @@ from monai.inferers import SlidingWindowInferer as MonaiInferer
 from torch import nn
 
 from scripts.errors import InputError
-from scripts.inferers import OverlapTileInferer, SlidingWindowInferer, _fold
+from scripts.inferers import OverlapTileInferer, SlidingWindowInferer
 from scripts.memory import resident_bytes
-from scripts.networks import UNet, output_size
+from scripts.networks import UNet, covering_size, output_size
+from scripts.networks.blocks import InterpolatedUp, ResidualBlock
 from tests.commands import ROOT
 
 # Single precision through a few layers, on tiles of different sizes.
@@ -112,10 +114,105 @@ def test_every_voxel_is_predicted_once_and_by_its_own_centre():
     assert torch.equal(OverlapTileInferer((10, 9))(image, Crop(), scale=2), 2 * image)
 
 
-def test_network_that_keeps_its_size_sees_whole_tiles():
-    image, network = torch.rand(1, 1, 16, 16), make_network(2, "same")
+#: Padded networks of every kind of part, and a tile that is larger than twice their margin.
+PADDED = {
+    "plain 2D": (UNet(2, 1, 2, [3, 4], padding="same", norm=None), (24, 28)),
+    "anisotropic 2D": (
+        UNet(2, 1, 2, [2, 3, 4], strides=[[1, 2], 3], kernel_sizes=[[1, 3], 3, [3, 5]], norm=None),
+        (48, 144),
+    ),
+    "residual, strided, interpolated 2D": (
+        UNet(2, 1, 2, [3, 4], block=ResidualBlock, up=InterpolatedUp, pool="conv", norm="batch"),
+        (32, 28),
+    ),
+    "all gradients 2D": (
+        UNet(2, 1, 2, [3, 4, 5], strides=[2, [1, 3]], pool="conv", up=InterpolatedUp, norm=None, act="tanh"),
+        (44, 180),
+    ),
+    "plain 3D": (UNet(3, 1, 2, [2, 3], convs_per_level=1, norm=None), (16, 14, 16)),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_padded_network_gives_the_image_in_one_piece(name, data):
+    """Padded with zeros to a legal size, as a sliding window would; the rims of tiles leave no trace."""
+    network, tile = PADDED[name]
+    size = data.draw(st.tuples(*[st.integers(1, 2 * n) for n in tile]))
+    image = torch.rand((1, 1, *size), generator=torch.Generator().manual_seed(0))
+    whole = covering_size(network, size, tile)
+    padded = torch.zeros((1, 1, *whole))
+    padded[(..., *(slice(0, n) for n in size))] = image
     with torch.no_grad():
-        torch.testing.assert_close(infer(image, (16, 16), network), network(image))
+        expected = network.eval()(padded)[(..., *(slice(0, n) for n in size))]
+    torch.testing.assert_close(infer(image, tile, network), expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_reach_bounds_what_a_voxel_depends_on(name):
+    """Gradients of logits reach no further; no less either, but for the grid, where all of them are kept."""
+    network, tile = PADDED[name]
+    for axis in range(len(tile)):
+        grid = math.prod(stride[axis] for stride in network.encoder.strides)
+        others = covering_size(network, [1] * len(tile), tile)
+        length = grid * (2 * network.reach(axis) // grid + 3)
+        size = (*others[:axis], length, *others[axis + 1 :])
+        furthest = 0
+        for seed in range(5):
+            image = torch.rand((1, 1, *size), generator=torch.Generator().manual_seed(seed)).requires_grad_()
+            logits = network.eval()(image).movedim(axis + 2, 0)
+            for position in range(length // 2, length // 2 + grid):
+                (gradient,) = torch.autograd.grad(logits[position].square().sum(), image, retain_graph=True)
+                seen = gradient.movedim(axis + 2, 0).flatten(1).abs().sum(1).nonzero().flatten().tolist()
+                furthest = max([furthest, *(abs(position - place) for place in seen)])
+        assert 0 < furthest <= network.reach(axis)
+        if name == "all gradients 2D":
+            assert furthest > network.reach(axis) - grid
+
+
+def test_statistics_of_the_tile_are_told_about_once(caplog):
+    network = UNet(2, 1, 2, [3, 4]).eval()
+    inferer = OverlapTileInferer((24, 24))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            inferer(torch.rand(1, 1, 40, 40), network)
+    assert [record.message for record in caplog.records] == [
+        "OverlapTileInferer: InstanceNorm2d takes its statistics from the tile; the result differs from that "
+        "of the image in one piece"
+    ]
+
+
+def test_tile_within_its_margins_is_refused():
+    with pytest.raises(InputError, match=r"tile_size is \[16, 20\]: axis 0 .* margin of 10 .* 22 or more"):
+        infer(torch.rand(1, 1, 40, 40), (16, 20), make_network(2, "same"))
+
+
+def test_padded_network_of_unknown_reach_is_refused():
+    with pytest.raises(InputError, match="receptive field of Conv2d, a padded network: use SlidingWindow"):
+        infer(torch.rand(1, 1, 40, 40), (16, 16), nn.Conv2d(1, 1, 3, padding=1))
+
+
+def test_zeros_beyond_the_border_where_no_mirror_is_wanted():
+    image, network = torch.rand(1, 1, 12, 12), make_network(2)
+    tiled = OverlapTileInferer((20, 24), mirror=False)(image, network)
+    with torch.no_grad():
+        expected = network(nn.functional.pad(image, [8] * 4))
+    torch.testing.assert_close(tiled, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_cost_by_hand():
+    """One convolution of a kernel of 3: work is proportional to the voxels that it gives."""
+
+    class Valid(nn.Conv2d):
+        def output_size(self, size):
+            return tuple(n - 2 for n in size)
+
+    inferer = OverlapTileInferer((8, 8))
+    assert inferer.cost(Valid(1, 1, 3), (1, 12, 6)) == 1  # two of 6 x 6 for 12 x 6
+    assert inferer.cost(Valid(1, 1, 3), (1, 13, 6)) == 3 * 36 / (13 * 6)  # the last sticks out
+    same = nn.Conv2d(1, 1, 3, padding=1)
+    assert SlidingWindowInferer((8, 8), overlap=0.5).cost(same, (1, 16, 8)) == 3 / 2
 
 
 def test_prediction_keeps_the_meta_data_of_each_image():
@@ -136,13 +233,6 @@ def test_illegal_tile_names_the_nearest_legal_sizes():
 def test_image_without_voxels_is_refused(shape):
     with pytest.raises(InputError, match=rf"image of \[{shape[0]}, {shape[1]}\] voxels: give every axis"):
         infer(torch.rand(1, 1, *shape), (20, 20), make_network(2))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 7), st.integers(0, 30), st.integers(0, 30))
-def test_fold_is_numpys_reflection(length, before, after):
-    expected = np.pad(np.arange(length), (before, after), mode="reflect")
-    np.testing.assert_array_equal(_fold(torch.arange(-before, length + after), length), expected)
 
 
 @functools.cache

@@ -55,6 +55,36 @@ def test_value_counted_by_hand():
         assert loss.item() == pytest.approx(alpha * cross_entropy + (1 - alpha) * dice, abs=1e-5)
 
 
+def test_weighted_value_counted_by_hand():
+    """The voxels of the case above with the weights 3, 0.5, 7 (ignored) and 0; Dice knows no weights."""
+    logits = torch.tensor([[[[0.0, 0.0, 9.0, 0.0]], [[0.0, math.log(3), 0.0, -math.log(3)]]]])
+    target = torch.tensor([[[[1.0, 1.0, IGNORE_LABEL, 0.0]], [[3.0, 0.5, 7.0, 0.0]]]])
+    cross_entropy = -(3 * math.log(1 / 2) + 0.5 * math.log(3 / 4)) / 3
+    dice = 1 - 2 * (1 / 2 + 3 / 4) / ((1 / 2 + 3 / 4 + 1 / 4) + 2)
+    for alpha in (0, 0.25, 1):
+        loss = DiceCELoss(alpha)(logits, target)
+        assert loss.item() == pytest.approx(alpha * cross_entropy + (1 - alpha) * dice, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradient_of_a_voxel_is_proportional_to_its_weight(shape):
+    logits, classes = make_batch(shape)
+    logits.requires_grad_()
+    weight = torch.rand(classes.shape, generator=torch.Generator().manual_seed(2))
+    (plain,) = torch.autograd.grad(DiceCELoss(1.0)(logits, classes), logits)
+    (weighted,) = torch.autograd.grad(DiceCELoss(1.0)(logits, torch.cat([classes, weight], 1)), logits)
+    torch.testing.assert_close(weighted, plain * weight)
+
+
+def test_several_heads_take_weights():
+    """DeepSupervisionLoss brings the target to the size of each head, weights and classes alike."""
+    logits, classes = make_batch((2, 3, 8, 8))
+    target = torch.cat([classes, torch.full_like(classes, 2.0)], 1)
+    heads = [logits, logits[..., ::2, ::2]]
+    one, two = (DeepSupervisionLoss(DiceCELoss(1.0))(heads, t) for t in (classes, target))
+    torch.testing.assert_close(two, 2 * one)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("batch", [False, True])
 def test_ignored_voxels_count_as_if_they_were_cut_out(shape, batch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import (
+    AsDiscreted,
     CropForegroundd,
     NormalizeIntensity,
     NormalizeIntensityd,
@@ -229,7 +230,19 @@ def test_bad_volumes_are_reported_and_the_others_done(tmp_path, checkpoint, capf
             "normalise holds a NormalizeIntensityd that",
         ),
         ("to_labels", [ClassesToInstancesd("pred")], "to_labels holds a ClassesToInstancesd"),
-        ("to_labels", [], "to_labels holds 0 transforms"),
+        ("to_labels", [], r"to_labels holds \[\]: give one AsDiscreted with argmax alone, and one Classes"),
+        ("to_labels", [AsDiscreted("pred", argmax=True)], r"to_labels holds \['AsDiscreted'\]: give"),
+        (
+            "to_labels",
+            [AsDiscreted("pred", threshold=0.5), ClassesToLabelsd("pred", LABELS)],
+            r"to_labels holds \['AsDiscreted', 'ClassesToLabelsd'\]: give",
+        ),
+        (
+            "to_labels",
+            [AsDiscreted("pred", argmax=True, to_onehot=3), ClassesToLabelsd("pred", LABELS)],
+            r"to_labels holds \['AsDiscreted', 'ClassesToLabelsd'\]: give",
+        ),
+        ("to_labels", [ClassesToLabelsd("pred", LABELS)] * 2, "to_labels holds"),
     ],
 )
 def test_part_that_needs_the_whole_volume_is_refused(tmp_path, part, value, message):

@@ -201,8 +201,11 @@ def test_probabilities_sum_to_one_and_agree_with_the_labels(
 ) -> None:
     data: Path = request.getfixturevalue("cells" if dims == 2 else "organ")
     home: Path = request.getfixturevalue("cells_run" if dims == 2 else "organ_run")
-    classes = {"_target_": "scripts.transforms.ClassesToLabelsd", "keys": "pred", "labels": "@labels"}
-    segment(home, dims, data / "imagesTs", tmp_path, save_probabilities=True, to_labels=[classes])
+    most_probable = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+    labels = {"_target_": "scripts.transforms.ClassesToLabelsd", "keys": "pred", "labels": "@labels"}
+    segment(
+        home, dims, data / "imagesTs", tmp_path, save_probabilities=True, to_labels=[most_probable, labels]
+    )
     ending = ".png" if dims == 2 else ".nii.gz"
     stems = sorted(image.name.split(".")[0] for image in (data / "imagesTs").iterdir())
     assert written(tmp_path) == sorted(

@@ -216,15 +216,16 @@ def test_contests_on_a_gpu_cover_what_it_can_do(name, monkeypatch):
 def test_variant_keeps_what_the_network_computes():
     network, image = nn.Conv2d(2, 3, 3), torch.rand(1, 2, 8, 8)
     expected = network(image)
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
-    try:
-        for precision in ("fp32", "TF32"):
-            prepared = networks.Variant(precision, channels_last=True).prepare(network, image)
-            assert torch.allclose(prepared(image), expected, atol=1e-6)
-            wanted = {"fp32": "ieee", "TF32": "tf32"}[precision]
-            assert torch.backends.cudnn.conv.fp32_precision == wanted
-    finally:
-        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
+    for precision in ("fp32", "TF32"):
+        prepared = networks.Variant(precision, channels_last=True).prepare(network, image)
+        assert torch.allclose(prepared(image), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("allowed", "precision"), [(True, "tf32"), (False, "ieee")])
+def test_tf32_is_switched_for_products_and_convolutions_alike(allowed, precision):
+    networks.set_tf32(allowed)
+    assert torch.backends.cuda.matmul.fp32_precision == precision
+    assert torch.backends.cudnn.conv.fp32_precision == precision
 
 
 def test_command_writes_everything_it_measured(tmp_path):

@@ -21,6 +21,7 @@ from scripts.transforms.spatial import (
     SpatialParameters,
     control_positions,
     crop,
+    fold,
     interpolate,
     resample,
     spline_matrix,
@@ -399,6 +400,64 @@ def test_equals_a_slow_reference(shape, patch, label_size, points, spacing, seed
     compare(case, parameters, transform, spacing)
 
 
+# Beyond the scan, and weights
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((9, 7), (5, 5)), ((4, 9), (9, 30)), ((6, 5, 4), (9, 3, 11))])
+@pytest.mark.parametrize("moved", [False, True])
+def test_mirrored_image_is_the_image_of_a_mirrored_scan(shape, patch, moved):
+    """As if numpy had mirrored the scan beforehand; the label knows all the same where the scan ends."""
+    margin = 40
+    case = make_case(shape)
+    mirrored = np.pad(case["image"].numpy(), [(0, 0), *[(margin, margin)] * len(shape)], mode="reflect")
+    centre, spacing = (np.array(shape) - 1) / 2 + 2, np.ones(len(shape))
+    displacements = np.random.default_rng(0).normal(0, 1, (len(shape), *[3] * len(shape))) if moved else None
+    centre = centre + (0.3 if moved else (np.array(patch) - np.array(shape)) % 2 / 2)
+    parameters = SpatialParameters(centre, np.eye(len(shape)), displacements)
+    beyond = SpatialParameters(centre + margin, np.eye(len(shape)), displacements)
+    arguments = {"elastic_prob": 1, "elastic_std": 1} if moved else {}
+    taken = make_transform(patch, outside="mirror", **arguments).apply(case, parameters, spacing)
+    plain = make_transform(patch, **arguments).apply(case, parameters, spacing)
+    whole = {"image": torch.from_numpy(mirrored), "label": torch.from_numpy(mirrored)}
+    expected = make_transform(patch, **arguments).apply(whole, beyond, spacing)
+    np.testing.assert_allclose(taken["image"], expected["image"], atol=POSITION_TOLERANCE)
+    assert (plain["image"] - taken["image"]).abs().max() > 0.1  # which shows zeros
+    np.testing.assert_array_equal(taken["label"], plain["label"])
+    assert (taken["label"] == IGNORE_LABEL).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 7), st.integers(0, 30), st.integers(0, 30))
+def test_fold_is_numpys_reflection(length, before, after):
+    expected = np.pad(np.arange(length), (before, after), mode="reflect")
+    np.testing.assert_array_equal(fold(torch.arange(-before, length + after), length), expected)
+
+
+@pytest.mark.parametrize("elastic_prob", [0, 1])
+def test_weights_move_with_the_image_and_are_as_large_as_the_label(elastic_prob):
+    """Interpolated as the image is; zero beyond the scan, also where the image is mirrored."""
+    case = make_case((12, 10))
+    case["weight"] = case["image"] + 1
+    transform = RandSpatialPatchd(
+        ["image", "label", "weight"],
+        ["bilinear", "nearest", "weight"],
+        (40, 40),
+        label_size=(36, 28),
+        elastic_prob=elastic_prob,
+        elastic_std=1.0,
+        outside="mirror",
+    ).set_random_state(3)
+    out = transform(case)
+    assert out["weight"].shape == out["label"].shape == (1, 36, 28)
+    image, weight = out["image"][0, 2:38, 6:34], out["weight"][0]
+    inside = ndimage.binary_erosion(out["label"][0] != IGNORE_LABEL, np.ones((3, 3)))
+    outside = ndimage.binary_erosion(out["label"][0] == IGNORE_LABEL, np.ones((3, 3)))
+    assert inside.any()
+    assert outside.any()
+    np.testing.assert_allclose(weight[inside], image[inside] + 1, atol=POSITION_TOLERANCE)
+    assert (weight[outside] == 0).all()
+
+
 @pytest.mark.parametrize(("shape", "patch"), [((90, 80), (20, 15)), ((40, 30, 36), (8, 10, 9))])
 def test_field_that_overshoots_its_control_points_finds_its_source(shape, patch):
     """The weights of the voxel where a spline leaves its points the furthest, as signs of the vectors."""
@@ -713,7 +772,8 @@ def test_mm_reads_the_voxel_size_and_pixels_do_not():
     [
         ({"patch_size": (4,)}, r"patch_size is \[4\]: give 2 or 3"),
         ({"patch_size": (4, 0)}, r"patch_size is \[4, 0\]: give 2 or 3 numbers of 1 or more"),
-        ({"modes": ["bilinear", "bicubic"]}, r"modes is .*bicubic.*give 'bilinear' or 'nearest'"),
+        ({"modes": ["bilinear", "bicubic"]}, r"modes is .*bicubic.*give 'bilinear', 'nearest' or 'weight'"),
+        ({"outside": "reflect"}, "outside is 'reflect': give 'zeros' or 'mirror'"),
         ({"modes": ["bilinear"]}, "modes is .*for each of the keys"),
         ({"units": "cm"}, "units is 'cm': give 'pixel' or 'mm'"),
         ({"scale_range": (0, 1)}, "scale_range is .*above 0"),

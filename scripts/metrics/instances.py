@@ -1,0 +1,183 @@
+"""How well numbered objects agree with the truth: average precision, panoptic quality, SEG.
+
+All scores come from one table: how many voxels each predicted object shares with each true one.
+
+Sources:
+
+- average precision of an image as in the 2018 Data Science Bowl (Caicedo et al. 2019, Nat. Methods 16:1247)
+  and StarDist (Schmidt et al. 2018, MICCAI): TP / (TP + FP + FN), not the area under a curve;
+- panoptic quality: Kirillov et al. 2019, "Panoptic Segmentation", CVPR, eq. 1 and 2, of one class;
+- SEG: Maška et al. 2014, Bioinformatics 30:1609 (Cell Tracking Challenge).
+
+A predicted and a true object match where their IoU is above the threshold, as in the Bowl and in panoptic
+quality; StarDist takes an IoU that equals it, too. From 0.5 up no object has two matches.
+
+Conventions: nothing in prediction and truth, the case says nothing and all scores are NaN; nothing in one of
+the two, all scores are 0. The Cell Tracking Challenge has no SEG for an image without true cells; here it is
+0 where something was predicted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from scripts.errors import InputError
+
+#: IoU above which objects match: 0.5, 0.55, ..., 0.95.
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+
+#: The scores of a case, in the order of the tables. "ap" is the mean over IOU_THRESHOLDS.
+INSTANCE_SCORES = ("ap50", "ap75", "ap", "precision50", "recall50", "f1_50", "pq", "sq", "rq", "seg")
+
+
+class Contingency(NamedTuple):
+    """Voxels that the objects of two maps share; background (0) is left out.
+
+    Attributes:
+        pred_sizes: voxels of each predicted object, (P,).
+        true_sizes: voxels of each true object, (T,).
+        pred_index: of each pair that shares voxels the predicted object, (pairs,).
+        true_index: of each pair the true object, (pairs,).
+        shared: voxels that each pair shares, (pairs,).
+    """
+
+    pred_sizes: np.ndarray
+    true_sizes: np.ndarray
+    pred_index: np.ndarray
+    true_index: np.ndarray
+    shared: np.ndarray
+
+
+def contingency(pred: np.ndarray, truth: np.ndarray) -> Contingency:
+    """The table from which all scores of instances and regions follow.
+
+    Args:
+        pred: object numbers, 0 background, (*spatial) or any other shape.
+        truth: the same shape.
+
+    Returns:
+        Sizes of the objects in the order of their numbers, and the pairs that share voxels.
+
+    Raises:
+        InputError: maps of two shapes, fractions, or negative numbers.
+    """
+    pred, truth = _as_ids(pred, "pred"), _as_ids(truth, "truth")
+    if pred.shape != truth.shape:
+        raise InputError(
+            f"pred has {list(pred.shape)} voxels and truth {list(truth.shape)}: give both on one grid"
+        )
+    pred_ids, pred_sizes = np.unique(pred[pred > 0], return_counts=True)
+    true_ids, true_sizes = np.unique(truth[truth > 0], return_counts=True)
+    both = (pred > 0) & (truth > 0)
+    pairs = np.searchsorted(true_ids, truth[both]) * len(pred_ids) + np.searchsorted(pred_ids, pred[both])
+    pairs, shared = np.unique(pairs, return_counts=True)
+    true_index, pred_index = np.divmod(pairs, max(len(pred_ids), 1))
+    return Contingency(pred_sizes, true_sizes, pred_index, true_index, shared)
+
+
+def _as_ids(ids: np.ndarray, name: str) -> np.ndarray:
+    """A map of whole numbers from 0 up."""
+    ids = np.asarray(ids)
+    if ids.dtype.kind == "f":
+        fractional = ids[ids != np.rint(ids)]  # NaN is unequal to itself
+        if fractional.size:
+            raise InputError(f"{name} holds {fractional[0]:.4g}: give whole numbers, one for each object")
+        ids = ids.astype(np.int64)
+    if ids.size and ids.min() < 0:
+        raise InputError(f"{name} holds {ids.min()}: give numbers from 0 (background) up")
+    return ids
+
+
+@dataclass(frozen=True)
+class InstanceCounts:
+    """What the scores follow from; counts of cases add up to those of a data set.
+
+    Attributes:
+        true_positives: matched objects for each of IOU_THRESHOLDS.
+        predicted: objects of the prediction.
+        true: objects of the truth.
+        iou_sum: sum of the IoU of the matches at 0.5.
+        jaccard_sum: sum over the true objects of SEG's Jaccard index.
+    """
+
+    true_positives: tuple[int, ...] = (0,) * len(IOU_THRESHOLDS)
+    predicted: int = 0
+    true: int = 0
+    iou_sum: float = 0.0
+    jaccard_sum: float = 0.0
+
+    def __add__(self, other: InstanceCounts) -> InstanceCounts:
+        """The counts of both; `sum(counts, InstanceCounts())` are those of a data set."""
+        return InstanceCounts(
+            tuple(a + b for a, b in zip(self.true_positives, other.true_positives, strict=True)),
+            self.predicted + other.predicted,
+            self.true + other.true,
+            self.iou_sum + other.iou_sum,
+            self.jaccard_sum + other.jaccard_sum,
+        )
+
+    @property
+    def false_positives(self) -> tuple[int, ...]:
+        """Predicted objects without a match for each of IOU_THRESHOLDS."""
+        return tuple(self.predicted - hits for hits in self.true_positives)
+
+    @property
+    def false_negatives(self) -> tuple[int, ...]:
+        """True objects without a match for each of IOU_THRESHOLDS."""
+        return tuple(self.true - hits for hits in self.true_positives)
+
+    def scores(self) -> dict[str, float]:
+        """INSTANCE_SCORES, each in [0, 1], or NaN and 0 by the conventions of the module."""
+        if not (self.predicted and self.true):
+            return dict.fromkeys(INSTANCE_SCORES, 0.0 if self.predicted or self.true else math.nan)
+        both = self.predicted + self.true
+        precision = [hits / (both - hits) for hits in self.true_positives]  # TP / (TP + FP + FN)
+        hits = self.true_positives[0]
+        f1 = 2 * hits / both
+        sq = self.iou_sum / hits if hits else 0.0
+        return {
+            "ap50": precision[0],
+            "ap75": precision[IOU_THRESHOLDS.index(0.75)],
+            "ap": sum(precision) / len(precision),
+            "precision50": hits / self.predicted,
+            "recall50": hits / self.true,
+            "f1_50": f1,
+            "pq": sq * f1,
+            "sq": sq,
+            "rq": f1,  # recognition quality is the F1 score at 0.5
+            "seg": self.jaccard_sum / self.true,
+        }
+
+
+def instance_counts(pred: np.ndarray, truth: np.ndarray) -> InstanceCounts:
+    """Matches of one case.
+
+    Args:
+        pred: object numbers, 0 background, (*spatial), 2D or 3D.
+        truth: the same shape.
+
+    Returns:
+        The counts; `scores()` of one case's or of the sum of many.
+
+    Raises:
+        InputError: maps of two shapes, fractions, or negative numbers.
+    """
+    table = contingency(pred, truth)
+    true_sizes = table.true_sizes[table.true_index]  # of each pair
+    iou = table.shared / (table.pred_sizes[table.pred_index] + true_sizes - table.shared)
+    return InstanceCounts(
+        tuple(int((iou > threshold).sum()) for threshold in IOU_THRESHOLDS),
+        len(table.pred_sizes),
+        len(table.true_sizes),
+        float(iou[iou > IOU_THRESHOLDS[0]].sum()),
+        float(iou[2 * table.shared > true_sizes].sum()),  # covers more than half: at most one for each
+    )
+
+
+def instance_scores(pred: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """INSTANCE_SCORES of one case; see `instance_counts`."""
+    return instance_counts(pred, truth).scores()

@@ -1,0 +1,266 @@
+"""Between instance maps, the classes that a network learns instead, and back to instances.
+
+An instance map numbers its objects: 0 is background, every other id one object.
+
+Sources:
+    O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+    MICCAI 2015, section 3: the separation border between touching cells (``SeparateInstancesd``).
+    J. C. Caicedo et al., "Evaluation of Deep Learning Strategies for Nucleus Segmentation in Fluorescence
+    Images", Cytometry A 95, 2019: background, interior and border as classes.
+    P. Soille, "Morphological Image Analysis", 2nd edition, 2003, chapters 6 and 9: h-maxima of the distance
+    map as markers, and the watershed from markers (``WatershedInstancesd``; computed by scikit-image).
+
+Departures: the paper of 2015 says only that the border is computed by morphological operations; the rule here
+is our own, see the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy import ndimage
+from skimage.measure import label as connected_components
+from skimage.morphology import local_maxima, reconstruction, remove_small_holes, remove_small_objects
+from skimage.segmentation import expand_labels, watershed
+
+from scripts.errors import InputError
+from scripts.transforms.labels import class_map, source_of
+from scripts.transforms.weights import _cell_ids
+
+
+def _like(array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
+    """A (1, *spatial) integer tensor of an array, with the meta data of the tensor it was made from."""
+    made = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))[None]
+    if isinstance(tensor, MetaTensor):
+        return MetaTensor(made, meta=tensor.meta, applied_operations=tensor.applied_operations)
+    return made
+
+
+class InstancesToClassesd(MapTransform):
+    """Turn an instance map into 0 background, 1 interior, 2 border, to tell touching instances apart.
+
+    A pixel of an instance is border when another instance or background lies within ``thickness`` of it.
+
+    Args:
+        keys: instance maps, (1, *spatial), 0 background, 1..N instances.
+        thickness: pixels taken from each instance's rim.
+    """
+
+    def __init__(self, keys: KeysCollection, thickness: int = 1) -> None:
+        super().__init__(keys)
+        self.thickness = thickness
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.keys:
+            instances = np.asarray(out[key][0])
+            size = 2 * self.thickness + 1
+            low, high = ndimage.minimum_filter(instances, size), ndimage.maximum_filter(instances, size)
+            classes = (instances > 0) * np.where(low == high, 1, 2)
+            out[key] = _like(classes, out[key])
+        return out
+
+
+class ComponentsToInstancesd(MapTransform):
+    """Number the connected parts (across edges) of equal value from 1 on; 0 stays background.
+
+    A mask of cells that do not touch becomes an instance map, and an instance map stays one.
+
+    Args:
+        keys: labels, (1, *spatial), whole numbers.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each of the labels."""
+        out = dict(data)
+        for key in self.keys:
+            values = np.asarray(out[key][0]).astype(np.int64)
+            out[key] = _like(connected_components(values, connectivity=1), out[key])
+        return out
+
+
+class SeparateInstancesd(MapTransform):
+    """Turn an instance map into 0 background, 1 foreground, with background between touching instances.
+
+    Of two instances with pixels within ``gap`` of each other (diagonal steps count as one), one gives way
+    and loses those pixels: the one with more pixels that lie further than ``gap`` from every other instance.
+    So at least ``gap`` pixels of background lie between any two, nothing else is cleared, and an instance
+    keeps all of its pixels that lie further away. One that has no such pixel is too thin: it loses nothing
+    to instances that have some, but of two such neighbours the one of the lower id gives way, and may vanish.
+
+    Args:
+        keys: instance maps, (1, *spatial), 0 background, every other id an instance.
+        gap: pixels of background between two instances, 1 or more.
+
+    Raises:
+        InputError: ``gap`` below 1; fractional or negative ids; several separate pieces under the only id.
+    """
+
+    def __init__(self, keys: KeysCollection, gap: int = 1) -> None:
+        super().__init__(keys)
+        if gap < 1:
+            raise InputError(f"gap is {gap}: give 1 pixel or more")
+        self.gap = gap
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.keys:
+            ids = _cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
+            out[key] = _like(self._separated(ids), data[key])
+        return out
+
+    def _separated(self, ids: np.ndarray) -> np.ndarray:
+        size = 2 * self.gap + 1
+        highest = ndimage.maximum_filter(ids, size)
+        lowest = ndimage.minimum_filter(np.where(ids > 0, ids, ids.max(initial=0)), size)
+        alone = np.where(lowest == highest, ids, 0)  # pixels with no other instance within the gap
+        free = np.bincount(alone.ravel(), minlength=ids.max(initial=0) + 1)
+        rank = np.empty(len(free), dtype=np.int32)  # the lower one gives way
+        rank[np.argsort(-free[1:], kind="stable") + 1] = np.arange(1, len(free))
+        rank[0] = 0
+        ranks = rank[ids]
+        return (ranks > 0) & (ndimage.maximum_filter(ranks, size) == ranks)
+
+
+class ClassesToInstancesd(MapTransform):
+    """Turn classes into an instance map: connected components of the interior, grown back over the border.
+
+    Args:
+        keys: class maps, (1, *spatial).
+        interior: class index of the interior.
+        border: class index of the border, or None when there is none.
+        grow: pixels by which an instance may grow into the border class.
+        min_size: components of fewer pixels are dropped.
+
+    Raises:
+        InputError: several channels: probabilities instead of classes.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        interior: int = 1,
+        border: int | None = 2,
+        grow: int = 3,
+        min_size: int = 10,
+    ) -> None:
+        super().__init__(keys)
+        self.interior = interior
+        self.border = border
+        self.grow = grow
+        self.min_size = min_size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.keys:
+            classes = np.asarray(class_map(out[key], key)[0].cpu())
+            interior = remove_small_objects(classes == self.interior, max_size=self.min_size - 1)
+            instances = connected_components(interior, connectivity=1)
+            if self.border is not None:
+                grown = expand_labels(instances, self.grow)
+                instances = np.where((classes == self.interior) | (classes == self.border), grown, 0)
+            out[key] = _like(instances, out[key])
+        return out
+
+
+class WatershedInstancesd(MapTransform):
+    """Turn class probabilities into an instance map: a watershed from the cores of the interior.
+
+    1. The mask is where background is improbable; small holes in it are filled.
+    2. Cores are the connected parts of the probable interior that are large enough. A core is cut where it
+       has a neck: each of its parts that is clearly thicker than the way to a thicker one is a seed.
+    3. The seeds grow over the mask: first through their core, from the inside out, then over the other
+       pixels in the order of their interior probability. Two that meet stop. What no seed reaches is
+       background.
+    4. Instances that are too small (parts of a core that was cut) are dropped, the others numbered 1 to N.
+
+    Lengths and sizes count pixels or voxels, whatever their sides measure.
+
+    Args:
+        keys: probabilities, (classes, *spatial), 0 to 1: background and interior (for cells behind membranes:
+            membrane and cell), or background, interior and border.
+        threshold: the mask is where the probability of all classes but background is above this.
+        seed_threshold: a core is where the probability of the interior is above this, inside the mask.
+        neck: a core is cut where it is at least this many pixels thinner, from the middle to the rim, than in
+            the parts on both sides; 0: cores stay whole.
+        max_hole: holes in the mask of up to so many pixels are filled; so are small pieces of background at
+            the edge of the image.
+        min_size: cores of fewer pixels are no cores, what they cover goes to others in the mask; instances of
+            fewer pixels are dropped.
+        line: keep a line of background, one pixel wide, between instances that meet.
+
+    Raises:
+        InputError: an argument out of its range; not two or three channels.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        threshold: float = 0.5,
+        seed_threshold: float = 0.7,
+        neck: float = 2.0,
+        max_hole: int = 0,
+        min_size: int = 10,
+        line: bool = False,
+    ) -> None:
+        super().__init__(keys)
+        for name, value in (("threshold", threshold), ("seed_threshold", seed_threshold)):
+            if not 0 <= value < 1:
+                raise InputError(f"{name} is {value}: give a probability from 0 to below 1")
+        for name, value in (("neck", neck), ("max_hole", max_hole), ("min_size", min_size)):
+            if not value >= 0:
+                raise InputError(f"{name} is {value}: give 0 pixels or more")
+        self.threshold = threshold
+        self.seed_threshold = seed_threshold
+        self.neck = neck
+        self.max_hole = max_hole
+        self.min_size = min_size
+        self.line = line
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.keys:
+            if len(data[key]) not in (2, 3):
+                raise InputError(
+                    f"{source_of(data[key], key)} has {len(data[key])} channels: give the probabilities of "
+                    "background and interior, or of background, interior and border, without argmax before"
+                )
+            out[key] = _like(self._instances(np.asarray(data[key].float().cpu())), data[key])
+        return out
+
+    def _instances(self, probabilities: np.ndarray) -> np.ndarray:
+        """From (classes, *spatial) to (*spatial)."""
+        interior = probabilities[1]
+        mask = remove_small_holes(1 - probabilities[0] > self.threshold, max_size=self.max_hole)
+        core = mask & (interior > self.seed_threshold)
+        core = remove_small_objects(core, max_size=max(self.min_size - 1, 0))
+        depth = ndimage.distance_transform_edt(core)  # from 1 in the core, 0 elsewhere
+        relief = -(depth + interior)  # the core lies below all the rest, and floods first
+        instances = watershed(relief, self._seeds(core, depth), mask=mask, watershed_line=self.line)
+        counts = np.bincount(instances.ravel())
+        kept = (counts >= max(self.min_size, 1)) & (np.arange(len(counts)) > 0)
+        return (np.cumsum(kept) * kept)[instances]
+
+    def _seeds(self, core: np.ndarray, depth: np.ndarray) -> np.ndarray:
+        """Number the seeds: the cores, or the top of each of their parts where necks divide them."""
+        cores = connected_components(core, connectivity=1)
+        if self.neck == 0:
+            return cores
+        seeds, count = np.zeros_like(cores), 0
+        for number, box in enumerate(ndimage.find_objects(cores), start=1):
+            top = own = cores[box] == number
+            inside = np.where(own, depth[box], 0)
+            if inside.max() > 1 + self.neck:  # else not even a neck one pixel wide is so much thinner
+                # not skimage's h_maxima, which parts two tops of the same height however wide the neck is
+                top = local_maxima(reconstruction(inside - self.neck, inside)) & own
+                top = top if top.any() else own  # a box that the core fills, all on one level
+            parts, found = connected_components(top, connectivity=top.ndim, return_num=True)
+            seeds[box][parts > 0] = parts[parts > 0] + count
+            count += found
+        return seeds

@@ -1,0 +1,220 @@
+"""`python -m bundle tune` on tiny data: what it reads, chooses and writes, and that inference agrees."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from PIL import Image
+from skimage.measure import label as connected_components
+from typer.testing import CliRunner
+
+from bundle.__main__ import app
+from bundle.datalist import datalist
+from bundle.tune import Case, predict
+from scripts.data import read_split
+from scripts.metrics import instance_scores
+from tests.commands import CONFIGS, config_files, input_error, read_array, run, written
+
+pytestmark = pytest.mark.workflow
+
+LABELS = {"background": 0, "interior": 1, "border": 2}
+
+
+@pytest.fixture(autouse=True)
+def _hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`set_up` replaces the hook for uncaught errors; this puts it back."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+def overlay(folder: Path, **ids: Any) -> str:
+    (folder / "overlay.json").write_text(json.dumps(ids), encoding="utf-8")
+    return str(folder / "overlay.json")
+
+
+def tune(*files: str, **options: object) -> Any:
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return CliRunner().invoke(app, ["tune", "--config_file", str(list(files)), *given])
+
+
+@pytest.fixture(scope="module")
+def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder without its held-out files, the overlay of a tiny network, and the network trained."""
+    folder = tmp_path_factory.mktemp("tune")
+    shutil.copytree(cells, folder / "data")
+    settings = {"patch_size": [32, 32], "channels": [8, 16, 16]}
+    files = config_files("train", "task/phantom_cells", overlay(folder, **settings))
+    run(
+        files[0],
+        *files[1:],
+        dataset_dir=str(folder / "data"),
+        output_dir=str(folder / "run"),
+        samples_per_case=8,
+        max_epochs=6,
+        val_interval=3,
+        learning_rate=0.01,
+    )
+    for name in ("imagesTs", "labelsTs"):
+        shutil.rmtree(folder / "data" / name)
+    return folder
+
+
+def test_tune_chooses_on_validation_alone_and_inference_agrees(trained: Path, tmp_path: Path) -> None:
+    """The held-out files are gone, so a look at them would be an error."""
+    files = config_files("train", "task/phantom_cells", str(trained / "overlay.json"))
+    places = {"dataset_dir": trained / "data", "checkpoint": trained / "run/model.pt"}
+    done = tune(*files, **places, output_dir=tmp_path / "out", measure="ap50")
+    assert done.exit_code == 0, done.exception
+    assert written(tmp_path / "out") == ["postprocessing.json", "tune.csv", "tune.png"]
+    assert np.asarray(Image.open(tmp_path / "out/tune.png")).std() > 0
+    with (tmp_path / "out/tune.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    scores = [float(row["ap50"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert len({tuple(row.values()) for row in rows}) == len(rows) <= 101
+    assert f"{scores[0]:.4f} with the best of {len(rows)} combinations" in done.output
+    assert "with the defaults of WatershedInstancesd" in done.output
+    assert "with to_labels as it stands in the configs" in done.output
+    chosen = json.loads((tmp_path / "out/postprocessing.json").read_text())
+    (step,) = chosen["to_labels"]
+    assert {name: str(step[name]) for name in rows[0] if name != "ap50"} == {
+        name: value for name, value in rows[0].items() if name != "ap50"
+    }
+
+    cases = read_split(
+        trained / "data", spatial_dims=2, in_channels=1, labels=LABELS, instances=True, check=False
+    )["validation"]
+    (tmp_path / "images").mkdir()
+    for case in cases:
+        shutil.copy(case["image"], tmp_path / "images")
+    run(
+        *("inference", "task/phantom_cells", str(trained / "overlay.json")),
+        str(tmp_path / "out/postprocessing.json"),
+        dataset_dir=str(tmp_path / "images"),
+        output_dir=str(tmp_path / "seg"),
+        checkpoint=str(trained / "run/model.pt"),
+        runtime="torch",
+    )
+    found = [
+        instance_scores(
+            read_array(tmp_path / "seg" / f"{Path(case['image']).stem}_seg.png").astype(int),
+            read_array(Path(case["label"])).astype(int),
+        )["ap50"]
+        for case in cases
+    ]
+    assert np.mean(found) == pytest.approx(scores[0])
+    assert scores[0] > 0  # a network that found nothing would agree as well
+
+
+@pytest.fixture
+def random_network(tmp_path: Path) -> Callable[..., ConfigParser]:
+    """Makes the parser of a training on a data folder, and a checkpoint of a network that learned nothing."""
+
+    def make(*files: str, data: Path) -> ConfigParser:
+        parser = ConfigParser()
+        parser.read_config([str(CONFIGS / "train.json"), *files])
+        parser["dataset_dir"], parser["checkpoint"] = str(data), str(tmp_path / "random.pt")
+        torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "random.pt")
+        return parser
+
+    return make
+
+
+def check_probabilities(case: Case) -> None:
+    probabilities = np.load(case.probabilities)
+    assert probabilities.shape[1:] == case.truth.shape == case.ignored.shape
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+
+
+def test_two_classes_are_compared_as_components(
+    cells: Path, tmp_path: Path, random_network: Callable[..., ConfigParser]
+) -> None:
+    (tmp_path / "masks").mkdir()
+    masks = {}
+    for label in (cells / "labelsTr").iterdir():
+        mask = (read_array(label) > 0).astype(np.uint8) * 255
+        mask[:5] = 7
+        masks[label.stem] = mask
+        Image.fromarray(mask).save(tmp_path / "masks" / label.name)
+    datalist(
+        tmp_path / "list",
+        images=cells / "imagesTr",
+        labels=tmp_path / "masks",
+        label_names="background=0,cell=255,ignore=7",
+        folds=4,
+    )
+    settings = overlay(tmp_path, patch_size=[32, 32], channels=[4, 8, 8])
+    parser = random_network(str(tmp_path / "list/task.json"), settings, data=tmp_path / "list")
+    (case,) = predict(parser, tmp_path)
+    check_probabilities(case)
+    (listed,) = read_split(
+        tmp_path / "list", spatial_dims=2, in_channels=1, labels={"a": 0, "b": 255, "ignore": 7}, check=False
+    )["validation"]
+    mask = masks[Path(listed["label"]).stem].T  # pictures are read as (width, height)
+    np.testing.assert_array_equal(case.truth, connected_components(mask == 255, connectivity=1))
+    np.testing.assert_array_equal(case.ignored, mask == 7)
+
+
+def test_volumes_are_compared_on_the_grid_of_their_files(
+    organ: Path, tmp_path: Path, random_network: Callable[..., ConfigParser]
+) -> None:
+    """Two parts of an organ as two objects, in files that are oblique and anisotropic."""
+    settings = overlay(tmp_path, instances=True, labels=LABELS, patch_size=[16, 16, 16], channels=[4, 8, 8])
+    parser = random_network(str(CONFIGS / "task/phantom_organ.json"), settings, data=organ)
+    (case,) = predict(parser, tmp_path)
+    check_probabilities(case)
+    listed = read_split(organ, spatial_dims=3, in_channels=1, labels=LABELS, instances=True, check=False)
+    label = nib.Nifti1Image.from_filename(listed["validation"][0]["label"])
+    np.testing.assert_array_equal(case.truth, np.asarray(label.dataobj))
+
+
+def test_bad_input_is_one_sentence(trained: Path, organ: Path, tmp_path: Path) -> None:
+    files = config_files("train", "task/phantom_cells", str(trained / "overlay.json"))
+    good = {
+        "dataset_dir": trained / "data",
+        "checkpoint": trained / "run/model.pt",
+        "output_dir": tmp_path / "out",
+    }
+    (tmp_path / "file").write_text("")
+
+    def refused(*files: str, **options: object) -> str:
+        result = tune(*files, **{**good, **options})
+        assert result.exception is not None, result.output
+        return input_error(result.exception)
+
+    assert refused(*files, measure="dice").startswith("--measure is 'dice': give one of ap50, ")
+    assert "no such checkpoint" in refused(*files, checkpoint=tmp_path / "none.pt")
+    assert refused(*files, output_dir=tmp_path / "file").endswith("is a file: give a folder")
+    assert refused(str(tmp_path / "none.json")).startswith("--config_file names ")
+    assert refused(files[0]).startswith("labels names 3 classes and instances is false")
+    wider = overlay(tmp_path, channels=[4, 8, 8])
+    assert "a checkpoint of another network" in refused(*files[:2], wider)
+    nothing = overlay(tmp_path, split={"training": [1], "validation": [], "testing": []})
+    assert refused(*files, nothing).startswith("section is 'validation', which holds no case")
+
+    empty = shutil.copytree(trained / "data", tmp_path / "empty")
+    for label in (empty / "labelsTr").iterdir():
+        Image.fromarray(np.zeros_like(read_array(label))).save(label)
+    assert "validation cases are empty: there are no instances" in refused(*files, dataset_dir=empty)
+    for label in (empty / "labelsTr").iterdir():
+        mask = np.zeros_like(read_array(label))
+        mask[:10, :10] = mask[20:30, 20:30] = 255
+        Image.fromarray(mask).save(label)
+    assert "number them, for example with skimage.measure.label" in refused(*files, dataset_dir=empty)
+    assert not (tmp_path / "out").exists() or written(tmp_path / "out") == []
+
+
+def test_text_of_the_configs_that_is_no_list(trained: Path, tmp_path: Path) -> None:
+    options = ["--dataset_dir", trained, "--checkpoint", trained / "run/model.pt", "--output_dir", tmp_path]
+    result = CliRunner().invoke(app, ["tune", "--config_file", "['a.json'", *map(str, options)])
+    assert input_error(result.exception).startswith("--config_file is ['a.json': give a path, or a list")  # type: ignore[arg-type]
