@@ -31,7 +31,7 @@ from skimage.segmentation import expand_labels, watershed
 
 from scripts.errors import InputError
 from scripts.transforms.labels import class_map, source_of
-from scripts.transforms.weights import _cell_ids
+from scripts.transforms.weights import cell_ids
 
 
 def _like(array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
@@ -111,7 +111,7 @@ class SeparateInstancesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.keys:
-            ids = _cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
+            ids = cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
             out[key] = _like(self._separated(ids), data[key])
         return out
 

@@ -51,7 +51,7 @@ def _whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def _cell_ids(instances: np.ndarray, name: str) -> np.ndarray:
+def cell_ids(instances: np.ndarray, name: str) -> np.ndarray:
     """The instance map as int32, with ids small enough for a list of boxes.
 
     Several pieces under the only id there is are taken for cells that nobody told apart, and refused; pieces
@@ -98,7 +98,7 @@ def border_weight_map(
         InputError: fractional or negative ids; several separate cells under the only id; ``spacing``, ``w0``
             or ``sigma`` out of range.
     """
-    cells = _cell_ids(instances, "instances")
+    cells = cell_ids(instances, "instances")
     for name, value in (("w0", w0), ("sigma", sigma)):
         if not 0 < value < math.inf:
             raise InputError(f"{name} is {value}: give a number above 0")
@@ -198,7 +198,7 @@ class BorderWeightsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key, weight_key in zip(self.keys, self.weight_keys, strict=True):
-            cells = _cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
+            cells = cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
             classes = cells > 0 if self.label_key is None else np.asarray(data[self.label_key][0])
             if classes.shape != cells.shape:
                 raise InputError(
