@@ -60,7 +60,8 @@ def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset_dir=str(folder / "data"),
         output_dir=str(folder / "run"),
         samples_per_case=8,
-        max_epochs=6,
+        max_epochs=30,
+        amp=False,  # the same weights on every processor, but for the last digits
         val_interval=3,
         learning_rate=0.01,
     )
