@@ -44,7 +44,7 @@ from scripts.networks.blocks import (
     TransposedUp,
 )
 from scripts.networks.unet import DecoderLevel, EncoderLevel
-from scripts.pictures import CLASS_COLOURS, distinct_colours, draw_instances
+from scripts.pictures import CLASS_COLOURS, distinct_colours, draw_instances, save_figure
 from scripts.process import bundle_root
 from scripts.transforms import (
     RandSpatialPatchd,
@@ -771,13 +771,7 @@ def _write_instances(path: Path) -> None:
 
 
 def _writes(draw: Callable[[], Figure]) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        figure = draw()
-        FigureCanvasAgg(figure)
-        with written_whole(path) as beside:
-            figure.savefig(beside, dpi=DPI)
-
-    return write
+    return lambda path: save_figure(draw(), path, DPI)
 
 
 def _architecture(*overlays: str, **overrides: Any) -> Callable[[Path], None]:

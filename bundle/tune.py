@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import typer
 from ignite.engine import Engine, Events
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, Transform
@@ -36,6 +35,7 @@ from scripts.files import written_whole
 from scripts.handlers import read_checkpoint
 from scripts.labels import IGNORE_LABEL, count_classes
 from scripts.metrics import INSTANCE_SCORES, instance_scores, v_rand
+from scripts.pictures import save_figure
 from scripts.transforms import WatershedInstancesd
 
 #: What can be asked for; of all of them the highest is the best.
@@ -286,9 +286,7 @@ def draw_trials(trials: Sequence[Trial], measure: str, path: Path) -> None:
         "blue: with the best values of the other parameters; grey: all combinations but the worst tenth",
         fontsize=9,
     )
-    FigureCanvasAgg(figure)
-    with written_whole(path) as beside:
-        figure.savefig(beside, dpi=90)
+    save_figure(figure, path)
 
 
 def register(app: typer.Typer) -> None:

@@ -73,9 +73,11 @@ class Windows:
     margin: Axes = ()
 
     def ends(self, corner: Sequence[int]) -> Ends:
-        """For each axis with a margin, whether the window at a corner is the first one, and the last."""
-        pairs = zip(corner, self.corners, self.margin, strict=False)
-        return tuple((start == corners[0], start == corners[-1]) for start, corners, _ in pairs)
+        """For each axis, whether the window at a corner is the first one, and the last; () without margin."""
+        if not self.margin:
+            return ()
+        pairs = zip(corner, self.corners, strict=True)
+        return tuple((start == corners[0], start == corners[-1]) for start, corners in pairs)
 
 
 class SlabInferer(Inferer):
@@ -437,24 +439,23 @@ class OverlapTileInferer(SlabInferer):
 
     def _padded_windows(self, network: nn.Module, spatial: Axes, tile: Axes) -> Windows:
         """Tiles within the image, rounded up to a legal size, that overlap by twice the margin."""
-        if not hasattr(network, "reach"):
+        if not hasattr(network, "margin"):
             raise InputError(
                 f"OverlapTileInferer does not know the receptive field of {type(network).__name__}, a padded "
                 "network: use SlidingWindowInferer"
             )
         self._warn_of_norms(network)
-        unet = cast(UNet, network)
         covered = covering_size(network, spatial, tile)
         tile = tuple(min(seen, n) for seen, n in zip(tile, covered, strict=True))
         corners, margins = [], []
         for axis, (seen, n) in enumerate(zip(tile, covered, strict=True)):
-            grid = math.prod(stride[axis] for stride in unet.encoder.strides)
-            margin = math.ceil(unet.reach(axis) / grid) * grid if seen < n else 0
+            margin = cast(UNet, network).margin(axis) if seen < n else 0
             step = seen - 2 * margin
             if step < 1:
+                enough = covering_size(network, [2 * margin + 1] * len(tile), tile)[axis]
                 raise InputError(
                     f"tile_size is {list(self.tile_size)}: axis {axis} of this network needs a margin of "
-                    f"{margin} voxels on both sides; give it {2 * margin + grid} or more"
+                    f"{margin} voxels on both sides; give it {enough} or more"
                 )
             last = n - seen
             corners.append([*range(0, last, step), last])

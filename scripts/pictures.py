@@ -80,7 +80,7 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         ):
             _overlay(axis, classes, colours, origin)
     figure.supxlabel("error: orange missed, blue invented, yellow wrong class", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_learning_curve(rows: Sequence[dict], metric: str, path: str | Path) -> None:
@@ -106,7 +106,7 @@ def draw_learning_curve(rows: Sequence[dict], metric: str, path: str | Path) -> 
         other.set_ylim(0, 1)
         best = max(judged, key=lambda pair: pair[1])
         axis.set_title(f"best validation {metric} {best[1]:.4f} in epoch {best[0]}", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_scores(rows: Sequence[dict], path: str | Path, score: str = "dice") -> None:
@@ -131,7 +131,7 @@ def draw_scores(rows: Sequence[dict], path: str | Path, score: str = "dice") -> 
     axis.set_xlim(-0.5, len(classes) - 0.3)
     axis.set_ylabel(f"{score} of each case; line: mean")
     axis.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def draw_instances(image: np.ndarray, truth: np.ndarray, pred: np.ndarray, path:
         fontsize=10,
         frameon=False,
     )
-    _save(figure, path)
+    save_figure(figure, path)
     return errors
 
 
@@ -312,7 +312,14 @@ def _count(cells: np.ndarray) -> int:
     return int((np.unique(cells) > 0).sum())
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path, dpi: int = 90) -> None:
+    """Write a figure as a PNG file that is whole or not there at all.
+
+    Args:
+        figure: without a canvas yet, or with one.
+        path: the PNG to write.
+        dpi: pixels for each inch.
+    """
     FigureCanvasAgg(figure)
     with written_whole(path) as beside:
-        figure.savefig(beside, dpi=90)
+        figure.savefig(beside, dpi=dpi)

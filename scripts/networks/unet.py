@@ -379,6 +379,18 @@ class UNet(nn.Module):
             reach += cast(DecoderLevel, level).block.reach(axis) * own
         return reach
 
+    def margin(self, axis: int) -> int:
+        """How many voxels at the rim of a tile differ from the image in one piece, with padding "same".
+
+        Args:
+            axis: spatial axis, counted from 0.
+
+        Returns:
+            Voxels of the image: `reach`, rounded up to the grid of the deepest level.
+        """
+        grid = math.prod(stride[axis] for stride in self.encoder.strides)
+        return math.ceil(self.reach(axis) / grid) * grid
+
     def check_input_size(self, input_size: Sequence[int]) -> None:
         """Make sure that an image of this spatial size can pass the network.
 

@@ -107,7 +107,8 @@ def test_overlay_on_training_adds_only_what_it_means_to(name: str) -> None:
 def test_other_processes_open_no_event_file(part: str, index: int) -> None:
     """multi_gpu_train.json names handlers by their place; TensorBoard's writes as soon as it is made."""
     handlers = [handler["_target_"] for handler in read("train")[part]["handlers"]]
-    assert [place for place, target in enumerate(handlers) if target == "TensorBoardStatsHandler"] == [index]
+    places = [place for place, target in enumerate(handlers) if target == "TensorBoardStatsHandler"]
+    assert places == [index]
     assert f"{part}::handlers::{index}::_disabled_" in read("multi_gpu_train")
 
 
@@ -137,8 +138,9 @@ def test_experiment_names_files_and_ids_that_exist(file: Path) -> None:
     experiment = read(name_of(file))
     files = experiment.pop("config_file")
     assert files[0] == "configs/train.json"  # its folder fixes the bundle's root and the logging
-    assert [name for name in files if not (ROOT / name).is_file()] == []
-    assert [key for key in experiment if not has_id(read("train"), key)] == []
+    missing = [name for name in files if not (ROOT / name).is_file()]
+    unknown = [key for key in experiment if not has_id(read("train"), key)]
+    assert (missing, unknown) == ([], [])
     assert experiment["output_dir"] == f"$@bundle_root + '/runs/{file.stem}'"
 
 
