@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -34,6 +34,7 @@ from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.inferers import OverlapTileInferer
 from scripts.labels import IGNORE_LABEL
+from scripts.memory import dry_run
 from scripts.networks import UNet
 from scripts.networks.blocks import (
     Concatenate,
@@ -166,12 +167,9 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
 
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
     maps.append(FeatureMap("input", "", 0, first.in_channels, tuple(int(n) for n in input_size)))
-    tensors = chain(network.named_parameters(), network.named_buffers())
-    weightless = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-    image = torch.empty((1, first.in_channels, *input_size), device="meta")
     training, network.training = network.training, True  # of the root alone: all heads, nothing else changes
     try:
-        torch.func.functional_call(network, weightless, (image,))
+        dry_run(network, (1, first.in_channels, *input_size))
     finally:
         network.training = training
         for handle in handles:

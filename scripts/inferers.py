@@ -26,7 +26,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep, fall_back_tuple
 from torch import nn
 
 from scripts.errors import InputError
-from scripts.memory import multiply_adds, next_smaller, resident_bytes
+from scripts.memory import next_smaller, operations, resident_bytes
 from scripts.networks import UNet, covering_size, output_size
 from scripts.process import release_memory
 from scripts.runtimes import Runtime
@@ -131,7 +131,7 @@ class SlabInferer(Inferer):
         """Multiply-adds that an image takes tile by tile, relative to the image in one piece.
 
         Args:
-            network: on the CPU; nothing is computed.
+            network: stays as it is; nothing is computed.
             size: (C, *spatial) of the image.
 
         Returns:
@@ -141,11 +141,7 @@ class SlabInferer(Inferer):
         tile = self.full_tile(tuple(spatial))
         tiles = math.prod(len(corners) for corners in self.windows(network, tuple(spatial), tile).corners)
         whole = covering_size(network, spatial, tile)
-        return (
-            tiles
-            * multiply_adds(network, (1, channels, *tile))
-            / multiply_adds(network, (1, channels, *whole))
-        )
+        return tiles * operations(network, (1, channels, *tile)) / operations(network, (1, channels, *whole))
 
     def slabs(
         self,

@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -63,17 +64,34 @@ def forward_bytes(
         return counter.peak, first.shape[1]
 
 
-def multiply_adds(network: nn.Module, size: Sequence[int]) -> int:
-    """Multiply-adds of the convolutions and matrix products of a forward pass; nothing is computed.
+def dry_run(network: nn.Module, size: Sequence[int]) -> Any:
+    """The output of a network for an image, as tensors that have a size and no data.
 
     Args:
-        network: on the CPU.
-        size: (B, C, *spatial).
+        network: stays as it is; its weights are not read.
+        size: (B, C, *spatial) of the image.
     """
-    counter = FlopCounterMode(display=False)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
-        network(torch.empty(tuple(size)))
-    return counter.get_total_flops() // 2
+    tensors = chain(network.named_parameters(), network.named_buffers())
+    weightless = {
+        name: torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+        for name, tensor in tensors
+    }
+    return torch.func.functional_call(network, weightless, (torch.empty(tuple(size), device="meta"),))
+
+
+def operations(network: nn.Module, size: Sequence[int], training: bool = False) -> float:
+    """Floating point operations of the convolutions of a forward pass, or of forward and backward.
+
+    Args:
+        network: see `dry_run`.
+        size: (B, C, *spatial) of the image.
+        training: count the backward pass too.
+    """
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+        output = dry_run(network, size)
+        if training:
+            output.sum().backward()
+    return float(counter.get_total_flops())
 
 
 class _LiveBytes(TorchDispatchMode):

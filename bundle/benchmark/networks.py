@@ -14,9 +14,9 @@ import torch
 from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet, DynUNet
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bundle.benchmark.runner import CEILING, Entry
+from scripts import memory
 from scripts.acceleration import accelerate, mixed_precision
 from scripts.networks import UNet
 from scripts.process import bundle_root
@@ -172,20 +172,10 @@ def nnunet_or_ours(dims: int, channels: Sequence[int], classes: int) -> tuple[st
 
 
 def operations(build: Build, shape: Sequence[int], training: bool = False) -> float:
-    """Floating point operations of the convolutions of one forward pass, or of forward and backward.
-
-    Args:
-        build: builds the network; on the meta device, which computes nothing.
-        shape: (B, C, *spatial) of the input.
-        training: count the backward pass too.
-    """
+    """Floating point operations of the network that is built, see `scripts.memory.operations`."""
     with torch.device("meta"):
-        network, image = build(), torch.empty(tuple(shape))
-    with FlopCounterMode(display=False) as counter:
-        output = network(image)
-        if training:
-            output.sum().backward()
-    return float(counter.get_total_flops())
+        network = build()
+    return memory.operations(network, shape, training)
 
 
 def ceilings(dims: int, device: torch.device, small: bool) -> dict[str, Entry]:
