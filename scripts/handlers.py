@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
+from monai.utils import ensure_tuple
 from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -24,6 +25,7 @@ from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.labels import class_names
 from scripts.metrics import SCORES, case_scores, format_summary, mean_foreground_dice, summarize
+from scripts.networks import Ensemble
 from scripts.pictures import Panel, draw_learning_curve, draw_panels, draw_scores
 
 logger = logging.getLogger(__name__)
@@ -266,15 +268,16 @@ class WeightsLoader:
     """Load a network's weights when the engine starts.
 
     Args:
-        load_path: the model.pt or last.pt that a training wrote.
+        load_path: the model.pt or last.pt that a training wrote; for an `Ensemble` a list, one a member.
         network: the network to fill.
 
     Raises:
-        InputError: when the engine starts, if the file is missing, unreadable or of another network.
+        InputError: when the engine starts, if a file is missing, unreadable or of another network; several
+            files for one network.
     """
 
-    def __init__(self, load_path: str, network: nn.Module) -> None:
-        self.load_path = Path(load_path)
+    def __init__(self, load_path: str | Sequence[str], network: nn.Module) -> None:
+        self.paths = [Path(path) for path in ensure_tuple(load_path)]
         self.network = network
 
     def attach(self, engine: Engine) -> None:
@@ -282,10 +285,18 @@ class WeightsLoader:
         engine.add_event_handler(Events.STARTED, self._load)
 
     def _load(self, engine: Engine) -> None:
-        state = read_checkpoint(self.load_path)
-        weights = state.get("network", state.get("model", state))
-        check_weights(self.network, weights, self.load_path)
-        _bare(self.network).load_state_dict(weights)
+        network = _bare(self.network)
+        members = list(network.members) if isinstance(network, Ensemble) else [network]
+        if len(self.paths) != len(members):
+            raise InputError(
+                f"checkpoint names {len(self.paths)} files for {len(members)} network(s): add the overlay "
+                "configs/ensemble.json, which makes a network for each"
+            )
+        for path, member in zip(self.paths, members, strict=True):
+            state = read_checkpoint(path)
+            weights = state.get("network", state.get("model", state))
+            check_weights(member, weights, path)
+            member.load_state_dict(weights)
 
 
 class LearningCurve:

@@ -238,26 +238,11 @@ def read_split(
     Raises:
         InputError: if the folder, dataset.json, the split or a file is not usable.
     """
-    folder = _existing_folder(dataset_dir)
-    path = folder / "dataset.json"
-    if not path.is_file():
-        raise InputError(
-            f"dataset_dir {folder} has no dataset.json; it lists the images and labels; make one with "
-            f"'python -m bundle datalist --images DIR --labels DIR --output_dir {folder}'."
-        )
-    description = read_json(path)
+    path = _existing_folder(dataset_dir) / "dataset.json"
+    description = _description(path)
     if not instances:
         _compare_labels(dataset_labels(description, path), labels, path)
-    lists = {name: read_entries(description, name, path) for name in SPLITS.values()}
-    entries = [entry for name in SPLITS.values() for entry in lists[name]]
-    if not entries:
-        raise InputError(
-            f"{path} lists no cases under 'training'; there must be some; make the list with "
-            f"'python -m bundle datalist --images DIR --labels DIR --output_dir OUT' (or --nnunet, --msd)."
-        )
-    _require_disjoint({name: [entry["case"] for entry in lists[name]] for name in lists}, path)
-    split = _split(folder, lists, entries, fold, seed)
-    result = {name: [_plain(entry) for entry in split[name]] for name in SPLITS.values()}
+    result = _sections(description, path, fold, seed)
     if check:
         cases = [case for name in SPLITS.values() for case in result[name]]
         require_sound(
@@ -292,34 +277,69 @@ def cases_of(split: Mapping[str, list[dict[str, Any]]], section: str) -> list[di
     return split[section]
 
 
-def read_images(dataset_dir: str | Path, *, spatial_dims: int, in_channels: int) -> InferenceCases:
-    """Find the images of a folder and check them; bad ones are logged and left out.
+def _description(path: Path) -> dict[str, Any]:
+    """The content of a dataset.json."""
+    if not path.is_file():
+        raise InputError(
+            f"dataset_dir {path.parent} has no dataset.json; it lists the images and labels; make one with "
+            f"'python -m bundle datalist --images DIR --labels DIR --output_dir {path.parent}'."
+        )
+    return read_json(path)
+
+
+def _sections(
+    description: Mapping[str, Any], path: Path, fold: int, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The cases of a dataset.json by section; see `read_split`."""
+    lists = {name: read_entries(description, name, path) for name in SPLITS.values()}
+    entries = [entry for name in SPLITS.values() for entry in lists[name]]
+    if not entries:
+        raise InputError(
+            f"{path} lists no cases under 'training'; there must be some; make the list with "
+            f"'python -m bundle datalist --images DIR --labels DIR --output_dir OUT' (or --nnunet, --msd)."
+        )
+    _require_disjoint({name: [entry["case"] for entry in lists[name]] for name in lists}, path)
+    split = _split(path.parent, lists, entries, fold, seed)
+    return {name: [_plain(entry) for entry in split[name]] for name in SPLITS.values()}
+
+
+def read_images(
+    dataset_dir: str | Path,
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    section: str | None = None,
+    fold: int = 0,
+    seed: int = 0,
+) -> InferenceCases:
+    """Find the images of a folder, or of a section of a data set, and check them.
+
+    Bad images are logged and left out.
 
     Args:
         dataset_dir: folder of images, relative to the working directory or absolute. Where the network takes
             several channels and every file is named like nnU-Net's `case_0000.nii.gz`, `case_0001.nii.gz`,
-            the files of a case belong together.
+            the files of a case belong together. With a ``section`` a folder with dataset.json.
         spatial_dims: 2 or 3.
         in_channels: channels that the network takes.
+        section: "training", "validation" or "testing" of the data set, or None.
+        fold: the fold that validates, see `read_split`.
+        seed: seed of the folds made on the fly.
 
     Returns:
         The sound images and the problems of the others.
 
     Raises:
         InputError: if the folder is missing or holds no images, two files have the same case id, or no image
-            is sound.
+            is sound; if the data set is not usable or the section holds no case.
     """
     folder = _existing_folder(dataset_dir)
-    inner = [name for name in ("imagesTs", "imagesTr") if (folder / name).is_dir()]
-    if inner:
-        raise InputError(
-            f"dataset_dir {folder} is a data set, not a folder of images; images must lie in it directly; "
-            f"hand {' or '.join(str(folder / name) for name in inner)}."
-        )
-    files = list_images(folder)
-    if not files:
-        raise InputError(f"dataset_dir {folder} holds no images; put some in or hand another folder.")
-    cases = _group_channels(files, in_channels)
+    if section is None:
+        cases = _found(folder, in_channels)
+    else:
+        path = folder / "dataset.json"
+        listed = cases_of(_sections(_description(path), path, fold, seed), section)
+        cases = [{key: case[key] for key in ("image", "case")} for case in listed]
     found = map_cases(
         lambda case: check_image(case, spatial_dims=spatial_dims, in_channels=in_channels),
         cases,
@@ -333,6 +353,20 @@ def read_images(dataset_dir: str | Path, *, spatial_dims: int, in_channels: int)
         logger.error(problem.sentence())
         result.problems.append(problem)
     return result
+
+
+def _found(folder: Path, in_channels: int) -> list[dict[str, Any]]:
+    """Cases of a folder of images."""
+    inner = [name for name in ("imagesTs", "imagesTr") if (folder / name).is_dir()]
+    if inner:
+        raise InputError(
+            f"dataset_dir {folder} is a data set, not a folder of images; images must lie in it directly; "
+            f"hand {' or '.join(str(folder / name) for name in inner)}, or set --section testing."
+        )
+    files = list_images(folder)
+    if not files:
+        raise InputError(f"dataset_dir {folder} holds no images; put some in or hand another folder.")
+    return _group_channels(files, in_channels)
 
 
 def _existing_folder(dataset_dir: str | Path) -> Path:

@@ -25,7 +25,7 @@ OVERLAYS = [
 ]
 EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.json"))
 
-BASES = ("train", "inference", "evaluate", "multi_gpu_train")
+BASES = ("train", "inference", "evaluate", "ensemble", "multi_gpu_train")
 
 #: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
 ADDED = {

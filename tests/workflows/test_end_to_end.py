@@ -220,6 +220,36 @@ def test_probabilities_sum_to_one_and_agree_with_the_labels(
         assert np.array_equal(most.squeeze().T if dims == 2 else most, labels)  # pictures are (rows, columns)
 
 
+def test_several_checkpoints_are_averaged(cells_run: Path, cells: Path, tmp_path: Path) -> None:
+    """Inference gives the mean of the probabilities of two networks; evaluation takes several too."""
+    weights = torch.load(cells_run / "out/model.pt", weights_only=True)
+    torch.save({name: weight * 1.2 for name, weight in weights.items()}, tmp_path / "other.pt")
+    files = [str(cells_run / "out/model.pt"), str(tmp_path / "other.pt")]
+    arguments = {**NETWORK[2], "save_probabilities": True, "dataset_dir": str(cells / "imagesTs")}
+    for name, checkpoint in (("one", files[:1]), ("other", files[1:]), ("both", files)):
+        run(
+            *("inference", TASKS[2], "ensemble"),
+            **{**arguments, "patch_size": [96, 64]},  # in one piece: windows blend logarithms
+            output_dir=str(tmp_path / name),
+            checkpoint=checkpoint,
+            runtime="torch",
+            amp=False,
+        )
+    for file in written(tmp_path / "both"):
+        if file.endswith("_prob.nii.gz"):
+            one, other, both = (read_array(tmp_path / name / file) for name in ("one", "other", "both"))
+            assert np.abs(one - other).max() > 0.01
+            assert np.allclose(both, (one + other) / 2, atol=1e-5)
+    run(
+        *("train", TASKS[2], "evaluate", "ensemble"),
+        **NETWORK[2],
+        dataset_dir=str(cells),
+        output_dir=str(tmp_path / "scores"),
+        checkpoint=files,
+    )
+    assert "evaluation/summary.json" in written(tmp_path / "scores")
+
+
 def test_users_pictures_with_values_of_their_own(cells: Path, tmp_path: Path) -> None:
     """Folders of images and of 0/255 masks, by way of datalist: the results hold 0 and 255."""
     (tmp_path / "masks").mkdir()

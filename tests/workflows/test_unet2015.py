@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 from PIL import Image
 
 from bundle.datalist import datalist
-from tests.commands import CONFIGS, ROOT, command, read_array
+from bundle.phantom import Kind, write_phantom
+from tests.commands import CONFIGS, ROOT, TINY, command, read_array, run
 
 pytestmark = pytest.mark.workflow
 
 #: The smallest tile of five levels with valid convolutions, and few channels.
-TINY = ("--patch_size", "[188,188]", "--network_def::channels", "[2,2,4,4,4]", "--val_interval", "1")
+SMALL = ("--patch_size", "[188,188]", "--network_def::channels", "[2,2,4,4,4]", "--val_interval", "1")
 
 
 def test_experiment_trains_and_resumes(cells: Path, tmp_path: Path) -> None:
@@ -31,7 +33,7 @@ def test_experiment_trains_and_resumes(cells: Path, tmp_path: Path) -> None:
     experiment = ("-m", "monai.bundle", "run", "--args_file", str(CONFIGS / "experiments/unet2015_em.json"))
     for epochs in (1, 2):
         steps = ("--max_epochs", str(epochs), "--resume", "True")
-        done = command(*experiment, *places, *TINY, *steps, cwd=ROOT)
+        done = command(*experiment, *places, *SMALL, *steps, cwd=ROOT)
         assert done.returncode == 0, done.stderr
     with (tmp_path / "out/learning_curve.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -39,3 +41,24 @@ def test_experiment_trains_and_resumes(cells: Path, tmp_path: Path) -> None:
     assert all(math.isfinite(float(row["loss"])) for row in rows)
     last = torch.load(tmp_path / "out/checkpoints/last.pt", weights_only=True)
     assert last["optimizer"]["param_groups"][0]["momentum"] == 0.99
+
+
+def test_border_weights_of_images_of_two_sizes(tmp_path: Path) -> None:
+    for part, size in (("a", (64, 72)), ("b", (80, 64))):
+        write_phantom(Kind.CELLS, tmp_path / part, cases=4, size=size)
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            for file in (tmp_path / part).glob(f"{folder}T[rs]/*"):
+                shutil.copy(file, tmp_path / folder / f"{part}_{file.name}")
+    folders = {"images": tmp_path / "images", "labels": tmp_path / "labels"}
+    datalist(tmp_path / "list", **folders, instances=True, folds=4)
+    run(
+        *("train", "task/nuclei", "loss/border_weights"),
+        **TINY[2],
+        dataset_dir=str(tmp_path / "list"),
+        output_dir=str(tmp_path / "out"),
+        batch_size=4,
+        max_epochs=1,
+    )
+    with (tmp_path / "out/learning_curve.csv").open() as file:
+        assert math.isfinite(float(next(csv.DictReader(file))["loss"]))

@@ -282,6 +282,28 @@ def test_images_are_sorted_and_other_files_skipped(tmp_path: Path) -> None:
     found.finish()
 
 
+def test_images_of_a_section(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    (folder / "splits.json").write_text(json.dumps({"train": ["g", "a"], "val": ["b"], "test": ["c", "f"]}))
+    (folder / "images/f.png").write_text("x")
+    found = read_images(folder, spatial_dims=2, in_channels=1, section="testing")
+    assert found.cases == [{"image": str(folder / "images/c.png"), "case": "c"}]
+    with pytest.raises(InputError, match=r"^1 of 2 images were not segmented: f;"):
+        found.finish()
+    with pytest.raises(InputError, match=r"section is 'test', which holds no case; .*set --section"):
+        read_images(folder, spatial_dims=2, in_channels=1, section="test")
+    with pytest.raises(InputError, match=r"has no dataset\.json"):
+        read_images(folder / "images", spatial_dims=2, in_channels=1, section="testing")
+
+
+def test_section_of_a_fold_is_that_of_the_training(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    for fold in (0, 2):
+        validation = ids(read_split(folder, **SETTINGS, fold=fold, seed=3))["validation"]
+        found = read_images(folder, spatial_dims=2, in_channels=1, section="validation", fold=fold, seed=3)
+        assert "".join(case["case"] for case in found.cases) == validation
+
+
 def test_bad_images_are_left_out_and_told_at_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
