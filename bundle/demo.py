@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +12,7 @@ import typer
 from PIL import Image
 
 from bundle.baseline import dice_per_class, otsu_components
+from bundle.commands import run_bundle, run_python, say
 from scripts.data.datalist import read_json
 from scripts.errors import InputError
 from scripts.process import bundle_root
@@ -33,17 +30,17 @@ def demo(
     started = time.monotonic()
     output_dir = output_dir.resolve()
     for kind in EXPERIMENTS:
-        _say(f"generating {kind}")
-        _python("-m", "bundle", "phantom", kind, "--output_dir", str(output_dir / "data" / kind))
+        say(f"generating {kind}")
+        run_python("-m", "bundle", "phantom", kind, "--output_dir", str(output_dir / "data" / kind))
     for kind, experiment in EXPERIMENTS.items():
         task = f"configs/task/{experiment}.json"
         data, run = str(output_dir / "data" / kind), str(output_dir / experiment)
-        _say(f"{experiment}: training")
-        _bundle(["configs/train.json", task], dataset_dir=data, output_dir=run)
-        _say(f"{experiment}: judging on held-out cases")
-        _bundle(["configs/train.json", task, "configs/evaluate.json"], dataset_dir=data, output_dir=run)
-        _say(f"{experiment}: segmenting the held-out images")
-        _bundle(
+        say(f"{experiment}: training")
+        run_bundle(["configs/train.json", task], dataset_dir=data, output_dir=run)
+        say(f"{experiment}: judging on held-out cases")
+        run_bundle(["configs/train.json", task, "configs/evaluate.json"], dataset_dir=data, output_dir=run)
+        say(f"{experiment}: segmenting the held-out images")
+        run_bundle(
             ["configs/inference.json", task],
             dataset_dir=f"{data}/imagesTs",
             checkpoint=f"{run}/model.pt",
@@ -100,24 +97,3 @@ def register(app: typer.Typer) -> None:
 
 def _array(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)) if path.suffix == ".png" else np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
-
-
-def _say(what: str) -> None:
-    typer.secho(f"\n== {what}", bold=True)
-
-
-def _bundle(configs: list[str], **overrides: str) -> None:
-    """Run the bundle as a user would."""
-    options = [part for key, value in overrides.items() for part in (f"--{key}", value)]
-    _python("-m", "monai.bundle", "run", "--config_file", repr(configs), *options)
-
-
-def _python(*arguments: str) -> None:
-    typer.echo("$ python " + shlex.join(arguments))
-    sys.stdout.flush()
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    status = subprocess.run(
-        [sys.executable, *arguments], cwd=bundle_root(), env=quiet, check=False
-    ).returncode
-    if status:
-        raise InputError(f"the command above ended with exit status {status}; its last lines say why")

@@ -300,7 +300,7 @@ class WeightsLoader:
 
 
 class LearningCurve:
-    """Write loss and validation metric of every epoch to learning_curve.csv and learning_curve.png.
+    """Write loss, validation metric and minutes of every epoch to learning_curve.csv, and learning_curve.png.
 
     Args:
         evaluator: the validation.
@@ -320,6 +320,7 @@ class LearningCurve:
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _open(self, trainer: Engine) -> None:
+        self.last = perf_counter()
         table = self.output_dir / "learning_curve.csv"
         if trainer.state.epoch > 0 and table.exists():
             with table.open() as file:
@@ -334,8 +335,17 @@ class LearningCurve:
         metric = _state(self.evaluator).key_metric_name
         judged = _state(self.evaluator).epoch == trainer.state.epoch
         value = float(_state(self.evaluator).metrics[metric]) if judged else None
-        self.rows.append({"epoch": trainer.state.epoch, "loss": float(np.mean(self.losses)), metric: value})
+        now = perf_counter()
+        self.rows.append(
+            {
+                "epoch": trainer.state.epoch,
+                "loss": float(np.mean(self.losses)),
+                metric: value,
+                "minutes": (now - self.last) / 60,
+            }
+        )
         self.losses.clear()
+        self.last = now
         logger.info(
             "epoch %d of %d: loss %.4f", trainer.state.epoch, trainer.state.max_epochs, self.rows[-1]["loss"]
         )
@@ -343,7 +353,7 @@ class LearningCurve:
             written_whole(self.output_dir / "learning_curve.csv") as beside,
             beside.open("w", newline="") as file,
         ):
-            writer = csv.DictWriter(file, fieldnames=["epoch", "loss", metric])
+            writer = csv.DictWriter(file, fieldnames=["epoch", "loss", metric, "minutes"])
             writer.writeheader()
             writer.writerows(self.rows)
         if judged:

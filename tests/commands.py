@@ -35,7 +35,7 @@ def config_files(base: str, *overlays: str) -> list[str]:
 
 
 @contextmanager
-def _unchanged_process() -> Iterator[None]:
+def unchanged_process() -> Iterator[None]:
     """Put back what a run changes in the process: the hook for uncaught errors and the module path."""
     hook, path = sys.excepthook, list(sys.path)
     try:
@@ -47,7 +47,7 @@ def _unchanged_process() -> Iterator[None]:
 
 def run(base: str, *overlays: str, **overrides: Any) -> None:
     """What `python -m monai.bundle run` does, without the seconds that a new process spends on imports."""
-    with _unchanged_process(), warnings.catch_warnings():
+    with unchanged_process(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "parsing config_file")  # MONAI: configs run code; these are ours
         monai.bundle.run(config_file=config_files(base, *overlays), **overrides)
 

@@ -239,10 +239,9 @@ def read_split(
         InputError: if the folder, dataset.json, the split or a file is not usable.
     """
     path = _existing_folder(dataset_dir) / "dataset.json"
-    description = _description(path)
     if not instances:
-        _compare_labels(dataset_labels(description, path), labels, path)
-    result = _sections(description, path, fold, seed)
+        _compare_labels(dataset_labels(_description(path), path), labels, path)
+    result = sections(dataset_dir, fold, seed)
     if check:
         cases = [case for name in SPLITS.values() for case in result[name]]
         require_sound(
@@ -287,10 +286,10 @@ def _description(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _sections(
-    description: Mapping[str, Any], path: Path, fold: int, seed: int
-) -> dict[str, list[dict[str, Any]]]:
-    """The cases of a dataset.json by section; see `read_split`."""
+def sections(dataset_dir: str | Path, fold: int = 0, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """The cases of a data folder as they are listed, without a look at their files; see `read_split`."""
+    path = _existing_folder(dataset_dir) / "dataset.json"
+    description = _description(path)
     lists = {name: read_entries(description, name, path) for name in SPLITS.values()}
     entries = [entry for name in SPLITS.values() for entry in lists[name]]
     if not entries:
@@ -337,8 +336,7 @@ def read_images(
     if section is None:
         cases = _found(folder, in_channels)
     else:
-        path = folder / "dataset.json"
-        listed = cases_of(_sections(_description(path), path, fold, seed), section)
+        listed = cases_of(sections(folder, fold, seed), section)
         cases = [{key: case[key] for key in ("image", "case")} for case in listed]
     found = map_cases(
         lambda case: check_image(case, spatial_dims=spatial_dims, in_channels=in_channels),

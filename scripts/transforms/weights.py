@@ -88,7 +88,7 @@ def border_weight_map(
         instances: (*spatial), whole numbers: 0 background, every other id a cell. An instance map knows no
             ``IGNORE_LABEL``: there 255 is a cell like any other.
         spacing: size of a voxel, one number an axis; None for pixels.
-        w0: largest weight, above 0.
+        w0: largest weight; with 0 there is no border term.
         sigma: how far the border reaches, above 0, in the unit of ``spacing``.
 
     Returns:
@@ -99,9 +99,10 @@ def border_weight_map(
             or ``sigma`` out of range.
     """
     cells = cell_ids(instances, "instances")
-    for name, value in (("w0", w0), ("sigma", sigma)):
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} is {value}: give a number above 0")
+    if not 0 <= w0 < math.inf:
+        raise InputError(f"w0 is {w0}: give a number, 0 or more")
+    if not 0 < sigma < math.inf:
+        raise InputError(f"sigma is {sigma}: give a number above 0")
     sides = [1.0] * cells.ndim if spacing is None else [float(side) for side in spacing]
     if len(sides) != cells.ndim or not all(0 < side < math.inf for side in sides):
         raise InputError(f"spacing is {sides}: give {cells.ndim} numbers above 0, one for each axis")
@@ -164,7 +165,7 @@ class BorderWeightsd(MapTransform):
         label_key: a class map, (1, *spatial), whose classes the class term balances; the weight is 0 where it
             carries ``IGNORE_LABEL``. None: the class term balances cells against background.
         units: "pixel", or "mm" to honour the voxel size of the instance map (its MetaTensor's affine).
-        w0: largest weight of the border term, above 0.
+        w0: largest weight of the border term; with 0 the class term is left alone.
         sigma: how far the border reaches, above 0, in ``units``.
 
     Raises:

@@ -100,7 +100,7 @@ def test_distances_are_in_the_unit_of_the_spacing():
     st.sampled_from([(40, 47), (90, 31), (14, 17, 20)]),
     st.integers(2, 12),
     st.sampled_from([0.7, 2.0, 5.0]),
-    st.sampled_from([0.3, 1.0, 10.0]),
+    st.sampled_from([0.0, 0.3, 1.0, 10.0]),
     st.booleans(),
 )
 def test_equals_the_definition(seed, shape, count, sigma, w0, anisotropic):
@@ -259,8 +259,8 @@ def test_one_of_many_cells_may_lie_in_pieces():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"w0": 0}, "w0 is 0: give a number above 0"),
-        ({"w0": math.inf}, "w0 is inf: give a number above 0"),
+        ({"w0": -1}, "w0 is -1: give a number, 0 or more"),
+        ({"w0": math.inf}, "w0 is inf: give a number, 0 or more"),
         ({"sigma": -1.0}, "sigma is -1.0: give a number above 0"),
         ({"sigma": math.nan}, "sigma is nan: give a number above 0"),
         ({"spacing": (1.0,)}, r"spacing is \[1.0\]: give 2 numbers above 0, one for each axis"),

@@ -1,0 +1,77 @@
+"""`python -m bundle study` on tiny data: trains, judges, averages, and goes on where it was cut."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+from typer.testing import CliRunner
+
+import bundle.study
+from bundle.__main__ import app
+from tests.commands import ROOT, TINY, unchanged_process
+
+pytestmark = pytest.mark.workflow
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids and commands that the study runs, here without a process for each."""
+    done: list[str] = []
+    monkeypatch.chdir(ROOT)
+
+    def run_bundle(config_file: list[str] | None = None, **overrides: Any) -> None:
+        done.append("segment" if config_file else "train")
+        with unchanged_process():
+            monai.bundle.run(config_file=config_file, **overrides)
+
+    def run_python(*arguments: str) -> None:
+        done.append(arguments[2])
+        assert CliRunner().invoke(app, arguments[2:]).exit_code == 0
+
+    monkeypatch.setattr(bundle.study, "run_bundle", run_bundle)
+    monkeypatch.setattr(bundle.study, "run_python", run_python)
+    return done
+
+
+def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, commands: list[str]) -> None:
+    experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"], "max_epochs": 2}
+    (tmp_path / "args.json").write_text(json.dumps({**experiment, "val_interval": 1}))
+    variants = {"whole": {}, "One image": {"train::dataset::data": "$@split['training'][:1]"}}
+    (tmp_path / "variants.json").write_text(json.dumps({"common": TINY[2], "variants": variants}))
+
+    def study(seeds: str) -> str:
+        options = {
+            "args_file": tmp_path / "args.json",
+            "dataset_dir": cells,
+            "output_dir": tmp_path / "out",
+            "measure": "instances",
+            "variants": tmp_path / "variants.json",
+            "seeds": seeds,
+        }
+        given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        result = CliRunner().invoke(app, ["study", *given])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    study("0")
+    assert commands == ["train", "segment", "score"] * 2
+    output = study("0,1")  # the first two stand
+    assert commands[6:] == ["train", "segment", "score"] * 2 + ["segment", "score"] * 2
+    with (tmp_path / "out/study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        *(("whole", "0"), ("One image", "0"), ("whole", "1"), ("One image", "1")),
+        *(("whole", "ensemble"), ("One image", "ensemble")),
+    ]
+    assert all(0 <= float(row["ap50"]) <= 1 for row in rows)
+    assert all(float(row["minutes"]) > 0 for row in rows[:4])
+    assert (tmp_path / "out/study.png").is_file()
+    table = [line.split() for line in output.splitlines() if "±" in line]
+    assert [line[:2] for line in table] == [["whole", "2"], ["One", "image"]]
+    curves = [tmp_path / f"out/{name}/seed0/learning_curve.csv" for name in ("whole", "one_image")]
+    assert curves[0].read_text() != curves[1].read_text()
