@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from scripts.errors import InputError
+
 #: Class index of voxels that nobody annotated: loss and metrics leave them out. Classes are 0 to 254.
 IGNORE_LABEL = 255
 
@@ -22,3 +26,20 @@ def class_values(labels: dict[str, int]) -> list[int]:
 def count_classes(labels: dict[str, int]) -> int:
     """Number of classes, background included: the network's ``out_channels``."""
     return len(class_names(labels))
+
+
+def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
+    """The values as integers from 0; any fraction or negative number is refused under the name given."""
+    values = np.asarray(values)
+    if values.dtype == bool:
+        return values.astype(np.int32)
+    if not np.issubdtype(values.dtype, np.integer):
+        with np.errstate(invalid="ignore"):
+            whole = values.astype(np.int64)
+        broken = values[whole != values]
+        if broken.size:
+            raise InputError(f"{name} holds the value {broken[0]}: give whole numbers from 0")
+        values = whole
+    if values.size and values.min() < 0:
+        raise InputError(f"{name} holds the value {values.min()}: give whole numbers from 0")
+    return values

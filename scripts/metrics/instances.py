@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scripts.errors import InputError
+from scripts.labels import whole_numbers
 
 #: IoU above which objects match: 0.5, 0.55, ..., 0.95.
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -65,7 +66,7 @@ def contingency(pred: np.ndarray, truth: np.ndarray) -> Contingency:
     Raises:
         InputError: maps of two shapes, fractions, or negative numbers.
     """
-    pred, truth = _as_ids(pred, "pred"), _as_ids(truth, "truth")
+    pred, truth = whole_numbers(pred, "pred"), whole_numbers(truth, "truth")
     if pred.shape != truth.shape:
         raise InputError(
             f"pred has {list(pred.shape)} voxels and truth {list(truth.shape)}: give both on one grid"
@@ -77,19 +78,6 @@ def contingency(pred: np.ndarray, truth: np.ndarray) -> Contingency:
     pairs, shared = np.unique(pairs, return_counts=True)
     true_index, pred_index = np.divmod(pairs, max(len(pred_ids), 1))
     return Contingency(pred_sizes, true_sizes, pred_index, true_index, shared)
-
-
-def _as_ids(ids: np.ndarray, name: str) -> np.ndarray:
-    """A map of whole numbers from 0 up."""
-    ids = np.asarray(ids)
-    if ids.dtype.kind == "f":
-        fractional = ids[ids != np.rint(ids)]  # NaN is unequal to itself
-        if fractional.size:
-            raise InputError(f"{name} holds {fractional[0]:.4g}: give whole numbers, one for each object")
-        ids = ids.astype(np.int64)
-    if ids.size and ids.min() < 0:
-        raise InputError(f"{name} holds {ids.min()}: give numbers from 0 (background) up")
-    return ids
 
 
 @dataclass(frozen=True)

@@ -20,26 +20,36 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 from skimage.measure import label as connected_components
 from skimage.morphology import local_maxima, reconstruction, remove_small_holes, remove_small_objects
-from skimage.segmentation import expand_labels, watershed
+from skimage.segmentation import expand_labels, relabel_sequential, watershed
 
 from scripts.errors import InputError
-from scripts.transforms.labels import class_map, source_of
-from scripts.transforms.weights import cell_ids
+from scripts.labels import whole_numbers
+from scripts.transforms.labels import class_map, like, source_of
 
 
-def _like(array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
-    """A (1, *spatial) integer tensor of an array, with the meta data of the tensor it was made from."""
-    made = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))[None]
-    if isinstance(tensor, MetaTensor):
-        return MetaTensor(made, meta=tensor.meta, applied_operations=tensor.applied_operations)
-    return made
+def cell_ids(instances: np.ndarray, name: str) -> np.ndarray:
+    """The instance map as int32, with ids small enough for a list of boxes.
+
+    Several pieces under the only id there is are taken for cells that nobody told apart, and refused; pieces
+    that meet at a corner are one.
+    """
+    ids = whole_numbers(instances, name)
+    if ids.max(initial=0) > ids.size:
+        ids = relabel_sequential(ids)[0]
+    ids = ids.astype(np.int32, copy=False)
+    if ids.any() and not ((ids > 0) & (ids < ids.max())).any():
+        pieces = connected_components(ids, return_num=True)[1]
+        if pieces > 1:
+            raise InputError(
+                f"{name} holds {pieces} separate cells under one id: the border between cells needs an id "
+                "for each; number them, for example with skimage.measure.label"
+            )
+    return ids
 
 
 class InstancesToClassesd(MapTransform):
@@ -63,7 +73,7 @@ class InstancesToClassesd(MapTransform):
             size = 2 * self.thickness + 1
             low, high = ndimage.minimum_filter(instances, size), ndimage.maximum_filter(instances, size)
             classes = (instances > 0) * np.where(low == high, 1, 2)
-            out[key] = _like(classes, out[key])
+            out[key] = like(classes, out[key])
         return out
 
 
@@ -81,7 +91,7 @@ class ComponentsToInstancesd(MapTransform):
         out = dict(data)
         for key in self.keys:
             values = np.asarray(out[key][0]).astype(np.int64)
-            out[key] = _like(connected_components(values, connectivity=1), out[key])
+            out[key] = like(connected_components(values, connectivity=1), out[key])
         return out
 
 
@@ -112,7 +122,7 @@ class SeparateInstancesd(MapTransform):
         out = dict(data)
         for key in self.keys:
             ids = cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
-            out[key] = _like(self._separated(ids), data[key])
+            out[key] = like(self._separated(ids), data[key])
         return out
 
     def _separated(self, ids: np.ndarray) -> np.ndarray:
@@ -165,7 +175,7 @@ class ClassesToInstancesd(MapTransform):
             if self.border is not None:
                 grown = expand_labels(instances, self.grow)
                 instances = np.where((classes == self.interior) | (classes == self.border), grown, 0)
-            out[key] = _like(instances, out[key])
+            out[key] = like(instances, out[key])
         return out
 
 
@@ -231,7 +241,7 @@ class WatershedInstancesd(MapTransform):
                     f"{source_of(data[key], key)} has {len(data[key])} channels: give the probabilities of "
                     "background and interior, or of background, interior and border, without argmax before"
                 )
-            out[key] = _like(self._instances(np.asarray(data[key].float().cpu())), data[key])
+            out[key] = like(self._instances(np.asarray(data[key].float().cpu())), data[key])
         return out
 
     def _instances(self, probabilities: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -31,6 +32,17 @@ def class_map(tensor: torch.Tensor, key: Hashable) -> torch.Tensor:
             "put AsDiscreted with argmax before this transform"
         )
     return tensor
+
+
+def like(array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
+    """An array (*spatial) as (1, *spatial), with the meta data of the tensor it was made from.
+
+    Whole numbers become int32.
+    """
+    made = torch.from_numpy(np.ascontiguousarray(array, array.dtype if array.dtype.kind == "f" else np.int32))
+    if isinstance(tensor, MetaTensor):
+        return MetaTensor(made[None], meta=tensor.meta, applied_operations=tensor.applied_operations)
+    return made[None]
 
 
 class LabelsToClassesd(MapTransform):

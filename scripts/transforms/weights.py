@@ -23,52 +23,14 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 from scipy import ndimage
-from skimage.measure import label as connected_components
-from skimage.segmentation import relabel_sequential
 
 from scripts.errors import InputError
-from scripts.labels import IGNORE_LABEL
-from scripts.transforms.labels import source_of
+from scripts.labels import IGNORE_LABEL, whole_numbers
+from scripts.transforms.instances import cell_ids
+from scripts.transforms.labels import like, source_of
 
 #: What the border term may lack of equation 2: pixels whose term is smaller count as infinitely far away.
 BORDER_TOLERANCE = 5e-6
-
-
-def _whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
-    """The values as integers from 0; any fraction or negative number is refused under the name given."""
-    values = np.asarray(values)
-    if values.dtype == bool:
-        return values.astype(np.int32)
-    if not np.issubdtype(values.dtype, np.integer):
-        with np.errstate(invalid="ignore"):
-            whole = values.astype(np.int64)
-        broken = values[whole != values]
-        if broken.size:
-            raise InputError(f"{name} holds the value {broken[0]}: give whole numbers from 0")
-        values = whole
-    if values.size and values.min() < 0:
-        raise InputError(f"{name} holds the value {values.min()}: give whole numbers from 0")
-    return values
-
-
-def cell_ids(instances: np.ndarray, name: str) -> np.ndarray:
-    """The instance map as int32, with ids small enough for a list of boxes.
-
-    Several pieces under the only id there is are taken for cells that nobody told apart, and refused; pieces
-    that meet at a corner are one.
-    """
-    ids = _whole_numbers(instances, name)
-    if ids.max(initial=0) > ids.size:
-        ids = relabel_sequential(ids)[0]
-    ids = ids.astype(np.int32, copy=False)
-    if ids.any() and not ((ids > 0) & (ids < ids.max())).any():
-        pieces = connected_components(ids, return_num=True)[1]
-        if pieces > 1:
-            raise InputError(
-                f"{name} holds {pieces} separate cells under one id: the border between cells needs an id "
-                "for each; number them, for example with skimage.measure.label"
-            )
-    return ids
 
 
 def border_weight_map(
@@ -143,7 +105,7 @@ def class_weight_map(classes: np.ndarray) -> np.ndarray:
     Raises:
         InputError: a fractional or negative class, or one above 255.
     """
-    indices = _whole_numbers(classes, "classes")
+    indices = whole_numbers(classes, "classes")
     if indices.max(initial=0) > IGNORE_LABEL:
         raise InputError(
             f"classes holds the value {indices.max()}: give class indices from 0 to {IGNORE_LABEL}"
@@ -210,16 +172,10 @@ class BorderWeightsd(MapTransform):
             weight += border_weight_map(cells, self._spacing(data[key]), self.w0, self.sigma)
             if self.label_key is not None:
                 weight[classes == IGNORE_LABEL] = 0
-            out[weight_key] = self._like(weight, data[key])
+            out[weight_key] = like(weight, data[key])
         return out
 
     def _spacing(self, instances: torch.Tensor) -> list[float] | None:
         if self.units == "pixel" or not isinstance(instances, MetaTensor):
             return None
         return instances.pixdim[: instances.ndim - 1].tolist()
-
-    def _like(self, weight: np.ndarray, instances: torch.Tensor) -> torch.Tensor:
-        made = torch.from_numpy(weight)[None]
-        if isinstance(instances, MetaTensor):
-            return MetaTensor(made, meta=instances.meta, applied_operations=instances.applied_operations)
-        return made

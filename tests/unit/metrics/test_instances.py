@@ -182,9 +182,9 @@ def test_empty_maps_follow_the_conventions(shape):
     ("pred", "message"),
     [
         (np.ones((3, 5), int), r"pred has \[3, 5\] voxels and truth \[3, 4\]: give both on one grid"),
-        (np.full((3, 4), 0.5), r"pred holds 0\.5: give whole numbers, one for each object"),
-        (np.full((3, 4), np.nan), r"pred holds nan: give whole numbers"),
-        (np.full((3, 4), -2), r"pred holds -2: give numbers from 0 \(background\) up"),
+        (np.full((3, 4), 0.5), r"pred holds the value 0\.5: give whole numbers from 0"),
+        (np.full((3, 4), np.nan), r"pred holds the value nan: give whole numbers from 0"),
+        (np.full((3, 4), -2), r"pred holds the value -2: give whole numbers from 0"),
     ],
 )
 def test_what_is_no_instance_map_is_refused(pred, message):
