@@ -15,19 +15,15 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from bundle.figures import (
-    FIGURES,
-    configured,
-    draw_architecture,
+from bundle.figures import FIGURES, register, write_figures
+from bundle.figures.diagram import configured, draw_architecture, read_feature_maps
+from bundle.figures.mechanisms import (
     draw_tiles,
     draw_weights,
     even_cells,
     mirrored,
-    read_feature_maps,
-    register,
     source_positions,
     spoil,
-    write_figures,
 )
 from scripts.errors import InputError
 from scripts.inferers import OverlapTileInferer

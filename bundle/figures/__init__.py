@@ -1,0 +1,99 @@
+"""`python -m bundle figures`: the pictures of docs/unet2015.md, from generated data and untrained networks.
+
+They show what the components do that follow O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional
+Networks for Biomedical Image Segmentation", MICCAI 2015: the network (its figure 1), the overlap-tile
+strategy (figure 2), the weight map (figure 3) and the elastic deformation (section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bundle.figures.diagram import configured, draw_architecture
+from bundle.figures.mechanisms import draw_elastic, draw_tiles, draw_weights, even_cells, spoil
+from scripts.errors import InputError
+from scripts.files import written_whole
+from scripts.pictures import draw_instances, save_figure
+from scripts.process import bundle_root
+
+DPI = 100
+LARGEST = 250_000  # bytes of a PNG; a larger one is reduced to 256 colours
+
+
+def _write_instances(path: Path) -> None:
+    image, truth = even_cells(0, (192, 192))
+    _, others = even_cells(1, (192, 192))
+    draw_instances(image.T, truth.T, spoil(truth, others).T, path)
+
+
+def _writes(draw: Callable[[], Figure]) -> Callable[[Path], None]:
+    return lambda path: save_figure(draw(), path, DPI)
+
+
+def _architecture(*overlays: str, **overrides: Any) -> Callable[[Path], None]:
+    return _writes(lambda: draw_architecture(*configured(*overlays, **overrides)))
+
+
+#: Name of each picture, and what writes it.
+FIGURES: dict[str, Callable[[Path], None]] = {
+    "unet2015": _architecture("task/em_membrane", "network/unet2015", patch_size=[572, 572]),
+    "unet3d": _architecture(),
+    "residual": _architecture("network/residual"),
+    "tiles": _writes(draw_tiles),
+    "weights": _writes(draw_weights),
+    "elastic": _writes(draw_elastic),
+    "instances": _write_instances,
+}
+
+
+def write_figures(names: Sequence[str], output_dir: Path) -> list[Path]:
+    """Write pictures as PNG files.
+
+    Args:
+        names: keys of FIGURES; none for all.
+        output_dir: made where missing; files of the same names are replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        raise InputError(f"no figure is called {unknown[0]!r}: use {', '.join(FIGURES)}")
+    paths = []
+    for name in names or FIGURES:
+        path = output_dir / f"{name}.png"
+        FIGURES[name](path)
+        if path.stat().st_size > LARGEST:
+            with Image.open(path) as picture:
+                reduced = picture.convert("RGB").quantize(
+                    256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+                )
+            with written_whole(path) as beside:
+                reduced.save(beside, optimize=True)
+        paths.append(path)
+    return paths
+
+
+def figures(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all unless given")] = None,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the PNG files go")] = Path(
+        bundle_root(), "runs", "figures"
+    ),
+) -> None:
+    """Draw networks, tiles, the weight map, elastic deformation and wrong cells for docs/unet2015.md."""
+    for path in write_figures(names or [], output_dir):
+        typer.echo(path)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the workbench."""
+    app.command()(figures)
