@@ -206,10 +206,7 @@ def plan_task(
             "instances": True,
             "labels": {"background": 0, "interior": 1, "border": 2},
             "targets": [{"_target_": "scripts.transforms.InstancesToClassesd", "keys": "label"}],
-            "to_labels": [
-                {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-                {"_target_": "scripts.transforms.ClassesToInstancesd", "keys": "pred"},
-            ],
+            "to_labels": [{"_target_": "scripts.transforms.WatershedInstancesd", "keys": "pred"}],
         }
     return task
 

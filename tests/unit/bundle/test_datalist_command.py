@@ -385,10 +385,7 @@ def test_nuclei(tmp_path: Path) -> None:
     assert dataset["instances"] is task["instances"] is True
     assert "23096 instances, 1 to 375 a case" in output  # as its README says
     assert task["targets"][0]["_target_"] == "scripts.transforms.InstancesToClassesd"
-    assert [step["_target_"] for step in task["to_labels"]] == [
-        "AsDiscreted",
-        "scripts.transforms.ClassesToInstancesd",
-    ]
+    assert [step["_target_"] for step in task["to_labels"]] == ["scripts.transforms.WatershedInstancesd"]
 
 
 @needs_data
