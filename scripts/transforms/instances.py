@@ -52,28 +52,41 @@ def cell_ids(instances: np.ndarray, name: str) -> np.ndarray:
     return ids
 
 
+def _extremes(ids: np.ndarray, reach: int, instances_alone: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest id within ``reach`` of every pixel of an instance, along axes and diagonals.
+
+    Args:
+        ids: (*spatial), 0 background.
+        reach: pixels.
+        instances_alone: leave out the background.
+    """
+    size = 2 * reach + 1
+    counted = np.where(ids > 0, ids, ids.max(initial=0)) if instances_alone else ids
+    return ndimage.minimum_filter(counted, size), ndimage.maximum_filter(ids, size)
+
+
 class InstancesToClassesd(MapTransform):
     """Turn an instance map into 0 background, 1 interior, 2 border, to tell touching instances apart.
 
-    A pixel of an instance is border when another instance or background lies within ``thickness`` of it.
+    A pixel of an instance is border when another instance, or background, lies within ``thickness`` of it.
 
     Args:
         keys: instance maps, (1, *spatial), 0 background, 1..N instances.
         thickness: pixels taken from each instance's rim.
+        contacts: the border is where another instance lies so near; towards background there is none.
     """
 
-    def __init__(self, keys: KeysCollection, thickness: int = 1) -> None:
+    def __init__(self, keys: KeysCollection, thickness: int = 1, contacts: bool = False) -> None:
         super().__init__(keys)
         self.thickness = thickness
+        self.contacts = contacts
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.keys:
             instances = np.asarray(out[key][0])
-            size = 2 * self.thickness + 1
-            low, high = ndimage.minimum_filter(instances, size), ndimage.maximum_filter(instances, size)
-            classes = (instances > 0) * np.where(low == high, 1, 2)
-            out[key] = like(classes, out[key])
+            low, high = _extremes(instances, self.thickness, self.contacts)
+            out[key] = like((instances > 0) * np.where(low == high, 1, 2), out[key])
         return out
 
 
@@ -126,16 +139,14 @@ class SeparateInstancesd(MapTransform):
         return out
 
     def _separated(self, ids: np.ndarray) -> np.ndarray:
-        size = 2 * self.gap + 1
-        highest = ndimage.maximum_filter(ids, size)
-        lowest = ndimage.minimum_filter(np.where(ids > 0, ids, ids.max(initial=0)), size)
+        lowest, highest = _extremes(ids, self.gap, instances_alone=True)
         alone = np.where(lowest == highest, ids, 0)  # pixels with no other instance within the gap
         free = np.bincount(alone.ravel(), minlength=ids.max(initial=0) + 1)
         rank = np.empty(len(free), dtype=np.int32)  # the lower one gives way
         rank[np.argsort(-free[1:], kind="stable") + 1] = np.arange(1, len(free))
         rank[0] = 0
         ranks = rank[ids]
-        return (ranks > 0) & (ndimage.maximum_filter(ranks, size) == ranks)
+        return (ranks > 0) & (ndimage.maximum_filter(ranks, 2 * self.gap + 1) == ranks)
 
 
 class ClassesToInstancesd(MapTransform):

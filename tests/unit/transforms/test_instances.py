@@ -86,6 +86,21 @@ def test_touching_instances_come_back_one_to_one(shape, centres, radius):
         torch.testing.assert_close(tensor.affine, AFFINE)
 
 
+@pytest.mark.parametrize(
+    ("thickness", "expected"),
+    [
+        (1, [[1, 1, 2, 2, 1, 1, 0, 1, 1], [1, 1, 2, 2, 1, 1, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0]]),
+        (2, [[1, 2, 2, 2, 2, 2, 0, 2, 1], [1, 2, 2, 2, 2, 2, 0, 2, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0]]),
+    ],
+)
+def test_contacts_by_hand(thickness, expected):
+    """1 touches 2; between 2 and 7 lies one pixel of background."""
+    row = [1, 1, 1, 2, 2, 2, 0, 7, 7]
+    instances = torch.tensor([[row, row, [0] * 9]])
+    classes = InstancesToClassesd("label", thickness=thickness, contacts=True)({"label": instances})["label"]
+    np.testing.assert_array_equal(classes[0], expected)
+
+
 def test_without_the_border_class_touching_discs_would_be_one():
     """What the border is for: the same map with its border taken as interior merges."""
     instances = discs((24, 44), [(12, 12), (12, 31)], 10)
