@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any
@@ -18,12 +18,12 @@ import typer
 from matplotlib.figure import Figure
 
 from bundle.commands import run_bundle, run_python, say
+from bundle.experiments import for_inference, read_experiment
 from bundle.score import MEASURES, table
 from scripts.data.datalist import cases_of, read_json, sections
 from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.pictures import save_figure
-from scripts.process import bundle_root
 
 #: What the picture shows, and what the printed table begins with, of the scores of each measure.
 SHOWN = {
@@ -61,7 +61,7 @@ def study(
         raise InputError(f"--measure is {measure!r}: give one of {', '.join(MEASURES)}")
     numbers = _seeds(seeds)
     changes = read_variants(variants)
-    experiment = _read(args_file)
+    experiment = read_experiment(args_file)
     truth = _labels_folder(dataset_dir, section)
     output_dir = output_dir.resolve()
     places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
@@ -103,29 +103,6 @@ def study(
     typer.echo(
         f"\n{summary_table(rows, measure)}\n\nTable and picture: {output_dir / 'study.csv'}, study.png"
     )
-
-
-def for_inference(experiment: Mapping[str, Any]) -> tuple[list[str], Row]:
-    """What of an experiment concerns inference.
-
-    Args:
-        experiment: content of its args file, "config_file" among it, and overrides.
-
-    Returns:
-        The configs, with inference.json in place of train.json and without what changes the loss; and the ids
-        that inference.json knows.
-    """
-    files = [
-        name.replace("configs/train.json", "configs/inference.json")
-        for name in experiment["config_file"]
-        if Path(name).parent.name != "loss"
-    ]
-    known = read_json(Path(bundle_root(), "configs/inference.json"))
-    return files, {
-        key: value
-        for key, value in experiment.items()
-        if key.split("::")[0] in known and key not in ("dataset_dir", "output_dir", "checkpoint", "seed")
-    }
 
 
 def read_variants(path: Path | None) -> dict[str, Row]:
@@ -242,15 +219,6 @@ def _seeds(text: str) -> list[int]:
     if not numbers or len(set(numbers)) != len(text.split(",")):
         raise InputError(f"--seeds is {text!r}: give different whole numbers with commas between, 0,1,2")
     return numbers
-
-
-def _read(args_file: Path) -> Row:
-    experiment = read_json(args_file)
-    if not isinstance(experiment.get("config_file"), list):
-        raise InputError(
-            f"{args_file} has no list under 'config_file': name an args file of configs/experiments"
-        )
-    return experiment
 
 
 def _labels_folder(dataset_dir: Path, section: str) -> Path:

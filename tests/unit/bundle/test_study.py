@@ -13,7 +13,6 @@ from bundle.study import (
     ENSEMBLE,
     UNCHANGED,
     folder_name,
-    for_inference,
     read_scores,
     read_variants,
     study,
@@ -63,17 +62,6 @@ def test_bad_variants(tmp_path: Path, content: object, message: str) -> None:
 
 def test_folder_names_are_plain() -> None:
     assert folder_name("Without w0 = 10/5, elastic") == "without_w0_10_5_elastic"
-
-
-def test_inference_gets_what_it_knows() -> None:
-    experiment = json.loads((CONFIGS / "experiments/unet2015_em.json").read_text())
-    files, shared = for_inference({**experiment, "inferer::mirror": False, "w0": 0.0, "seed": 1})
-    assert files == [
-        "configs/inference.json",
-        "configs/task/em_membrane.json",
-        "configs/network/unet2015.json",
-    ]
-    assert shared == {"patch_size": [572, 572], "inferer::mirror": False}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,230 @@
+"""`python -m bundle package`: what it writes runs alone, elsewhere, and says the same."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from typer.testing import CliRunner
+
+import bundle.package
+from bundle.__main__ import app
+from bundle.experiments import for_inference, read_experiment, resolved
+from bundle.package import CARDS, list_large_files, metadata, read_card, sha256
+from scripts.errors import InputError
+from scripts.networks import UNet
+from tests.commands import CONFIGS, TINY, bundle_run, command, last_line, read_array, run, written
+
+pytestmark = pytest.mark.workflow
+
+CARD: dict[str, Any] = {
+    "folder": "cells_segmentation_unet",
+    "modality": "phantom",
+    "metadata": {
+        "name": "Cells",
+        "description": "Made-up cells.",
+        "intended_use": "Tests.",
+        "references": ["A."],
+    }
+    | {"image_classes": "grey", "pred_classes": "3 channels", "changelog": {"0.0.1": "older"}},
+    "data": ["Made up."],
+    "limits": ["Knows nothing else."],
+    "data_license": ["None."],
+}
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment, a card, and weights that nobody trained."""
+    folder = tmp_path_factory.mktemp("package")
+    experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"], **TINY[2]}
+    (folder / "experiment.json").write_text(json.dumps({**experiment, "output_dir": "elsewhere"}))
+    (folder / "card.json").write_text(json.dumps(CARD))
+    torch.manual_seed(0)
+    config = resolved(*for_inference(experiment))
+    torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), folder / "model.pt")
+    scores = {"measure": "instances", "mean": {"ap50": 0.5, "seg": None}}
+    (folder / "summary.json").write_text(json.dumps(scores))
+    return folder
+
+
+def package(workshop: Path, output: Path, **options: object) -> Any:
+    given = {
+        "args_file": workshop / "experiment.json",
+        "card": workshop / "card.json",
+        "checkpoint": workshop / "model.pt",
+        "scores": workshop / "summary.json",
+        "output_dir": output,
+        **options,
+    }
+    return CliRunner().invoke(
+        app, ["package", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
+    )
+
+
+@pytest.fixture(scope="module")
+def packaged(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("dist")
+    result = package(workshop, output)
+    assert result.exit_code == 0, result.output
+    return output / CARD["folder"]
+
+
+def test_what_leaves_the_house(packaged: Path) -> None:
+    assert sorted(path.name for path in packaged.iterdir()) == [
+        "LICENSE",
+        "configs",
+        "docs",
+        "models",
+        "scripts",
+    ]
+    assert [path.name for path in (packaged / "models").iterdir()] == ["model.pt"]
+    assert not list(packaged.rglob("__pycache__"))
+    state = torch.load(packaged / "models/model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def test_metadata_and_model_card(packaged: Path) -> None:
+    about = json.loads((packaged / "configs/metadata.json").read_text())
+    ours = json.loads((CONFIGS / "metadata.json").read_text())
+    assert about["version"] == ours["version"] in about["changelog"]
+    assert about["changelog"]["0.0.1"] == "older"
+    assert about["required_packages_version"] == ours["required_packages_version"]
+    assert about["eval_metrics"] == {"ap50": 0.5}
+    formats = about["network_data_format"]
+    assert formats["inputs"]["image"]["spatial_shape"] == ["16*n", "16*n"]
+    assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "interior", "2": "border"}
+    readme = (packaged / "docs/README.md").read_text()
+    for heading in (
+        "# Model Overview",
+        "## Data",
+        "## Training configuration",
+        "## Performance",
+        "# License",
+    ):
+        assert f"{heading}\n" in readme
+    assert sha256(packaged / "models/model.pt") in readme
+    assert "| ap50 | 0.5000 |" in readme
+
+
+def test_the_format_of_our_own_metadata_is_what_the_network_says() -> None:
+    ours = json.loads((CONFIGS / "metadata.json").read_text())
+    experiment = read_experiment(CONFIGS / "experiments/hippocampus.json")
+    inference = resolved(*for_inference(experiment))
+    network = ConfigParser(inference).get_parsed_content("network_def")
+    made = metadata(read_card(CARDS / "hippocampus.json"), inference, network, {})
+    assert made["network_data_format"] == ours["network_data_format"]
+    assert {**made, "changelog": ours["changelog"]} == ours
+
+
+def test_valid_convolutions_have_their_own_sizes() -> None:
+    experiment = read_experiment(CONFIGS / "experiments/unet2015_em.json")
+    inference = resolved(*for_inference(experiment))
+    with torch.device("meta"):
+        network = ConfigParser(inference).get_parsed_content("network_def")
+    formats = bundle.package.data_format(inference, network, "EM")
+    assert formats["inputs"]["image"]["spatial_shape"] == [572, 572]
+    assert formats["outputs"]["pred"]["spatial_shape"] == [388, 388]
+
+
+def test_zip_is_the_folder_and_the_same_again(workshop: Path, packaged: Path, tmp_path: Path) -> None:
+    assert package(workshop, tmp_path).exit_code == 0
+    assert package(workshop, tmp_path).exit_code == 0  # an earlier package is replaced
+    again = tmp_path / "cells_segmentation_unet.zip"
+    assert again.read_bytes() == packaged.with_suffix(".zip").read_bytes()
+    with zipfile.ZipFile(again) as archive:
+        assert archive.namelist() == [f"{packaged.name}/{name}" for name in written(packaged)]
+        for name in archive.namelist():
+            assert archive.read(name) == (packaged.parent / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [packaged.name, again.name]
+
+
+def test_packaged_bundle_runs_alone(packaged: Path, workshop: Path, cells: Path, tmp_path: Path) -> None:
+    """From another folder: it segments as the repository does, and it trains."""
+    images = cells / "imagesTs"
+    options = ["--dataset_dir", str(images), "--output_dir", str(tmp_path / "alone"), "--runtime", "torch"]
+    done = command(*bundle_run(*options, files=[str(packaged / "configs/inference.json")]), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run(
+        *("inference", "task/phantom_cells"),
+        **{key: TINY[2][key] for key in ("patch_size", "channels")},
+        dataset_dir=str(images),
+        output_dir=str(tmp_path / "here"),
+        checkpoint=str(workshop / "model.pt"),
+        runtime="torch",
+    )
+    assert written(tmp_path / "alone") == written(tmp_path / "here") != []
+    for name in written(tmp_path / "alone"):
+        assert (read_array(tmp_path / "alone" / name) == read_array(tmp_path / "here" / name)).all()
+    options = ["--dataset_dir", str(cells), "--output_dir", str(tmp_path / "trained"), "--max_epochs", "1"]
+    done = command(*bundle_run(*options, files=[str(packaged / "configs/train.json")]), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "trained/checkpoints/last.pt").is_file()
+
+
+@pytest.mark.parametrize("whose", ["packaged", "our own"])
+def test_monai_verifies_input_and_output(whose: str, packaged: Path) -> None:
+    root = packaged if whose == "packaged" else CONFIGS.parent
+    files = {"config_file": "configs/inference.json", "meta_file": "configs/metadata.json"}
+    options = [part for key, value in files.items() for part in (f"--{key}", value)]
+    done = command("-m", "monai.bundle", "verify_net_in_out", "network_def", *options, cwd=root)
+    assert done.returncode == 0, done.stderr
+
+
+def test_large_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/model.pt").write_bytes(b"x" * 100)
+    (tmp_path / "small.txt").write_bytes(b"x" * 10)
+    list_large_files(tmp_path, None)
+    assert not (tmp_path / "large_files.yml").exists()
+    monkeypatch.setattr(bundle.package, "LARGE_FILE", 50)
+    with pytest.raises(InputError, match=r"model\.pt has .*give --large_files_url"):
+        list_large_files(tmp_path, None)
+    list_large_files(tmp_path, "https://example.org/files/")
+    (entry,) = yaml.safe_load((tmp_path / "large_files.yml").read_text())["large_files"]
+    assert entry == {
+        "path": "models/model.pt",
+        "url": "https://example.org/files/models/model.pt",
+        "hash_val": sha256(tmp_path / "models/model.pt"),
+        "hash_type": "sha256",
+    }
+
+
+def test_weights_of_another_network_leave_nothing_behind(workshop: Path, tmp_path: Path) -> None:
+    other = UNet(spatial_dims=2, in_channels=1, out_channels=3, channels=(4, 8))
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    result = package(workshop, tmp_path / "dist", checkpoint=tmp_path / "other.pt")
+    assert isinstance(result.exception, InputError)
+    assert "a checkpoint of another network" in str(result.exception)
+    assert not (tmp_path / "dist").exists()
+
+
+def test_foreign_folder_stays(workshop: Path, tmp_path: Path) -> None:
+    (tmp_path / CARD["folder"]).mkdir()
+    (tmp_path / CARD["folder"] / "mine.txt").write_text("mine")
+    result = package(workshop, tmp_path)
+    assert "holds something other than an earlier package" in str(result.exception)
+    assert written(tmp_path) == [f"{CARD['folder']}/mine.txt"]
+
+
+def test_cards_are_complete(tmp_path: Path) -> None:
+    for file in CARDS.glob("*.json"):
+        read_card(file)
+    (tmp_path / "card.json").write_text(json.dumps({**CARD, "limits": []}))
+    with pytest.raises(InputError, match=r"card\.json has no 'limits': give metadata, folder"):
+        read_card(tmp_path / "card.json")
+    with pytest.raises(InputError, match=r"none\.json is not there: write the texts"):
+        read_card(tmp_path / "none.json")
+
+
+def test_command_says_what_is_wrong_in_a_sentence(workshop: Path, tmp_path: Path) -> None:
+    given = ["--args_file", workshop / "experiment.json", "--checkpoint", tmp_path / "none.pt"]
+    done = command("-m", "bundle", "package", *map(str, given), "--output_dir", "out", cwd=CONFIGS.parent)
+    assert done.returncode == 1
+    assert last_line(done).startswith("error: ")
