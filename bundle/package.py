@@ -27,15 +27,19 @@ from bundle.study import read_scores
 from scripts.data.datalist import read_json
 from scripts.errors import InputError
 from scripts.files import written_whole
-from scripts.handlers import check_weights, read_checkpoint
+from scripts.handlers import check_weights, read_weights
 from scripts.labels import class_names
 from scripts.networks import UNet, output_size
 from scripts.process import bundle_root
 
 CARDS = Path(bundle_root(), "bundle", "cards")
 
-#: What a card says; the first of them goes into metadata.json as it stands.
+#: What a card says; the first of them goes into metadata.json as it stands, and holds at least ABOUT.
 CARD = ("metadata", "folder", "modality", "data", "limits", "data_license")
+ABOUT = (
+    *("name", "task", "description", "authors", "copyright", "data_source", "data_type"),
+    *("image_classes", "label_classes", "pred_classes", "intended_use", "references"),
+)
 
 #: Files of the repository that go along unchanged. The overlays name ids that every train.json has.
 UNCHANGED = (
@@ -69,14 +73,13 @@ def package(
         str | None, typer.Option("--large_files_url", help="Where files above 25 MB will lie")
     ] = None,
 ) -> None:
-    """Make a bundle for the Model Zoo and MONAI Label from a trained experiment."""
+    """Make a bundle for the Model Zoo from a trained experiment."""
     experiment = read_experiment(args_file)
     texts = read_card(card or CARDS / args_file.name)
     inference = resolved(*for_inference(experiment))
     train = resolved(experiment.pop("config_file"), _without_places(experiment))
     network = _network(inference)
-    state = read_checkpoint(checkpoint)
-    weights = state.get("network", state.get("model", state))
+    weights = read_weights(checkpoint)
     check_weights(network, weights, checkpoint)
     measured = _measured(scores)
 
@@ -113,14 +116,15 @@ def read_card(path: Path) -> dict[str, Any]:
     """The texts of a bundle that no run can tell.
 
     Raises:
-        InputError: it is missing, or lacks one of CARD.
+        InputError: it is missing, or lacks one of CARD or ABOUT.
     """
     if not path.is_file():
         raise InputError(f"{path} is not there: write the texts of this bundle after one of {CARDS}")
     card = read_json(path)
-    missing = [key for key in CARD if not card.get(key)]
-    if missing:
-        raise InputError(f"{path} has no {missing[0]!r}: give {', '.join(CARD)}")
+    for what, texts, keys in (("", card, CARD), (" in 'metadata'", card.get("metadata", {}), ABOUT)):
+        missing = [key for key in keys if not texts.get(key)]
+        if missing:
+            raise InputError(f"{path} has no {missing[0]!r}{what}: give {', '.join(keys)}")
     return card
 
 

@@ -293,8 +293,7 @@ class WeightsLoader:
                 "configs/ensemble.json, which makes a network for each"
             )
         for path, member in zip(self.paths, members, strict=True):
-            state = read_checkpoint(path)
-            weights = state.get("network", state.get("model", state))
+            weights = read_weights(path)
             check_weights(member, weights, path)
             member.load_state_dict(weights)
 
@@ -476,6 +475,16 @@ def read_checkpoint(path: Path) -> dict:
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}; a checkpoint is a dictionary of weights")
     return state
+
+
+def read_weights(path: Path) -> dict:
+    """The network's weights in a checkpoint: `model.pt`, `last.pt`, or what MONAI's CheckpointSaver wrote.
+
+    Raises:
+        InputError: see `read_checkpoint`.
+    """
+    state = read_checkpoint(path)
+    return state.get("network", state.get("model", state))
 
 
 def check_weights(network: nn.Module, weights: dict, path: Path) -> None:

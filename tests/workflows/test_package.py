@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import bundle.package
 from bundle.__main__ import app
 from bundle.experiments import for_inference, read_experiment, resolved
-from bundle.package import CARDS, list_large_files, metadata, read_card, sha256
+from bundle.package import ABOUT, CARDS, list_large_files, metadata, read_card, sha256
 from scripts.errors import InputError
 from scripts.networks import UNet
 from tests.commands import CONFIGS, TINY, bundle_run, command, last_line, read_array, run, written
@@ -26,13 +26,7 @@ pytestmark = pytest.mark.workflow
 CARD: dict[str, Any] = {
     "folder": "cells_segmentation_unet",
     "modality": "phantom",
-    "metadata": {
-        "name": "Cells",
-        "description": "Made-up cells.",
-        "intended_use": "Tests.",
-        "references": ["A."],
-    }
-    | {"image_classes": "grey", "pred_classes": "3 channels", "changelog": {"0.0.1": "older"}},
+    "metadata": {**dict.fromkeys(ABOUT, "made up"), "references": ["A."], "changelog": {"0.0.1": "older"}},
     "data": ["Made up."],
     "limits": ["Knows nothing else."],
     "data_license": ["None."],
@@ -218,6 +212,9 @@ def test_cards_are_complete(tmp_path: Path) -> None:
         read_card(file)
     (tmp_path / "card.json").write_text(json.dumps({**CARD, "limits": []}))
     with pytest.raises(InputError, match=r"card\.json has no 'limits': give metadata, folder"):
+        read_card(tmp_path / "card.json")
+    (tmp_path / "card.json").write_text(json.dumps({**CARD, "metadata": {"name": "Cells"}}))
+    with pytest.raises(InputError, match=r"card\.json has no 'task' in 'metadata': give name, task"):
         read_card(tmp_path / "card.json")
     with pytest.raises(InputError, match=r"none\.json is not there: write the texts"):
         read_card(tmp_path / "none.json")
