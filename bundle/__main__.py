@@ -10,7 +10,18 @@ import typer
 from scripts.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for _name in ("phantom", "datalist", "demo", "benchmark", "figures", "tune", "score", "study", "package"):
+for _name in (
+    "phantom",
+    "datalist",
+    "demo",
+    "benchmark",
+    "figures",
+    "tune",
+    "score",
+    "study",
+    "package",
+    "verify",
+):
     importlib.import_module(f"bundle.{_name}").register(app)
 
 

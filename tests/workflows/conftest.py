@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
+from bundle.experiments import for_inference, resolved
 from bundle.phantom import Kind, write_phantom
+from tests.commands import TINY
+from tests.workflows.packaging import CARD, package
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +29,26 @@ def organ(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "organ"
     write_phantom(Kind.ORGAN, folder, cases=4, size=(24, 25, 26))
     return folder
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment, a card, and weights that nobody trained."""
+    folder = tmp_path_factory.mktemp("package")
+    experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"], **TINY[2]}
+    (folder / "experiment.json").write_text(json.dumps({**experiment, "output_dir": "elsewhere"}))
+    (folder / "card.json").write_text(json.dumps(CARD))
+    torch.manual_seed(0)
+    config = resolved(*for_inference(experiment))
+    torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), folder / "model.pt")
+    scores = {"measure": "instances", "mean": {"ap50": 0.5, "seg": None}}
+    (folder / "summary.json").write_text(json.dumps(scores))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packaged(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("dist")
+    result = package(workshop, output)
+    assert result.exit_code == 0, result.output
+    return output / CARD["folder"]

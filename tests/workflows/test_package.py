@@ -5,69 +5,21 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
-from typer.testing import CliRunner
 
 import bundle.package
-from bundle.__main__ import app
 from bundle.experiments import for_inference, read_experiment, resolved
-from bundle.package import ABOUT, CARDS, list_large_files, metadata, read_card, sha256
+from bundle.package import CARDS, list_large_files, metadata, read_card, sha256
 from scripts.errors import InputError
 from scripts.networks import UNet
 from tests.commands import CONFIGS, TINY, bundle_run, command, last_line, read_array, run, written
+from tests.workflows.packaging import CARD, package
 
 pytestmark = pytest.mark.workflow
-
-CARD: dict[str, Any] = {
-    "folder": "cells_segmentation_unet",
-    "modality": "phantom",
-    "metadata": {**dict.fromkeys(ABOUT, "made up"), "references": ["A."], "changelog": {"0.0.1": "older"}},
-    "data": ["Made up."],
-    "limits": ["Knows nothing else."],
-    "data_license": ["None."],
-}
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment, a card, and weights that nobody trained."""
-    folder = tmp_path_factory.mktemp("package")
-    experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"], **TINY[2]}
-    (folder / "experiment.json").write_text(json.dumps({**experiment, "output_dir": "elsewhere"}))
-    (folder / "card.json").write_text(json.dumps(CARD))
-    torch.manual_seed(0)
-    config = resolved(*for_inference(experiment))
-    torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), folder / "model.pt")
-    scores = {"measure": "instances", "mean": {"ap50": 0.5, "seg": None}}
-    (folder / "summary.json").write_text(json.dumps(scores))
-    return folder
-
-
-def package(workshop: Path, output: Path, **options: object) -> Any:
-    given = {
-        "args_file": workshop / "experiment.json",
-        "card": workshop / "card.json",
-        "checkpoint": workshop / "model.pt",
-        "scores": workshop / "summary.json",
-        "output_dir": output,
-        **options,
-    }
-    return CliRunner().invoke(
-        app, ["package", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
-    )
-
-
-@pytest.fixture(scope="module")
-def packaged(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("dist")
-    result = package(workshop, output)
-    assert result.exit_code == 0, result.output
-    return output / CARD["folder"]
 
 
 def test_what_leaves_the_house(packaged: Path) -> None:

@@ -1,0 +1,363 @@
+"""`python -m bundle verify BUNDLE`: whether a bundle holds what its hosts ask for, without the network.
+
+The checks are those of the Model Zoo (files, keys, metadata, sizes, export), what MONAI Label needs to serve
+and to train it, and what one wants to know of somebody else's bundle before it runs: everything that its
+configs would execute is listed, its weights must load without running code, nothing may lie outside its
+folder. Code of the bundle runs in processes of its own, and only after what its configs would execute was
+found harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import torch
+import typer
+from monai.bundle import ConfigParser
+from monai.utils import optional_import
+
+from bundle.audit import executed
+from bundle.package import LARGE_FILE, sha256
+from scripts.data.datalist import read_json
+from scripts.errors import InputError
+
+yaml, has_yaml = optional_import("yaml")
+jsonschema, has_jsonschema = optional_import("jsonschema")
+
+SCHEMA = Path(__file__).with_name("metadata_schema.json")
+
+#: Ids that the Model Zoo, MONAI Label and MONAI Deploy look for.
+IDS = {
+    "train": (
+        *("bundle_root", "device", "dataset_dir", "network_def", "val_interval"),
+        *("train::trainer", "train::trainer::max_epochs", "train::dataset", "train::dataset::data"),
+        *("train::inferer", "train::handlers", "validate::evaluator", "validate::handlers"),
+        *("validate::dataset", "validate::dataset::data"),
+    ),
+    "inference": (
+        *("bundle_root", "device", "dataset_dir", "output_dir", "network_def", "inferer"),
+        *("preprocessing", "postprocessing", "evaluator"),
+    ),
+}
+
+#: Files that hold Python objects: to open one is to run what it says.
+PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
+WEIGHTS = (".pt", ".pth", ".ckpt")
+
+#: Seconds that a process of a check may take.
+TIMEOUT = 600
+
+
+@dataclass
+class Bundle:
+    """A bundle on disk.
+
+    Attributes:
+        root: its folder.
+        metadata: content of metadata.json.
+        configs: content of its other configs, by file name.
+    """
+
+    root: Path
+    metadata: dict[str, Any] = field(default_factory=dict)
+    configs: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """A config by its name without suffix; empty where there is none."""
+        return next((self.configs[f] for f in self.configs if f.rpartition(".")[0] == name), {})
+
+
+def read_bundle(root: Path) -> Bundle:
+    """Read metadata and configs.
+
+    Raises:
+        InputError: no metadata.json, or a config that cannot be read.
+    """
+    if not (root / "configs" / "metadata.json").is_file():
+        raise InputError(
+            f"{root} is no bundle: it has no configs/metadata.json; name the folder that holds configs"
+        )
+    bundle = Bundle(root, read_json(root / "configs" / "metadata.json"))
+    for file in sorted((root / "configs").rglob("*")):
+        if file.suffix in (".json", ".yaml", ".yml") and file.name != "metadata.json":
+            try:
+                content = ConfigParser.load_config_file(str(file))
+            except Exception as error:
+                raise InputError(f"{file} cannot be read ({error}): correct it") from error
+            bundle.configs[file.relative_to(root / "configs").as_posix()] = content
+    return bundle
+
+
+def check_files(bundle: Bundle) -> Iterator[str]:
+    """Licence, model card, configs, one file of weights, none too large, no link out of the folder."""
+    for name in ("LICENSE", "docs/README.md", "models/model.pt"):
+        if not (bundle.root / name).is_file():
+            yield f"{name} is missing: add it"
+    for name in IDS:
+        if not bundle.config(name):
+            yield f"configs/{name}.json is missing: add it"
+    weights = sorted(file.name for file in (bundle.root / "models").glob("*.pt"))
+    if len(weights) > 1:
+        yield f"models holds {', '.join(weights)}: hosts take the shortest name, leave model.pt alone"
+    large = _large_files(bundle)
+    for file in sorted(bundle.root.rglob("*")):
+        name = file.relative_to(bundle.root).as_posix()
+        if not file.resolve().is_relative_to(bundle.root.resolve()):
+            yield f"{name} is a link to {file.resolve()}, outside the bundle: put the file itself there"
+        elif file.is_file() and file.stat().st_size > LARGE_FILE and name not in large:
+            yield f"{name} has {file.stat().st_size / 1024**2:.0f} MB, above 25: name it in large_files.yml"
+
+
+def check_metadata(bundle: Bundle) -> Iterator[str]:
+    """Form of metadata.json, the version in the changelog, and channels that are as many as defined."""
+    for error in jsonschema.Draft202012Validator(read_json(SCHEMA)).iter_errors(bundle.metadata):
+        place = "::".join(map(str, error.absolute_path))
+        yield f"metadata.json{' ' + place if place else ''}: {error.message}"
+    if bundle.metadata.get("version") not in bundle.metadata.get("changelog", {}):
+        yield f"metadata.json: version {bundle.metadata.get('version')!r} is not in changelog: add it there"
+    for side in ("inputs", "outputs"):
+        for name, tensor in _tensors(bundle, side).items():
+            named, count = len(tensor.get("channel_def", {})), tensor.get("num_channels")
+            if named and named != count:
+                yield f"metadata.json {side}::{name}: {count} channels, {named} in channel_def: correct one"
+
+
+def check_ids(bundle: Bundle) -> Iterator[str]:
+    """What the Model Zoo, MONAI Label and MONAI Deploy look for in the configs."""
+    for name, ids in IDS.items():
+        config = bundle.config(name)
+        for key in ids if config else ():
+            if not _has(config, key):
+                yield f"configs/{name}.json has no {key}, which hosts override or read: add it"
+    inference = bundle.config("inference")
+    for key in ("preprocessing", "postprocessing"):
+        if inference and _target(inference.get(key)) != "Compose":
+            yield f"configs/inference.json {key} is no Compose: hosts read its transforms"
+    if inference and not _target(inference.get("network_def")):
+        yield "configs/inference.json network_def has no _target_: MONAI Label sets dropout beside it"
+    for place in ("train", "validate"):
+        handlers = bundle.config("train").get(place, {}).get("handlers", [])
+        if not isinstance(handlers, list) or not all(isinstance(handler, dict) for handler in handlers):
+            yield f"configs/train.json {place}::handlers is no list of dictionaries, as MONAI Label reads it"
+    for side, wanted in (("inputs", "image"), ("outputs", "pred")):
+        if next(iter(_tensors(bundle, side)), wanted) != wanted:
+            yield f"metadata.json {side}: the first is not {wanted!r}, by which MONAI Label finds it"
+
+
+def check_code(bundle: Bundle) -> Iterator[str]:
+    """Every `_target_` and every expression of the configs against what is allowed."""
+    for found in executed(bundle.configs):
+        if found.problem:
+            yield f"{found.place} would execute {found.what}: {found.problem}"
+
+
+def check_paths(bundle: Bundle) -> Iterator[str]:
+    """No path of a config leads out of the bundle."""
+    for name, config in bundle.configs.items():
+        for text in _texts(config):
+            if not text.startswith("$") and (
+                text.startswith(("/", "~")) or ".." in PurePosixPath(text).parts
+            ):
+                yield f"{name} holds the path {text}, outside the bundle: start from bundle_root"
+
+
+def check_weights(bundle: Bundle) -> Iterator[str]:
+    """Weights that load without running code, and have the hash that large_files.yml names."""
+    for file in sorted(bundle.root.rglob("*")):
+        name = file.relative_to(bundle.root).as_posix()
+        if file.suffix in PICKLES:
+            yield f"{name} holds Python objects, which run code when they are read: leave it out"
+        elif file.suffix in WEIGHTS:
+            try:
+                torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:
+                yield f"{name} holds more than weights ({type(error).__name__}): save a state dictionary"
+    for name, entry in _large_files(bundle).items():
+        file, wanted = bundle.root / name, entry.get("hash_val", "")
+        if file.is_file() and entry.get("hash_type") == "sha256" and wanted and sha256(file) != wanted:
+            yield f"{name} has the SHA-256 {sha256(file)} and large_files.yml says {wanted}: get it again"
+
+
+def check_network(bundle: Bundle) -> Iterator[str]:
+    """From another folder the network takes its weights, gives the size it should, and the same twice."""
+    inputs, outputs = (next(iter(_tensors(bundle, side).values()), None) for side in ("inputs", "outputs"))
+    if not inputs or not outputs:
+        return
+    size, wanted = ([1, tensor["num_channels"], *_lengths(tensor)] for tensor in (inputs, outputs))
+    probe = Path(__file__).with_name("probe.py")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = _run([str(probe), str(bundle.root.resolve()), json.dumps(size)], Path(elsewhere))
+    if done.returncode:
+        yield f"the network of configs/inference.json does not run on {size}: {_last(done)}"
+        return
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    if found["shape"] != wanted:
+        yield f"the network gives {found['shape']} for {size}, metadata.json says {wanted}: correct one"
+    if not found["equal"]:
+        yield "the network gives two results for one image: make it deterministic in evaluation mode"
+    if not found["dropout"]:
+        yield "the network takes no dropout, which MONAI Label sets to score what it is sure of"
+
+
+def check_export(bundle: Bundle) -> Iterator[str]:
+    """MONAI's own commands: sizes of input and output, and the export to TorchScript."""
+    common = ["--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json"]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        exported = ["--filepath", f"{elsewhere}/model.ts", "--ckpt_file", "models/model.pt"]
+        for command, options in (("verify_net_in_out", []), ("ckpt_export", exported)):
+            arguments = ["-m", "monai.bundle", command, "network_def", *common, *options]
+            done = _run(arguments, bundle.root)
+            if done.returncode:
+                yield f"monai.bundle {command} fails: {_last(done)}"
+
+
+#: Name of each check. Those of RUNNING execute code of the bundle.
+CHECKS: dict[str, Callable[[Bundle], Iterator[str]]] = {
+    "files": check_files,
+    "metadata": check_metadata,
+    "ids": check_ids,
+    "code": check_code,
+    "paths": check_paths,
+    "weights": check_weights,
+    "network": check_network,
+    "export": check_export,
+}
+RUNNING = ("network", "export")
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, or its zip")],
+    show: Annotated[bool, typer.Option("--show", help="List all that the configs would execute")] = False,
+) -> None:
+    """Check a bundle: files, metadata, ids, what it would execute, weights, network and export."""
+    if not (has_yaml and has_jsonschema):
+        raise InputError("verify needs jsonschema and PyYAML: run pip install -r requirements-hosts.txt")
+    with tempfile.TemporaryDirectory() as folder:
+        root = unpack(bundle, Path(folder)) if bundle.is_file() else bundle
+        found = read_bundle(root)
+        if show:
+            for entry in executed(found.configs):
+                typer.echo(f"  {entry.place}: {entry.what}{'  <- ' + entry.problem if entry.problem else ''}")
+        problems = 0
+        for name, check in CHECKS.items():
+            if problems and name in RUNNING:
+                typer.echo(f"{'not run':<9}{name}: mend what stands above first")
+                continue
+            sentences = list(check(found))
+            problems += len(sentences)
+            typer.echo(f"{'FAILED' if sentences else 'ok':<9}{name}: {check.__doc__}")
+            for sentence in sentences:
+                typer.echo(f"         - {sentence}")
+    if problems:
+        raise InputError(f"{bundle}: {problems} problem(s) found; they stand above")
+
+
+def unpack(file: Path, folder: Path) -> Path:
+    """Unpack the zip of a bundle.
+
+    Args:
+        file: the zip.
+        folder: an empty one.
+
+    Returns:
+        The folder of the bundle: the only one in the zip, or the zip's top.
+
+    Raises:
+        InputError: no zip, or an entry that leads out of it.
+    """
+    if not zipfile.is_zipfile(file):
+        raise InputError(f"{file} is neither a folder nor a zip: name a bundle")
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            path = PurePosixPath(entry.filename.replace("\\", "/"))
+            is_link = entry.external_attr >> 16 & 0o170000 == 0o120000
+            if path.is_absolute() or ".." in path.parts or is_link:
+                raise InputError(
+                    f"{file} holds the entry {entry.filename}, which leads out of the zip: do not use this "
+                    "file, of which nothing was unpacked"
+                )
+        archive.extractall(folder)
+    inside = list(folder.iterdir())
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the workbench."""
+    app.command()(verify)
+
+
+def _tensors(bundle: Bundle, side: str) -> dict[str, Any]:
+    """Inputs or outputs that metadata.json describes."""
+    formats = bundle.metadata.get("network_data_format")
+    tensors = formats.get(side) if isinstance(formats, dict) else None
+    return tensors if isinstance(tensors, dict) else {}
+
+
+def _lengths(tensor: dict[str, Any]) -> list[int]:
+    """The smallest spatial size that metadata.json describes: n is 1, and so is p."""
+    sizes = []
+    for length in tensor["spatial_shape"]:
+        factors = str(length).replace("n", "1").replace("p", "1").replace(" ", "")
+        sizes.append(length if isinstance(length, int) else math.prod(map(int, factors.split("*"))))
+    return sizes
+
+
+def _large_files(bundle: Bundle) -> dict[str, dict[str, str]]:
+    """Entries of large_files.yml by path."""
+    for name in ("large_files.yml", "large_files.yaml", "large_files.json"):
+        if (bundle.root / name).is_file():
+            content = yaml.safe_load((bundle.root / name).read_text(encoding="utf-8")) or {}
+            return {entry["path"]: entry for entry in content.get("large_files", [])}
+    return {}
+
+
+def _has(config: Any, key: str) -> bool:
+    for part in key.split("::"):
+        if not isinstance(config, dict) or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+def _target(value: Any) -> str:
+    target = value.get("_target_", "") if isinstance(value, dict) else ""
+    return target.rpartition(".")[2] if isinstance(target, str) else ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value
+
+
+def _run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**environment, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+
+
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a process wrote."""
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return lines[-1] if lines else f"exit status {done.returncode}"
