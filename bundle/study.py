@@ -55,6 +55,9 @@ def study(
     section: Annotated[
         str, typer.Option("--section", help="What is judged: testing, validation or training")
     ] = "testing",
+    inferer: Annotated[
+        Path | None, typer.Option("--inferer", help="An overlay for inference, such as configs/inferer's")
+    ] = None,
 ) -> None:
     """Train every variant with every seed, judge all, and write study.csv and study.png."""
     if measure not in MEASURES:
@@ -63,16 +66,17 @@ def study(
     changes = read_variants(variants)
     experiment = read_experiment(args_file)
     truth = _labels_folder(dataset_dir, section)
+    results = section if inferer is None else f"{section}_{inferer.stem}"
     output_dir = output_dir.resolve()
     places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
     rows: list[Row] = []
 
     def judge(variant: str, seed: int | str, folder: Path, checkpoint: Any, *more: str) -> None:
-        judged = folder / section
+        judged = folder / results
         if not (judged / "summary.json").is_file():
             files, shared = for_inference({**experiment, **changes[variant]})
             run_bundle(
-                [*files, *more],
+                [*files, *([] if inferer is None else [str(inferer.resolve())]), *more],
                 **shared,
                 dataset_dir=places["dataset_dir"],
                 section=section,
@@ -86,12 +90,12 @@ def study(
             )
         scores = read_scores(judged / "summary.json", measure)
         rows.append({"variant": variant, "seed": seed, **scores, "minutes": _minutes(folder)})
-        write(rows, output_dir, measure)
+        write(rows, output_dir / results, measure)
 
     for seed in numbers:
         for variant, overrides in changes.items():
             folder = output_dir / folder_name(variant) / f"seed{seed}"
-            if not (folder / section / "summary.json").is_file():
+            if not (folder / results / "summary.json").is_file():
                 say(f"{variant}, seed {seed}")
                 run_bundle(**{**places, **overrides}, seed=seed, resume=True, output_dir=str(folder))
             judge(variant, seed, folder, str(folder / "model.pt"))
@@ -100,9 +104,7 @@ def study(
         say(f"{variant}, mean of {len(numbers)} networks")
         checkpoints = [str(folder / f"seed{seed}" / "model.pt") for seed in numbers]
         judge(variant, ENSEMBLE, folder / ENSEMBLE, checkpoints, "configs/ensemble.json")
-    typer.echo(
-        f"\n{summary_table(rows, measure)}\n\nTable and picture: {output_dir / 'study.csv'}, study.png"
-    )
+    typer.echo(f"\n{summary_table(rows, measure)}\n\nTable and picture: {output_dir / results}")
 
 
 def read_variants(path: Path | None) -> dict[str, Row]:

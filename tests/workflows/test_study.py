@@ -44,7 +44,7 @@ def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, comman
     variants = {"whole": {}, "One image": {"train::dataset::data": "$@split['training'][:1]"}}
     (tmp_path / "variants.json").write_text(json.dumps({"common": TINY[2], "variants": variants}))
 
-    def study(seeds: str) -> str:
+    def study(seeds: str, **more: object) -> str:
         options = {
             "args_file": tmp_path / "args.json",
             "dataset_dir": cells,
@@ -52,6 +52,7 @@ def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, comman
             "measure": "instances",
             "variants": tmp_path / "variants.json",
             "seeds": seeds,
+            **more,
         }
         given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
         result = CliRunner().invoke(app, ["study", *given])
@@ -62,7 +63,7 @@ def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, comman
     assert commands == ["train", "segment", "score"] * 2
     output = study("0,1")  # the first two stand
     assert commands[6:] == ["train", "segment", "score"] * 2 + ["segment", "score"] * 2
-    with (tmp_path / "out/study.csv").open() as file:
+    with (tmp_path / "out/testing/study.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["variant"], row["seed"]) for row in rows] == [
         *(("whole", "0"), ("One image", "0"), ("whole", "1"), ("One image", "1")),
@@ -70,8 +71,13 @@ def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, comman
     ]
     assert all(0 <= float(row["ap50"]) <= 1 for row in rows)
     assert all(float(row["minutes"]) > 0 for row in rows[:4])
-    assert (tmp_path / "out/study.png").is_file()
+    assert (tmp_path / "out/testing/study.png").is_file()
     table = [line.split() for line in output.splitlines() if "±" in line]
     assert [line[:2] for line in table] == [["whole", "2"], ["One", "image"]]
     curves = [tmp_path / f"out/{name}/seed0/learning_curve.csv" for name in ("whole", "one_image")]
     assert curves[0].read_text() != curves[1].read_text()
+    commands.clear()
+    study("0", inferer="configs/inferer/orientations.json")
+    assert commands == ["train", "segment", "score"] * 2  # training has nothing left to do
+    assert (tmp_path / "out/testing_orientations/study.csv").is_file()
+    assert len(curves[0].read_text().splitlines()) == 3
