@@ -72,6 +72,16 @@ class Bundle:
     metadata: dict[str, Any] = field(default_factory=dict)
     configs: dict[str, Any] = field(default_factory=dict)
 
+    def files(self) -> dict[str, Path]:
+        """Its files by their path in the bundle; in a git checkout those that git tracks."""
+        if (self.root / ".git").exists():
+            listed = ["git", "-C", str(self.root), "ls-files", "-z"]
+            names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")
+            found = [self.root / name for name in names if name]
+        else:
+            found = [file for file in self.root.rglob("*") if file.is_symlink() or file.is_file()]
+        return {file.relative_to(self.root).as_posix(): file for file in sorted(found)}
+
     def config(self, name: str) -> dict[str, Any]:
         """A config by its name without suffix; empty where there is none."""
         return next((self.configs[f] for f in self.configs if f.rpartition(".")[0] == name), {})
@@ -110,8 +120,7 @@ def check_files(bundle: Bundle) -> Iterator[str]:
     if len(weights) > 1:
         yield f"models holds {', '.join(weights)}: hosts take the shortest name, leave model.pt alone"
     large = _large_files(bundle)
-    for file in sorted(bundle.root.rglob("*")):
-        name = file.relative_to(bundle.root).as_posix()
+    for name, file in bundle.files().items():
         if not file.resolve().is_relative_to(bundle.root.resolve()):
             yield f"{name} is a link to {file.resolve()}, outside the bundle: put the file itself there"
         elif file.is_file() and file.stat().st_size > LARGE_FILE and name not in large:
@@ -173,8 +182,7 @@ def check_paths(bundle: Bundle) -> Iterator[str]:
 
 def check_weights(bundle: Bundle) -> Iterator[str]:
     """Weights that load without running code, and have the hash that large_files.yml names."""
-    for file in sorted(bundle.root.rglob("*")):
-        name = file.relative_to(bundle.root).as_posix()
+    for name, file in bundle.files().items():
         if file.suffix in PICKLES:
             yield f"{name} holds Python objects, which run code when they are read: leave it out"
         elif file.suffix in WEIGHTS:

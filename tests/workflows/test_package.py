@@ -16,7 +16,7 @@ from bundle.experiments import for_inference, read_experiment, resolved
 from bundle.package import CARDS, list_large_files, metadata, read_card, sha256
 from scripts.errors import InputError
 from scripts.networks import UNet
-from tests.commands import CONFIGS, TINY, bundle_run, command, last_line, read_array, run, written
+from tests.commands import CONFIGS, TINY, bundle_run, command, config_files, last_line, read_array, written
 from tests.workflows.packaging import CARD, package
 
 pytestmark = pytest.mark.workflow
@@ -97,14 +97,13 @@ def test_packaged_bundle_runs_alone(packaged: Path, workshop: Path, cells: Path,
     options = ["--dataset_dir", str(images), "--output_dir", str(tmp_path / "alone"), "--runtime", "torch"]
     done = command(*bundle_run(*options, files=[str(packaged / "configs/inference.json")]), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    run(
-        *("inference", "task/phantom_cells"),
-        **{key: TINY[2][key] for key in ("patch_size", "channels")},
-        dataset_dir=str(images),
-        output_dir=str(tmp_path / "here"),
-        checkpoint=str(workshop / "model.pt"),
-        runtime="torch",
-    )
+    here = {key: TINY[2][key] for key in ("patch_size", "channels")}
+    here |= {"dataset_dir": images, "output_dir": tmp_path / "here", "runtime": "torch"}
+    here |= {"checkpoint": workshop / "model.pt"}
+    options = [part for key, value in here.items() for part in (f"--{key}", str(value))]
+    files = config_files("inference", "task/phantom_cells")
+    done = command(*bundle_run(*options, files=files), cwd=tmp_path)  # both on one thread
+    assert done.returncode == 0, done.stderr
     assert written(tmp_path / "alone") == written(tmp_path / "here") != []
     for name in written(tmp_path / "alone"):
         assert (read_array(tmp_path / "alone" / name) == read_array(tmp_path / "here" / name)).all()
