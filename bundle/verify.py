@@ -3,8 +3,8 @@
 The checks are those of the Model Zoo (files, keys, metadata, sizes, export), what MONAI Label needs to serve
 and to train it, and what one wants to know of somebody else's bundle before it runs: everything that its
 configs would execute is listed, its weights must load without running code, nothing may lie outside its
-folder. Code of the bundle runs in processes of its own, and only after what its configs would execute was
-found harmless.
+folder. Code of the bundle, its `scripts` among it, runs in processes of its own, and only where the checks
+before found nothing.
 """
 
 from __future__ import annotations

@@ -166,6 +166,12 @@ def test_expressions_that_are_allowed(text: str) -> None:
             ("scripts.networks.UNet", ""),
             ("scripts.networks._hidden", "a private name"),
         ),
+        *(("torch.os.system", "os is os, which torch imports"), ("run_cmd", "monai.utils is not among")),
+        *(("monai.data.utils.os.system", "is os, which monai imports"), ("torch.nn.none", "no such part")),
+        *(
+            ("torch.serialization.load", "reads code or data"),
+            ("monai.bundle.run", "monai.bundle is not among"),
+        ),
     ],
 )
 def test_targets(target: str, problem: str) -> None:
