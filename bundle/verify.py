@@ -129,9 +129,12 @@ def check_files(bundle: Bundle) -> Iterator[str]:
 
 def check_metadata(bundle: Bundle) -> Iterator[str]:
     """Form of metadata.json, the version in the changelog, and channels that are as many as defined."""
-    for error in jsonschema.Draft202012Validator(read_json(SCHEMA)).iter_errors(bundle.metadata):
+    errors = list(jsonschema.Draft202012Validator(read_json(SCHEMA)).iter_errors(bundle.metadata))
+    for error in errors:
         place = "::".join(map(str, error.absolute_path))
         yield f"metadata.json{' ' + place if place else ''}: {error.message}"
+    if errors:
+        return
     if bundle.metadata.get("version") not in bundle.metadata.get("changelog", {}):
         yield f"metadata.json: version {bundle.metadata.get('version')!r} is not in changelog: add it there"
     for side in ("inputs", "outputs"):
@@ -146,7 +149,7 @@ def check_ids(bundle: Bundle) -> Iterator[str]:
     for name, ids in IDS.items():
         config = bundle.config(name)
         for key in ids if config else ():
-            if not _has(config, key):
+            if _at(config, key) is None:
                 yield f"configs/{name}.json has no {key}, which hosts override or read: add it"
     inference = bundle.config("inference")
     for key in ("preprocessing", "postprocessing"):
@@ -155,7 +158,7 @@ def check_ids(bundle: Bundle) -> Iterator[str]:
     if inference and not _target(inference.get("network_def")):
         yield "configs/inference.json network_def has no _target_: MONAI Label sets dropout beside it"
     for place in ("train", "validate"):
-        handlers = bundle.config("train").get(place, {}).get("handlers", [])
+        handlers = _at(bundle.config("train"), f"{place}::handlers") or []
         if not isinstance(handlers, list) or not all(isinstance(handler, dict) for handler in handlers):
             yield f"configs/train.json {place}::handlers is no list of dictionaries, as MONAI Label reads it"
     for side, wanted in (("inputs", "image"), ("outputs", "pred")):
@@ -329,12 +332,11 @@ def _large_files(bundle: Bundle) -> dict[str, dict[str, str]]:
     return {}
 
 
-def _has(config: Any, key: str) -> bool:
+def _at(config: Any, key: str) -> Any:
+    """The value of an id such as "train::trainer"; None where there is none."""
     for part in key.split("::"):
-        if not isinstance(config, dict) or part not in config:
-            return False
-        config = config[part]
-    return True
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
 def _target(value: Any) -> str:

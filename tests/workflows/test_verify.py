@@ -278,9 +278,12 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
 def test_bundle_of_somebody_else_in_yaml(tmp_path: Path) -> None:
     """A foreign bundle is read as far as it goes; nothing of it is taken for granted."""
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/metadata.json").write_text(json.dumps({"network_data_format": "unknown"}))
+    odd = {"network_data_format": {"inputs": {"image": 1}, "outputs": []}, "changelog": 3}
+    (tmp_path / "configs/metadata.json").write_text(json.dumps(odd))
+    (tmp_path / "configs/train.json").write_text(json.dumps({"train": "@other", "validate": []}))
     (tmp_path / "configs/inference.yaml").write_text("network_def:\n  _target_: subprocess.run\n")
     output, _ = verify(tmp_path)
     assert "inference.yaml network_def would execute subprocess.run: subprocess is not among" in output
-    assert "metadata.json network_data_format: 'unknown' is not of type 'object'" in output
+    assert "metadata.json network_data_format::inputs::image: 1 is not of type 'object'" in output
+    assert "configs/train.json has no train::trainer" in output
     assert isinstance(read_bundle(tmp_path), Bundle)
