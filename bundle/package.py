@@ -42,7 +42,7 @@ ABOUT = (
 )
 
 #: Files of the repository that go along unchanged. The overlays name ids that every train.json has.
-UNCHANGED = (
+TAKEN_ALONG = (
     "LICENSE",
     "configs/logging.conf",
     "configs/evaluate.json",
@@ -77,7 +77,8 @@ def package(
     experiment = read_experiment(args_file)
     texts = read_card(card or CARDS / args_file.name)
     inference = resolved(*for_inference(experiment))
-    train = resolved(experiment.pop("config_file"), _without_places(experiment))
+    files = experiment.pop("config_file")
+    train = resolved(files, {key: value for key, value in experiment.items() if key not in PLACES})
     network = _network(inference)
     weights = read_weights(checkpoint)
     check_weights(network, weights, checkpoint)
@@ -89,7 +90,7 @@ def package(
     output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir) as workshop:
         made = Path(workshop) / texts["folder"]
-        for name in UNCHANGED:
+        for name in TAKEN_ALONG:
             _copy(Path(bundle_root(), name), made / name)
         for source in sorted(Path(bundle_root(), "scripts").rglob("*.py")):
             _copy(source, made / source.relative_to(bundle_root()))
@@ -294,10 +295,6 @@ def register(app: typer.Typer) -> None:
     app.command()(package)
 
 
-def _without_places(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in experiment.items() if key not in PLACES}
-
-
 def _network(inference: Mapping[str, Any]) -> torch.nn.Module:
     """The network of a config, without weights."""
     with torch.device("meta"):
@@ -307,10 +304,8 @@ def _network(inference: Mapping[str, Any]) -> torch.nn.Module:
 
 def _measured(path: Path | None) -> dict[str, float]:
     """The mean scores of a summary.json, those that say something."""
-    if path is None:
-        return {}
-    measure = "classes" if "summary" in read_json(path) else "others"
-    return {name: value for name, value in read_scores(path, measure).items() if value is not None}
+    scores = {} if path is None else read_scores(path)
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -88,7 +88,7 @@ def study(
                 *("-m", "bundle", "score", str(judged), str(truth)),
                 *("--measure", measure, "--output_dir", str(judged)),
             )
-        scores = read_scores(judged / "summary.json", measure)
+        scores = read_scores(judged / "summary.json")
         rows.append({"variant": variant, "seed": seed, **scores, "minutes": _minutes(folder)})
         write(rows, output_dir / results, measure)
 
@@ -137,10 +137,10 @@ def folder_name(variant: str) -> str:
     return re.sub(r"\W+", "_", variant).strip("_").lower()
 
 
-def read_scores(path: Path, measure: str) -> Row:
-    """The mean scores over the cases, from the summary that `python -m bundle score` wrote."""
+def read_scores(path: Path) -> Row:
+    """The mean scores over the cases, from a summary.json of `python -m bundle score` or evaluate.json."""
     summary = read_json(path)
-    if measure != "classes":
+    if "summary" not in summary:  # instances or membranes
         return summary["mean"]
     means = {(entry["class"], entry["score"]): entry["mean"] for entry in summary["summary"]}
     classes = list(dict.fromkeys(name for name, _ in means))

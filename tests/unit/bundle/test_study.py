@@ -107,13 +107,13 @@ def test_labels_lie_in_one_folder(tmp_path: Path) -> None:
 
 def test_mean_scores_of_each_measure(tmp_path: Path) -> None:
     instances = written(tmp_path / "i.json", {"mean": {"ap50": 0.5}, "all_instances": {"ap50": 0.4}})
-    assert read_scores(instances, "instances") == {"ap50": 0.5}
+    assert read_scores(instances) == {"ap50": 0.5}
     entries = [
         {"class": name, "score": "dice", "mean": mean}
         for name, mean in (("a", 0.8), ("b", 0.6), ("mean", 0.7))
     ]
-    assert read_scores(written(tmp_path / "c.json", {"summary": entries}), "classes") == {"dice": 0.7}
-    assert read_scores(written(tmp_path / "d.json", {"summary": entries[:1]}), "classes") == {"dice": 0.8}
+    assert read_scores(written(tmp_path / "c.json", {"summary": entries})) == {"dice": 0.7}
+    assert read_scores(written(tmp_path / "d.json", {"summary": entries[:1]})) == {"dice": 0.8}
 
 
 def test_table_has_mean_spread_and_ensemble() -> None:
