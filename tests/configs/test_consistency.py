@@ -157,7 +157,8 @@ def test_training_and_inference_share_their_values() -> None:
 def test_training_and_inference_load_alike() -> None:
     """The same readers with the same options; only inference has no label to read."""
     train, inference = read("train")["load"], read("inference")["load"]
-    assert [{**step, "keys": None} for step in train] == [{**step, "keys": None} for step in inference]
+    of_training, of_inference = ([{**step, "keys": None} for step in steps] for steps in (train, inference))
+    assert of_training == of_inference
 
 
 def merged(*names: str, **overrides: Any) -> ConfigParser:
