@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -85,7 +87,18 @@ def set_up_distributed(seed: int) -> None:
             "multi_gpu_train.json needs several processes: start it with torchrun --nproc_per_node N -m"
         )
     dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
+    atexit.register(_leave_distributed)
     set_up(seed)
+
+
+def _leave_distributed() -> None:
+    """Leave the other processes while the interpreter still lives.
+
+    The network that is spread over the processes holds the group's threads, and cycles of references hold
+    the network: a thread that gives a tensor back to an interpreter that is already ending aborts it.
+    """
+    dist.destroy_process_group()
+    gc.collect()
 
 
 def local_device() -> torch.device:

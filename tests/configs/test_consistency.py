@@ -32,7 +32,7 @@ ADDED = {
     "evaluate": {"section", "tolerance"},
     "loss/border_weights": {"w0", "sigma", "cells", "weigh", "join"},
     "multi_gpu_train": {
-        *("validate::sampler", "validate::dataloader::sampler", "finalize"),
+        *("validate::sampler", "validate::dataloader::sampler"),
         *("train::handlers::5::_disabled_", "validate::handlers::3::_disabled_"),
     },
 }

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scripts.process import bundle_root
 from tests.commands import bundle_run, command, config_files, input_error, run, written
 
 pytestmark = pytest.mark.workflow
@@ -75,6 +76,24 @@ def names(folder: Path) -> list[str]:
     return [re.sub(r"tfevents\..*", "tfevents", file) for file in written(folder)]
 
 
+#: A network in a cycle of references, as the handlers of a training hold it, and the end of the process soon
+#: after the last word between processes.
+LEAVE = """
+import torch
+from scripts.process import set_up_distributed
+
+def train():
+    set_up_distributed(0)
+    network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))
+    cycle = [network]
+    cycle.append(cycle)
+    for _ in range(5):
+        torch.distributed.all_reduce(torch.ones(300))
+
+train()
+"""
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """As many threads as torchrun gives a process: others add the same floats in another order."""
@@ -109,6 +128,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, atol=WEIGHT_TOLERANCE, rtol=0, msg=name)
     assert names(tmp_path / "two") == names(tmp_path / "one")  # one process writes
+
+
+def test_processes_end_without_being_aborted(tmp_path: Path) -> None:
+    script = tmp_path / "leave.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {bundle_root()!r})\n{LEAVE}", encoding="utf-8")
+    done = command(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4", str(script), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_torchrun_one_sentence_says_so(organ: Path, tmp_path: Path) -> None:
