@@ -21,10 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
+import nibabel as nib
+import numpy as np
 import torch
 import typer
 from monai.bundle import ConfigParser
 from monai.utils import optional_import
+from PIL import Image
 
 from bundle.audit import executed
 from bundle.package import LARGE_FILE, sha256
@@ -220,6 +223,52 @@ def check_network(bundle: Bundle) -> Iterator[str]:
         yield "the network takes no dropout, which MONAI Label sets to score what it is sure of"
 
 
+def check_inference(bundle: Bundle) -> Iterator[str]:
+    """From another folder a whole inference of one image ends well, and twice writes the same."""
+    tensor = next(iter(_tensors(bundle, "inputs").values()), None)
+    if not tensor:
+        return
+    fixed = ["--runtime", "torch"] if "runtime" in bundle.config("inference") else []
+    config = ["--config_file", str(bundle.root.resolve() / "configs" / "inference.json"), *fixed]
+    sentence = ""
+    for place in (".", "imagesTs"):  # where bundles look for images in dataset_dir
+        with tempfile.TemporaryDirectory() as folder:
+            data, outputs = Path(folder, "data"), [Path(folder, name) for name in ("first", "second")]
+            (data / place).mkdir(parents=True)
+            write_image(data / place, tensor["num_channels"], _lengths(tensor))
+            places = [["--dataset_dir", str(data), "--output_dir", str(output)] for output in outputs]
+            done = _run(["-m", "monai.bundle", "run", *config, *places[0]], Path(folder))
+            written = _hashes(outputs[0])
+            if written and not done.returncode:
+                done = _run(["-m", "monai.bundle", "run", *config, *places[1]], Path(folder))
+                again = _hashes(outputs[1])
+                if written != again:
+                    names = sorted(n for n in {*written, *again} if written.get(n) != again.get(n))
+                    yield f"inference twice on one image differs in {', '.join(names)}: make it deterministic"
+                return
+            failed = f"does not run on an image of noise: {_last(done)}"
+            nothing = "writes nothing for an image in dataset_dir: see where it looks"
+            sentence = sentence or (failed if done.returncode else nothing)
+    yield f"configs/inference.json {sentence}"
+
+
+def write_image(folder: Path, channels: int, size: list[int]) -> None:
+    """Write an image of noise: a PNG where it is 2D with 1 or 3 channels, else NIfTI with 1 mm voxels.
+
+    Args:
+        folder: where "noise.png" or "noise.nii.gz" goes.
+        channels: its channels, the last axis of the file if several.
+        size: smallest spatial size of the network; the image is twice as large along each axis.
+    """
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (*(2 * length for length in size), channels), dtype=np.uint8)
+    noise = noise[..., 0] if channels == 1 else noise
+    if len(size) == 2 and channels in (1, 3):
+        Image.fromarray(noise).save(folder / "noise.png")
+    else:
+        nib.save(nib.Nifti1Image(noise, np.eye(4)), folder / "noise.nii.gz")  # type: ignore[attr-defined]
+
+
 def check_export(bundle: Bundle) -> Iterator[str]:
     """MONAI's own commands: sizes of input and output, and the export to TorchScript."""
     common = ["--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json"]
@@ -241,9 +290,10 @@ CHECKS: dict[str, Callable[[Bundle], Iterator[str]]] = {
     "paths": check_paths,
     "weights": check_weights,
     "network": check_network,
+    "inference": check_inference,
     "export": check_export,
 }
-RUNNING = ("network", "export")
+RUNNING = ("network", "inference", "export")
 
 
 def verify(
@@ -321,6 +371,11 @@ def _lengths(tensor: dict[str, Any]) -> list[int]:
         factors = str(length).replace("n", "1").replace("p", "1").replace(" ", "")
         sizes.append(length if isinstance(length, int) else math.prod(map(int, factors.split("*"))))
     return sizes
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file below a folder, by its path there."""
+    return {str(file.relative_to(folder)): sha256(file) for file in folder.rglob("*") if file.is_file()}
 
 
 def _large_files(bundle: Bundle) -> dict[str, dict[str, str]]:

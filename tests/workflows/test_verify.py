@@ -18,7 +18,15 @@ import bundle.verify
 from bundle.__main__ import app
 from bundle.audit import executed
 from bundle.package import sha256
-from bundle.verify import Bundle, check_files, check_network, check_weights, read_bundle, unpack
+from bundle.verify import (
+    Bundle,
+    check_files,
+    check_inference,
+    check_network,
+    check_weights,
+    read_bundle,
+    unpack,
+)
 from scripts.errors import InputError
 from scripts.networks import UNet
 from tests.commands import CONFIGS
@@ -287,3 +295,28 @@ def test_bundle_of_somebody_else_in_yaml(tmp_path: Path) -> None:
     assert "metadata.json network_data_format::inputs::image: 1 is not of type 'object'" in output
     assert "configs/train.json has no train::trainer" in output
     assert isinstance(read_bundle(tmp_path), Bundle)
+
+
+def test_inference_that_differs_is_named(copy: Path) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        content["preprocessing"]["transforms"] = "$@load + @geometry + @normalise + @noise"
+        content["noise"] = [{"_target_": "RandGaussianNoised", "keys": "image", "prob": 1.0, "std": 9.0}]
+        content.update(save_probabilities=True, run=content["run"][1:])  # without the seed
+
+    edit(copy / "configs/inference.json", spoil)
+    (sentence,) = check_inference(read_bundle(copy))
+    assert sentence.startswith("inference twice on one image differs in noise_prob.nii.gz")
+
+
+def test_inference_that_finds_nothing_is_named(copy: Path) -> None:
+    edit(copy / "configs/inference.json", lambda content: content.update(run=["$@output_dir"]))
+    (sentence,) = check_inference(read_bundle(copy))
+    assert sentence == "configs/inference.json writes nothing for an image in dataset_dir: see where it looks"
+
+
+def test_inference_finds_images_in_imagests(copy: Path) -> None:
+    edit(
+        copy / "configs/inference.json",
+        lambda content: content["cases"].update(dataset_dir="$@dataset_dir + '/imagesTs'"),
+    )
+    assert list(check_inference(read_bundle(copy))) == []
