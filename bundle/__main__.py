@@ -21,6 +21,7 @@ for _name in (
     "study",
     "package",
     "verify",
+    "archive",
 ):
     importlib.import_module(f"bundle.{_name}").register(app)
 

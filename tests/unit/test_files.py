@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+import torch
+
+from scripts.errors import InputError
 from scripts.files import written_whole
 
 
@@ -58,3 +66,45 @@ def test_replaces_the_file_only_at_the_end(tmp_path):
         beside.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_one_sentence(tmp_path, number):
+    path = tmp_path / "scores.csv"
+    path.write_text("old")
+
+    def write() -> None:
+        with written_whole(path):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(
+        InputError, match=f"^{path} could not be written, as the disk of {tmp_path} is full: make"
+    ):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MB."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_weights_on_a_full_disk_are_one_sentence(small_disk):
+    (small_disk / "model.pt").write_text("old")
+
+    def write() -> None:
+        with written_whole(small_disk / "model.pt") as beside:
+            torch.save({"weight": torch.zeros(1_000_000)}, beside)
+
+    with pytest.raises(InputError, match=r"model\.pt could not be written, as the disk of"):
+        write()
+    assert [file.name for file in small_disk.iterdir()] == ["model.pt"]
+    assert (small_disk / "model.pt").read_text() == "old"

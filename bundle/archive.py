@@ -1,0 +1,179 @@
+"""`python -m bundle fetch` and `store`: DICOM series from an archive, and results back into it, by DICOMweb.
+
+The services are those of DICOM PS3.18: QIDO-RS (10.6) finds the study of a series, WADO-RS (10.4) retrieves
+its instances, STOW-RS (10.5) stores. What lies between, a segmentation, is `monai.bundle run` with
+`configs/dicom.json`.
+
+Who one is comes from the environment and not from the command line, which other users of a machine can read:
+a token in `DICOMWEB_TOKEN`, or a name and a password for the host in `~/.netrc`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from monai.utils import optional_import
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+from tqdm import tqdm
+
+from scripts.errors import InputError
+from scripts.files import disk_space_for
+
+requests, _ = optional_import("requests")
+dicomweb, has_dicomweb = optional_import("dicomweb_client")
+
+#: Seconds that the archive may be silent.
+TIMEOUT = 60.0
+
+#: Tags of the answers, PS3.6.
+STUDY_UID, INSTANCES = "0020000D", "00201209"
+
+#: As they were stored, compressed or not.
+AS_STORED = (("application/dicom", "*"),)
+
+#: What an archive's answer means for the one who asked.
+ADVICE = {
+    401: "it asks who you are: put a token into DICOMWEB_TOKEN, or name and password into ~/.netrc",
+    403: "it does not let you: ask its administrator for the right to read and to store",
+    404: "it has nothing there: compare the URL with the archive's DICOMweb root, such as .../dicom-web",
+}
+
+
+def fetch(
+    url: Annotated[str, typer.Argument(help="DICOMweb root, such as http://127.0.0.1:8042/dicom-web")],
+    series: Annotated[str, typer.Argument(help="SeriesInstanceUID")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="A folder that is not there yet")],
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds of silence to wait")] = TIMEOUT,
+) -> None:
+    """Fetch a series: its instances as 00001.dcm and on, whole or not at all."""
+    if output_dir.exists():
+        raise InputError(f"--output_dir {output_dir} is there already: name a new folder")
+    client = _client(url, timeout)
+    with _answers(url, "the series"):
+        found = client.search_for_series(
+            search_filters={"SeriesInstanceUID": series}, fields=["NumberOfSeriesRelatedInstances"]
+        )
+    if not found:
+        raise InputError(f"{_place(url)} holds no series with this SeriesInstanceUID: compare it")
+    study, expected = _value(found[0], STUDY_UID), _value(found[0], INSTANCES)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(mkdtemp(prefix=".fetch.", dir=output_dir.parent))
+    try:
+        count = 0
+        with disk_space_for(output_dir), _answers(url, "the series"):
+            instances = client.iter_series(study, series, media_types=AS_STORED)
+            for count, instance in enumerate(tqdm(instances, "fetching", expected), 1):
+                instance.save_as(beside / f"{count:05}.dcm", enforce_file_format=True)
+        if not count or count != (expected or count):
+            raise InputError(
+                f"{_place(url)} sent {count} of {expected} instances of the series, nothing was kept: "
+                "fetch it again"
+            )
+        beside.chmod(0o755)
+        os.replace(beside, output_dir)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    typer.echo(f"{count} instances in {output_dir}")
+
+
+def store(
+    url: Annotated[str, typer.Argument(help="DICOMweb root, such as http://127.0.0.1:8042/dicom-web")],
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files, or folders of .dcm files")],
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds of silence to wait")] = TIMEOUT,
+) -> None:
+    """Store DICOM files; one that the archive refuses is named, and the others are stored."""
+    client = _client(url, timeout)
+    files = [file for path in paths for file in (sorted(path.rglob("*.dcm")) if path.is_dir() else [path])]
+    if not files:
+        raise InputError(f"{', '.join(map(str, paths))}: no .dcm file there to be stored; name other folders")
+    instances = {file: _read(file) for file in files}  # all are read before the first is sent
+    refused = []
+    for file, instance in tqdm(instances.items(), "storing"):
+        with _answers(url, str(file)):
+            answer = client.store_instances([instance])
+        refused += [(file, failed.get("FailureReason")) for failed in answer.get("FailedSOPSequence", ())]
+    if refused:
+        reasons = "; ".join(f"{file} (failure reason {reason})" for file, reason in refused)
+        raise InputError(
+            f"{_place(url)} stored {len(files) - len(refused)} of {len(files)} files and refused {reasons}: "
+            "look up the reason in DICOM PS3.18, table I.2-2, or in the archive's log"
+        )
+    typer.echo(f"{len(files)} files in {_place(url)}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the workbench."""
+    app.command()(fetch)
+    app.command()(store)
+
+
+def _client(url: str, timeout: float) -> Any:
+    if not has_dicomweb:
+        raise InputError("fetch and store need dicomweb-client: run pip install -r requirements-dicom.txt")
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise InputError(
+            f"the URL is {_place(url)!r}: give the DICOMweb root, such as https://pacs/dicom-web"
+        )
+    session = requests.Session()
+    if token := os.environ.get("DICOMWEB_TOKEN"):
+        session.auth = lambda request: request.headers.update(Authorization=f"Bearer {token}") or request
+    client = dicomweb.DICOMwebClient(url.rstrip("/"), session, timeout=timeout)
+    client.set_http_retry_params(retry=False)
+    return client
+
+
+@contextmanager
+def _answers(url: str, what: str) -> Iterator[None]:
+    """Turn what an archive does wrong into one sentence.
+
+    Args:
+        url: its DICOMweb root.
+        what: what is fetched or stored.
+    """
+    try:
+        yield
+    except requests.HTTPError as error:
+        status = error.response.status_code
+        advice = ADVICE.get(status, "look into its log, and try again")
+        raise InputError(f"{_place(url)} answers {status} for {what}; {advice}") from error
+    except requests.Timeout as error:
+        raise InputError(
+            f"{_place(url)} gave no answer for {what} in time: see whether it is busy, or set --timeout"
+        ) from error
+    except (ValueError, KeyError, InvalidDicomError) as error:
+        raise InputError(
+            f"{_place(url)} does not answer for {what} as DICOMweb asks ({type(error).__name__}): compare "
+            "the URL with the archive's DICOMweb root, such as .../dicom-web"
+        ) from error
+    except requests.RequestException as error:
+        raise InputError(
+            f"{_place(url)} cannot be reached for {what} ({type(error).__name__}): see whether it runs, and "
+            "whether host, port and certificate are right"
+        ) from error
+
+
+def _place(url: str) -> str:
+    """The URL without name and password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _value(found: dict[str, Any], tag: str) -> Any:
+    """The first value of an element in an answer of QIDO-RS; None where there is none."""
+    return next(iter(found.get(tag, {}).get("Value", ())), None)
+
+
+def _read(file: Path) -> Any:
+    try:
+        return dcmread(file)
+    except (InvalidDicomError, OSError) as error:
+        raise InputError(f"{file} cannot be read as DICOM: leave it out; nothing was stored") from error
