@@ -107,7 +107,7 @@ def store(
             f"{_place(url)} stored {len(files) - len(refused)} of {len(files)} files and refused {reasons}: "
             "look up the reason in DICOM PS3.18, table I.2-2, or in the archive's log"
         )
-    typer.echo(f"{len(files)} files in {_place(url)}")
+    typer.echo(f"{len(files)} file(s) in {_place(url)}")
 
 
 def register(app: typer.Typer) -> None:

@@ -225,7 +225,7 @@ def test_files_are_stored(files: list[Path]) -> None:
         return 200, {"Content-Type": "application/dicom+json"}, b"{}"
 
     with archive(answer) as (url, _):
-        assert f"3 files in {url}" in call("store", url, files[0].parent)
+        assert f"3 file(s) in {url}" in call("store", url, files[0].parent)
     assert all(file.read_bytes() in body for file, body in zip(files, bodies, strict=True))
 
 
