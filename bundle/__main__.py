@@ -21,6 +21,7 @@ for _name in (
     "study",
     "package",
     "verify",
+    "export",
 ):
     importlib.import_module(f"bundle.{_name}").register(app)
 
