@@ -37,7 +37,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.experiments import for_inference, read_experiment, resolved
+from bundle.package import data_format
 from bundle.score import table
+from scripts.data.datalist import read_json
 from scripts.errors import InputError
 from scripts.exported import Exported
 from scripts.files import written_whole
@@ -76,7 +78,7 @@ class Model:
         size: (B, C, *spatial) of an example, the spatial size of it that of a patch in training.
         judging: the configs of an evaluation, and the ids that the experiment sets on top.
         config: the resolved inference.json.
-        metadata: metadata.json of the bundle; not there for an experiment.
+        metadata: metadata.json of the bundle; for an experiment the data format of its network.
         weights: a plain state dictionary.
         checkpoint: where the weights come from.
     """
@@ -95,7 +97,7 @@ class Model:
             "net_id": "network_def",
             "config_file": str(self.config),
             "ckpt_file": str(self.weights),
-            "meta_file": str(self.metadata) if self.metadata.is_file() else None,
+            "meta_file": str(self.metadata),
         }
 
     def any_size(self) -> tuple[dict[int, Any]]:
@@ -141,8 +143,25 @@ class Result:
     note: str = ""
 
     def compare(self, logits: Tensor, reference: Tensor) -> None:
-        """Take the largest difference of these logits into account."""
-        self.difference = max(self.difference or 0.0, float((logits - reference).abs().max()))
+        """Take the largest difference of these logits into account; NaN is the largest."""
+        self.difference = float(np.maximum(self.difference or 0.0, (logits - reference).abs().max()))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Cases and how they are segmented and judged, as `configs/evaluate.json` has it.
+
+    Attributes:
+        dataset: cases, each a dictionary of image and label.
+        inferer: from an image, (B, C, *spatial), and a network to logits.
+        postprocessing: from logits to classes on the grid of the file.
+        classes: their number.
+    """
+
+    dataset: Sequence[Row]
+    inferer: Callable[..., Tensor]
+    postprocessing: Callable[[Row], Row]
+    classes: int
 
 
 def write_torch_export(model: Model, folder: Path) -> None:
@@ -150,10 +169,9 @@ def write_torch_export(model: Model, folder: Path) -> None:
     example = (torch.rand(model.size),)
     with lengths_of_one():
         program = torch.export.export(model.network, example, dynamic_shapes=model.any_size(), strict=False)
-    configs = [file for file in (model.config, model.metadata) if file.is_file()]
-    torch.export.save(
-        program, folder / "model.pt2", extra_files={file.name: file.read_text("utf-8") for file in configs}
-    )
+    configs = {file.name: file.read_text("utf-8") for file in (model.config, model.metadata)}
+    with in_memory(folder / "model.pt2") as stream:
+        torch.export.save(program, stream, extra_files=configs)
 
 
 def write_onnx(model: Model, folder: Path) -> None:
@@ -200,18 +218,28 @@ def lengths_of_one() -> Any:
 
 def write_torchscript(model: Model, folder: Path) -> None:
     """model.ts, by MONAI's `ckpt_export`, with the configs."""
-    monai.bundle.ckpt_export(**model.given(), filepath=str(folder / "model.ts"))
+    with in_memory(folder / "model.ts") as stream:
+        monai.bundle.ckpt_export(**model.given(), filepath=stream)
 
 
 def write_tensorrt(model: Model, folder: Path) -> None:
     """model_trt.ts, by MONAI's `trt_export`, for one or two patches in float32."""
-    monai.bundle.trt_export(
-        **model.given(),
-        filepath=str(folder / "model_trt.ts"),
-        precision="fp32",
-        input_shape=[1, *model.size[1:]],
-        dynamic_batchsize=[1, 1, 2],
-    )
+    with in_memory(folder / "model_trt.ts") as stream:
+        monai.bundle.trt_export(
+            **model.given(),
+            filepath=stream,
+            precision="fp32",
+            input_shape=[1, *model.size[1:]],
+            dynamic_batchsize=[1, 1, 2],
+        )
+
+
+@contextmanager
+def in_memory(file: Path) -> Iterator[Any]:
+    """A stream for PyTorch, whose own writer aborts the process where the disk is full, and then the file."""
+    stream = io.BytesIO()
+    yield stream
+    file.write_bytes(stream.getvalue())
 
 
 #: In the order of the table.
@@ -323,12 +351,13 @@ def read_model(source: Path, checkpoint: Path | None, workshop: Path) -> Model:
             f"patch_size is {list(size[2:])}, which the network refuses ({_reason(error)}): set a legal one"
         ) from error
     config, metadata, plain = (workshop / name for name in ("inference.json", "metadata.json", "model.pt"))
-    config.write_text(json.dumps(inference, indent=4) + "\n", encoding="utf-8")
+    about = {"name": source.stem, "network_data_format": data_format(inference, network, "not stated")}
     if source.is_dir():
-        shutil.copyfile(source / "configs" / "metadata.json", metadata)
-    content = io.BytesIO()  # where the disk is full, Python says so
-    torch.save(dict(weights), content)
-    plain.write_bytes(content.getvalue())
+        about = read_json(source / "configs" / "metadata.json")
+    for file, content in ((config, inference), (metadata, about)):
+        file.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    with in_memory(plain) as stream:
+        torch.save(dict(weights), stream)
     return Model(network, size, judging, config, metadata, plain, checkpoint)
 
 
@@ -392,23 +421,6 @@ def load(model: Model, results: Mapping[str, Result]) -> dict[str, nn.Module]:
     return networks
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Cases and how they are segmented and judged, as `configs/evaluate.json` has it.
-
-    Attributes:
-        dataset: cases, each a dictionary of image and label.
-        inferer: from an image, (B, C, *spatial), and a network to logits.
-        postprocessing: from logits to classes on the grid of the file.
-        classes: their number.
-    """
-
-    dataset: Sequence[Row]
-    inferer: Callable[..., Tensor]
-    postprocessing: Callable[[Row], Row]
-    classes: int
-
-
 def read_evaluation(model: Model, dataset_dir: Path, section: str, cases: int | None) -> Evaluation:
     """Cases of a section of a data set.
 
@@ -436,7 +448,13 @@ def read_evaluation(model: Model, dataset_dir: Path, section: str, cases: int | 
             len(class_names(parser.get_parsed_content("labels"))),
         )
     except Exception as error:
-        raise InputError(_reason(error)) from error
+        root = _root(error)
+        if isinstance(root, InputError):
+            raise root from None
+        raise InputError(
+            f"--dataset_dir is {dataset_dir}, whose cases cannot be read ({_reason(error)}): leave it out, "
+            "or correct the data or the configs"
+        ) from error
 
 
 def tile_sizes(model: Model) -> list[tuple[int, ...]]:
@@ -575,7 +593,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axis.set_yticks(range(len(shown)), list(shown))
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.set_xlim(left=0)
-    axis.set_xlabel("seconds a case; point: mean over the cases of a round; line: median of the rounds")
+    axis.set_xlabel("seconds a case: each round, and their median")
     axis.grid(axis="x", alpha=0.3)
     save_figure(figure, path)
 
@@ -618,10 +636,15 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _root(error: BaseException) -> BaseException:
+    """The error at the root of one, or the InputError among its causes."""
+    while not isinstance(error, InputError) and (cause := error.__cause__ or error.__context__):
+        error = cause
+    return error
+
+
 def _reason(error: BaseException) -> str:
-    """The first line of the error at the root of one, or of the InputError among its causes."""
-    root = error
-    while not isinstance(root, InputError) and (cause := root.__cause__ or root.__context__):
-        root = cause
+    """The first line of what the error at the root says."""
+    root = _root(error)
     lines = str(root).strip().splitlines()
     return lines[0] if lines else type(root).__name__

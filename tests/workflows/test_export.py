@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import shutil
 from importlib.util import find_spec
@@ -147,29 +148,24 @@ def test_pt2_and_torchscript_hold_the_configs(exported: Path, packaged: Path) ->
     assert json.loads(held["inference.json"]) == config
 
 
-@pytest.mark.parametrize("file", ["model.pt2", "model.onnx"])
 def test_evaluation_and_inference_take_an_exported_network(
-    file: str, exported: Path, packaged: Path, cells: Path, tmp_path: Path
+    exported: Path, packaged: Path, cells: Path, tmp_path: Path
 ) -> None:
-    for name, overlays, checkpoint in (
-        ("torch", [], packaged / "models/model.pt"),
-        ("exported", ["exported"], exported / file),
-    ):
+    def summary(name: str, checkpoint: Path, *overlays: str) -> str:
         shared = {"checkpoint": str(checkpoint), "amp": False, "runtime": "torch"}
-        run(
-            *(str(packaged / "configs/train.json"), "evaluate", *overlays),
-            **{**shared, "dataset_dir": str(cells), "output_dir": str(tmp_path / name)},
-        )
-        run(
-            *(str(packaged / "configs/inference.json"), *overlays),
-            **{**shared, "dataset_dir": str(cells / "imagesTs"), "output_dir": str(tmp_path / name)},
-        )
-    tables = [(tmp_path / name / "evaluation/summary.json").read_text() for name in ("torch", "exported")]
-    assert tables[0] == tables[1]
+        shared["output_dir"] = str(tmp_path / name)
+        run(str(packaged / "configs/train.json"), "evaluate", *overlays, **shared, dataset_dir=str(cells))
+        images = str(cells / "imagesTs")
+        run(str(packaged / "configs/inference.json"), *overlays, **shared, dataset_dir=images)
+        return (tmp_path / name / "evaluation/summary.json").read_text()
+
+    expected = summary("torch", packaged / "models/model.pt")
     pictures = [name for name in written(tmp_path / "torch") if name.endswith("_seg.png")]
     assert len(pictures) == 2
-    for name in pictures:
-        assert (read_array(tmp_path / "torch" / name) == read_array(tmp_path / "exported" / name)).all()
+    for file in ("model.pt2", "model.onnx"):
+        assert summary(file, exported / file, "exported") == expected
+        for name in pictures:
+            assert (read_array(tmp_path / file / name) == read_array(tmp_path / "torch" / name)).all()
 
 
 #: Small ones of the networks that the overlays name: configs, and what the experiment sets.
@@ -181,7 +177,10 @@ NETWORKS: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "residual": (
         ["network/residual"],
-        {"patch_size": [4, 4, 8], "channels": [4, 4, 8], "network_def::deep_supervision": 1},
+        {
+            **{"patch_size": [4, 4, 8], "channels": [4, 4, 8]},
+            **{"network_def::deep_supervision": 1, "network_def::convs_per_level": 1},
+        },
     ),
     "segresnet": (
         ["network/segresnet"],
@@ -211,6 +210,8 @@ def test_every_network_in_every_format_on_every_size(name: str, tmp_path: Path) 
     sizes = tile_sizes(model)
     assert len({size[1:] for size in sizes}) == 3
     assert {size[0] for size in sizes} == {1, 2}
+    about = json.loads(model.metadata.read_text())
+    assert about["name"] == "experiment"  # not what the working directory holds
     for chosen in MADE:
         result = write(chosen, model, tmp_path / "out")
         assert not result.note
@@ -278,15 +279,22 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_others_done(
 def test_a_format_that_fails_is_told_and_the_others_are_done(
     packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(**_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such layer\nsecond line")
 
-    monkeypatch.setattr(monai.bundle, "ckpt_export", fail)
+    monkeypatch.setattr(torch.export, "export", fail)
     result = export(packaged, tmp_path, "--format", "torchscript", "--format", "pt2")
-    assert "--format torchscript failed" in str(result.exception)
-    assert "torchscript: model.ts could not be made in " in result.output
+    assert "--format pt2 failed" in str(result.exception)
+    assert "pt2: model.pt2 could not be made in " in result.output
     assert "(no such layer): free space if the disk is full, else name the other" in result.output
-    assert "model.pt2" in written(tmp_path)
+    assert "model.ts" in written(tmp_path)
+
+
+def test_a_result_that_is_no_number_is_the_largest_difference() -> None:
+    result = bundle.export.Result()
+    for value in (0.5, float("nan"), 0.25):
+        result.compare(torch.tensor([value, 0.0]), torch.zeros(2))
+    assert np.isnan(result.difference)
 
 
 def test_missing_packages_are_named(packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,9 +310,9 @@ def test_tensorrt_is_monais_command(packaged: Path, tmp_path: Path, monkeypatch:
     """What it is asked for; the command itself needs a GPU."""
     asked: dict[str, Any] = {}
 
-    def trt_export(filepath: str, **options: Any) -> None:
+    def trt_export(filepath: io.BytesIO, **options: Any) -> None:
         asked.update(options)
-        Path(filepath).write_text("engine")
+        filepath.write(b"engine")
 
     monkeypatch.setattr(monai.bundle, "trt_export", trt_export)
     monkeypatch.setattr(bundle.export, "lacking", lambda name: "")
