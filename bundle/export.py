@@ -236,7 +236,7 @@ def write_tensorrt(model: Model, folder: Path) -> None:
 
 @contextmanager
 def in_memory(file: Path) -> Iterator[Any]:
-    """A stream for PyTorch, whose own writer aborts the process where the disk is full, and then the file."""
+    """A stream for PyTorch, and then the file: on a full disk its own writers may abort the process."""
     stream = io.BytesIO()
     yield stream
     file.write_bytes(stream.getvalue())

@@ -23,7 +23,7 @@ from bundle.export import FORMATS, Model, read_model, tile_sizes, write
 from scripts.errors import InputError
 from scripts.exported import Exported
 from scripts.networks import UNet
-from tests.commands import command, read_array, run, unchanged_process, written
+from tests.commands import CONFIGS, command, read_array, run, unchanged_process, written
 
 pytestmark = [
     pytest.mark.workflow,
@@ -274,6 +274,29 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_others_done(
     rows = json.loads((tmp_path / "export.json").read_text())
     assert rows[1]["largest difference"] < TOLERANCE
     assert rows[2]["largest difference"] is None
+
+
+#: In a process of its own, which PyTorch's writers would abort.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from bundle.export import read_model, write
+
+model = read_model(Path(sys.argv[1]), None, Path(sys.argv[2]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # as if the disk were full
+for name in ("pt2", "torchscript"):
+    print(write(name, model, Path(sys.argv[2]) / "out").note)
+"""
+
+
+@pytest.mark.skipif(not find_spec("resource"), reason="no limits on this system")
+def test_files_that_do_not_fit_are_a_sentence_each(packaged: Path, tmp_path: Path) -> None:
+    done = command("-W", "ignore", "-c", LIMITED, str(packaged), str(tmp_path), cwd=CONFIGS.parent)
+    assert done.returncode == 0, done.stderr
+    sentences = [line for line in done.stdout.splitlines() if "could not be made" in line]
+    assert [line.split()[0] for line in sentences] == ["model.pt2", "model.ts"], done.stdout
+    assert all("File too large" in line and "free space if the disk is full" in line for line in sentences)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_format_that_fails_is_told_and_the_others_are_done(
