@@ -22,6 +22,7 @@ for _name in (
     "package",
     "verify",
     "archive",
+    "export",
 ):
     importlib.import_module(f"bundle.{_name}").register(app)
 

@@ -539,7 +539,7 @@ def table(columns: Sequence[str], rows: Sequence[Row]) -> str:
     """A plain table: names to the left, numbers to the right, a dash for what is missing."""
     texts = [list(columns), *([_cell(row.get(name)) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    left = sum(name in ("case", "class", "variant") for name in columns)
+    left = sum(name in ("case", "class", "variant", "format", "file") for name in columns)
     return "\n".join(
         "  ".join(
             cell.ljust(width) if index < left else cell.rjust(width)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from scripts.errors import InputError
+from scripts.exported import Exported
 from scripts.files import written_whole
 from scripts.labels import class_names
 from scripts.metrics import SCORES, case_scores, format_summary, mean_foreground_dice, summarize
@@ -265,7 +266,7 @@ class EarlyStopping:
 
 
 class WeightsLoader:
-    """Load a network's weights when the engine starts.
+    """Load a network's weights when the engine starts; a network that was exported has its own.
 
     Args:
         load_path: the model.pt or last.pt that a training wrote; for an `Ensemble` a list, one a member.
@@ -286,6 +287,8 @@ class WeightsLoader:
 
     def _load(self, engine: Engine) -> None:
         network = _bare(self.network)
+        if isinstance(network, Exported):
+            return
         members = list(network.members) if isinstance(network, Ensemble) else [network]
         if len(self.paths) != len(members):
             raise InputError(

@@ -246,25 +246,32 @@ def _compile(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Pre
     return lambda x: _run_torch(compiled, dtype, x)
 
 
-def _onnxruntime(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
+def onnxruntime_session(model: str | bytes) -> Predict:
+    """An ONNX model in ONNX Runtime on the CPU, in float32, on as many threads as PyTorch has.
+
+    Args:
+        model: path of the file, or its content.
+    """
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
+
+
+def _onnxruntime(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # each rewriting step is told about
         logging.getLogger(name).setLevel(logging.ERROR)
     program = cast(
         "torch.onnx.ONNXProgram", torch.onnx.export(plain(network), (tile,), dynamo=True, verbose=False)
     )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
+    return onnxruntime_session(program.model_proto.SerializeToString())
 
 
 @cache
-def _openvino_core() -> Any:
+def openvino_core() -> Any:
     """OpenVINO's core, one for the life of the process.
 
     Its CPU plugin sets aside a stack for signal handlers. Where several are taken down the process is left
@@ -291,7 +298,17 @@ def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Pr
         )
     model = frontend.convert(frontend.load(decoder))
     model.reshape(list(tile.shape))
-    compiled = _openvino_core().compile_model(
+    return openvino_model(model, dtype)
+
+
+def openvino_model(model: Any, dtype: torch.dtype | None = None) -> Predict:
+    """A model in OpenVINO on the CPU, on as many threads as PyTorch has.
+
+    Args:
+        model: path of an .xml or .onnx file, or a model of OpenVINO.
+        dtype: type of mixed precision, or None for float32.
+    """
+    compiled = openvino_core().compile_model(
         model,
         "CPU",
         {

@@ -25,11 +25,12 @@ OVERLAYS = [
 ]
 EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.json"))
 
-BASES = ("train", "inference", "evaluate", "ensemble", "multi_gpu_train")
+BASES = ("train", "inference", "evaluate", "ensemble", "exported", "multi_gpu_train")
 
 #: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
 ADDED = {
     "evaluate": {"section", "tolerance"},
+    "exported": set(),
     "loss/border_weights": {"w0", "sigma", "cells", "weigh", "join"},
     "multi_gpu_train": {
         *("validate::sampler", "validate::dataloader::sampler"),

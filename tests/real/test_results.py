@@ -1,4 +1,4 @@
-"""The trainings that docs/results.md reports; hours on two cores, so not part of `make test`."""
+"""What docs/results.md and docs/export.md report; hours on two cores, so not part of `make test`."""
 
 from __future__ import annotations
 
@@ -46,3 +46,16 @@ def test_em_pixel_error(tmp_path):
     run_python("-m", "bundle", "datalist", *folders, *fixed, "--output_dir", str(data))
     scores = train_and_score(["configs/train.json", "configs/task/em_membrane.json"], data, tmp_path / "run")
     assert scores["cell", "error"] <= 0.08
+
+
+def test_exported_hippocampus_model(tmp_path):
+    """The table of docs/export.md, without its seconds."""
+    data = need("msd_task04_hippocampus")
+    chosen = [part for name in ("pt2", "onnx", "openvino", "torchscript") for part in ("--format", name)]
+    judged = ["--dataset_dir", str(data), "--section", "testing", "--rounds", "1"]
+    run_python("-m", "bundle", "export", ".", "--output_dir", str(tmp_path), *chosen, *judged)
+    for row in json.loads((tmp_path / "export.json").read_text()):
+        assert row["cases"] == 50
+        assert abs(row["dice"] - 0.8887) < 0.0005
+        assert row["dice difference"] < 0.0005
+        assert row["largest difference"] < 0.005
