@@ -143,7 +143,7 @@ class Validation:
     """Validate every few epochs and after the last one; without a case to validate on keep the last weights.
 
     MONAI's handler validates every few epochs alone: a training of fewer would keep no weights at all. MONAI
-    Label sets the number of epochs, and shares out so that of four labelled cases none validates.
+    Label sets the number of epochs, and may leave no case to validate on.
 
     Args:
         validator: the validation.

@@ -52,7 +52,7 @@ def at(config: dict[str, Any], key: str) -> Any:
 @pytest.mark.parametrize(
     "key",
     [
-        *("bundle_root", "device", "dataset_dir", "network_def", "output_dir", "val_interval"),
+        *("bundle_root", "device", "dataset_dir", "network_def", "network", "output_dir", "val_interval"),
         *("train::trainer", "train::dataset", "train::inferer", "train::handlers"),
         *("train::trainer::max_epochs", "train::dataset::data"),
         *("validate::evaluator", "validate::handlers", "validate::dataset", "validate::dataset::data"),
