@@ -2,12 +2,14 @@
 # make demo   trains, judges and runs a 2D and a volumetric U-Net on generated data
 # make test   the whole suite
 # make lint   format, lint and types
+# make test-hosts  both packages in a real MONAI Label server, in an environment of its own (2.3 GB)
 # make test-real   the trainings on real data that docs/results.md reports, with their figures as assertions
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+HOSTS := .venv-hosts/bin
 
-.PHONY: env demo test lint test-real
+.PHONY: env demo test lint test-real test-hosts
 
 env: .venv/installed
 
@@ -29,3 +31,15 @@ lint: env
 
 test-real: env
 	$(BIN)/python -m pytest tests/real -s
+
+test-hosts: env .venv-hosts/installed
+	HOSTS_REPORT=docs/monai-label-report.md $(BIN)/python -m pytest tests/hosts
+
+# Beside a PyTorch for the CPU, which pip takes where it finds one, torchvision needs the sitecustomize.py.
+.venv-hosts/installed: requirements.txt requirements-monailabel.txt tests/hosts/sitecustomize.py
+	$(PYTHON) -m venv .venv-hosts
+	$(HOSTS)/pip install --disable-pip-version-check --progress-bar off \
+		$(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
+	$(HOSTS)/pip install --disable-pip-version-check --progress-bar off --no-deps -r requirements-monailabel.txt
+	cp tests/hosts/sitecustomize.py "$$($(HOSTS)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	touch $@

@@ -80,6 +80,7 @@ def package(
     inference = resolved(*for_inference(experiment))
     files = experiment.pop("config_file")
     train = resolved(files, {key: value for key, value in experiment.items() if key not in PLACES})
+    leave_probabilities_to_scoring(inference)
     network = _network(inference)
     weights = read_weights(checkpoint)
     check_weights(network, weights, checkpoint)
@@ -186,6 +187,21 @@ def data_format(inference: Mapping[str, Any], network: torch.nn.Module, modality
         "channel_def": {str(i): name for i, name in enumerate(names)},
     }
     return {"inputs": {"image": {**common, **image}}, "outputs": {"pred": {**common, **pred}}}
+
+
+def leave_probabilities_to_scoring(inference: dict[str, Any]) -> None:
+    """Have the postprocessing stop at probabilities where a host raised the dropout of the network.
+
+    MONAI Label does so to score how sure the network is of an image: by the entropy of what the whole
+    postprocessing gives, which of labels says nothing.
+
+    Args:
+        inference: the resolved inference.json; is changed in place.
+    """
+    if "dropout" in inference["network_def"]:
+        dropout = ConfigParser(dict(inference)).get_parsed_content("network_def::dropout")
+        post = inference["postprocessing"]
+        post["transforms"] += f" if @network_def::dropout == {dropout} else @restore"
 
 
 def model_card(

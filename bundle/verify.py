@@ -42,7 +42,7 @@ SCHEMA = Path(__file__).with_name("metadata_schema.json")
 #: Ids that the Model Zoo, MONAI Label and MONAI Deploy look for.
 IDS = {
     "train": (
-        *("bundle_root", "device", "dataset_dir", "network_def", "val_interval"),
+        *("bundle_root", "device", "dataset_dir", "network_def", "network", "val_interval"),
         *("train::trainer", "train::trainer::max_epochs", "train::dataset", "train::dataset::data"),
         *("train::inferer", "train::handlers", "validate::evaluator", "validate::handlers"),
         *("validate::dataset", "validate::dataset::data"),

@@ -35,13 +35,13 @@ def mixed_precision(device: torch.device) -> torch.dtype | None:
     return None
 
 
-def needs_scaler(amp: bool, device: torch.device) -> bool:
+def needs_scaler(amp: bool, device: torch.device | str) -> bool:
     """Whether mixed precision on this device is float16, whose small gradients vanish unless scaled.
 
     This is what the `amp` of MONAI's trainer stands for here: it brings the scaler, and it opens autocast on
     a GPU alone; `accelerate` opens it everywhere.
     """
-    return amp and mixed_precision(device) == torch.float16
+    return amp and mixed_precision(torch.device(device)) == torch.float16
 
 
 def can_compile(device: torch.device) -> bool:
@@ -62,7 +62,7 @@ def can_compile(device: torch.device) -> bool:
 
 def accelerate(
     network: nn.Module,
-    device: torch.device,
+    device: torch.device | str,
     amp: bool = False,
     memory_format: str = "contiguous",
     compile: bool = False,
@@ -73,7 +73,7 @@ def accelerate(
 
     Args:
         network: takes and gives (B, C, *spatial), float32; may give a list of them.
-        device: where it runs.
+        device: where it runs; a string, as MONAI Label hands it in, is fine.
         amp: mixed precision, see `mixed_precision`; where the device has none, one log line says so.
         memory_format: "contiguous", or "channels_last", the order in which convolutions and pooling are
             faster on processors, and on GPUs with tensor cores. A network with strided 1x1 convolutions keeps
@@ -90,6 +90,7 @@ def accelerate(
     """
     if memory_format not in MEMORY_FORMATS:
         raise InputError(f"memory_format is {memory_format!r}: give one of {', '.join(MEMORY_FORMATS)}")
+    device = torch.device(device)
     network = network.to(device)
     dtype = mixed_precision(device) if amp else None
     if amp and dtype is None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
 from torch import nn
@@ -139,6 +140,38 @@ class TimeSplit:
         logger.info("%d epochs in %.1f minutes; time of an epoch: %s", epochs, total / 60, ", ".join(parts))
 
 
+class Validation:
+    """Validate every few epochs and after the last one; without a case to validate on keep the last weights.
+
+    MONAI's handler validates every few epochs alone: a training of fewer would keep no weights at all. MONAI
+    Label sets the number of epochs, and may leave no case to validate on.
+
+    Args:
+        validator: the validation.
+        interval: epochs between two validations.
+        network: the network, or its DistributedDataParallel wrapper.
+        path: where the weights of the last epoch go if there is no case to validate on.
+    """
+
+    def __init__(self, validator: Evaluator, interval: int, network: nn.Module, path: str) -> None:
+        self.validator = validator
+        self.interval = interval
+        self.network = network
+        self.path = Path(path)
+
+    def attach(self, trainer: Engine) -> None:
+        """Register at the end of epochs, or of the training."""
+        if len(self.validator.data_loader):  # type: ignore[arg-type]
+            due = Events.EPOCH_COMPLETED(event_filter=self._is_due)
+            trainer.add_event_handler(due, lambda: self.validator.run(trainer.state.epoch))
+        else:
+            logger.warning("no case to validate on: %s gets the weights of the last epoch", self.path)
+            trainer.add_event_handler(Events.COMPLETED, lambda: _save_weights(self.network, self.path))
+
+    def _is_due(self, trainer: Engine, epoch: int) -> bool:
+        return epoch % self.interval == 0 or epoch == trainer.state.max_epochs
+
+
 class BestModelSaver:
     """Keep the weights of the epoch with the best key metric, as a plain state dictionary.
 
@@ -158,8 +191,7 @@ class BestModelSaver:
     def _save(self, evaluator: Engine) -> None:
         state = _state(evaluator)
         if state.best_metric_epoch == state.epoch:
-            with written_whole(self.path) as beside:
-                torch.save(_bare(self.network).state_dict(), beside)
+            _save_weights(self.network, self.path)
 
 
 class LastCheckpoint:
@@ -212,7 +244,7 @@ class LastCheckpoint:
             "best_metric_epoch": int(_state(self.evaluator).best_metric_epoch),
             "torch_rng": torch.get_rng_state(),
         }
-        if not (dist.is_initialized() and dist.get_rank() > 0):
+        if _is_first():
             with written_whole(self.path) as beside:
                 torch.save(state, beside)
 
@@ -509,6 +541,18 @@ def check_weights(network: nn.Module, weights: dict, path: Path) -> None:
             f"{path}: a checkpoint of another network ({len(differences)} of {len(own)} weights differ: "
             f"{'; '.join(differences[:2])}); give the same network and task overlays as in training"
         )
+
+
+def _save_weights(network: nn.Module, path: Path) -> None:
+    """Write the weights as a plain state dictionary, from one process of several."""
+    if _is_first():
+        with written_whole(path) as beside:
+            torch.save(_bare(network).state_dict(), beside)
+
+
+def _is_first() -> bool:
+    """Whether this process is the only one, or the first of several."""
+    return not (dist.is_initialized() and dist.get_rank() > 0)
 
 
 def _bare(network: nn.Module) -> nn.Module:

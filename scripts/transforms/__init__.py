@@ -1,5 +1,6 @@
 """Transforms that MONAI lacks; one file for each kind, dictionary transforms end in ``d``."""
 
+from scripts.transforms.hosts import Spacingd, ToLabelMapd
 from scripts.transforms.instances import (
     ClassesToInstancesd,
     ComponentsToInstancesd,
@@ -21,6 +22,8 @@ __all__ = [
     "LabelsToClassesd",
     "RandSpatialPatchd",
     "SeparateInstancesd",
+    "Spacingd",
+    "ToLabelMapd",
     "WatershedInstancesd",
     "border_weight_map",
     "class_weight_map",

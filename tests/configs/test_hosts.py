@@ -8,12 +8,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from monai.bundle import ConfigWorkflow
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.transforms import Invertd, SaveImaged
 
+from bundle.experiments import resolved
+from bundle.package import leave_probabilities_to_scoring
 from bundle.phantom import Kind, write_phantom
 from scripts.networks import UNet
-from tests.commands import CONFIGS, ROOT
+from tests.commands import CONFIGS, ROOT, TINY, read_array, run
 
 pytestmark = pytest.mark.workflow
 
@@ -24,6 +29,16 @@ TRAIN, INFERENCE, METADATA = (
 
 #: Packages that metadata.json names by keys of their own.
 OWN_KEYS = {"torch": "pytorch_version", "monai": "monai_version", "numpy": "numpy_version"}
+
+
+#: Each task as small as can be: its dimensions, its overlays and its generated data.
+TASKS = {
+    2: (["configs/task/phantom_cells.json"], Kind.CELLS, (64, 80)),
+    3: ([], Kind.ORGAN, (24, 25, 26)),
+}
+
+#: The same sums in the server and here, whatever the processor.
+EXACT = {"runtime": "torch", "amp": False}
 
 
 def at(config: dict[str, Any], key: str) -> Any:
@@ -37,7 +52,7 @@ def at(config: dict[str, Any], key: str) -> Any:
 @pytest.mark.parametrize(
     "key",
     [
-        *("bundle_root", "device", "dataset_dir", "network_def", "output_dir", "val_interval"),
+        *("bundle_root", "device", "dataset_dir", "network_def", "network", "output_dir", "val_interval"),
         *("train::trainer", "train::dataset", "train::inferer", "train::handlers"),
         *("train::trainer::max_epochs", "train::dataset::data"),
         *("validate::evaluator", "validate::handlers", "validate::dataset", "validate::dataset::data"),
@@ -92,6 +107,24 @@ def test_handlers_are_dictionaries() -> None:
         assert all(isinstance(handler, dict) and "_target_" in handler for handler in handlers)
 
 
+@pytest.mark.parametrize("inserted", [0, 1])
+def test_all_processes_keep_the_handlers_that_end_and_restore_a_training(
+    inserted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where MONAI Label puts a CheckpointLoader before them."""
+    overlay = json.loads((CONFIGS / "multi_gpu_train.json").read_text(encoding="utf-8"))
+    handlers = ["CheckpointLoader"] * inserted
+    handlers += [handler["_target_"].rpartition(".")[2] for handler in TRAIN["train"]["handlers"]]
+    (disabled,) = (key for key in overlay if key.startswith("train::handlers"))
+    del handlers[int(disabled.split("::")[2])]
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    chosen = overlay["train::trainer::train_handlers"].replace("@train::handlers", "@handlers")
+    parser = ConfigParser({"imports": ["$import torch"], "handlers": handlers, "chosen": chosen})
+    parser.parse()
+    kept = parser.get_parsed_content("chosen")
+    assert kept[inserted:] == ["Validation", "LrScheduleHandler", "LastCheckpoint", "EarlyStopping"]
+
+
 def test_network_takes_the_dropout_that_scoring_sets() -> None:
     for config in (TRAIN, INFERENCE):
         assert config["network_def"]["_target_"] == "scripts.networks.UNet"
@@ -126,3 +159,118 @@ def test_data_format_is_that_of_the_configs() -> None:
     assert len(image["spatial_shape"]) == INFERENCE["spatial_dims"]
     assert pred["num_channels"] == len(INFERENCE["labels"])
     assert list(pred["channel_def"].items()) == [(str(i), name) for i, name in enumerate(INFERENCE["labels"])]
+
+
+def inference(dims: int) -> dict[str, Any]:
+    """The inference.json of a tiny package."""
+    overrides = {key: TINY[dims][key] for key in ("patch_size", "channels")}
+    config = resolved(["configs/inference.json", *TASKS[dims][0]], {**overrides, **EXACT})
+    leave_probabilities_to_scoring(config)
+    return config
+
+
+def served(config: dict[str, Any], weights: Path, image: Path, dropout: float = 0.0) -> Any:
+    """What MONAI Label 0.8.5 makes of a bundle and an image (`BundleInferTask`), before it is written.
+
+    Args:
+        config: content of inference.json.
+        weights: models/model.pt.
+        image: the file.
+        dropout: above 0 for scoring (`EpistemicScoring`), which samples and leaves out Invertd.
+    """
+    parser = ConfigParser(json.loads(json.dumps(config)))
+    parser.config.update({"bundle_root": str(ROOT), "device": "cpu"})  # a string
+    if dropout:
+        parser.config["network_def"]["dropout"] = dropout
+    network = parser.get_parsed_content("network_def").train(dropout > 0)
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    data: Any = {"image": str(image), "image_path": str(image), "device": "cpu", "result_dtype": None}
+    before = parser.get_parsed_content("preprocessing").transforms
+    before[0]._loader.image_only = False
+    for transform in before:
+        data = transform(data)
+    with torch.no_grad():
+        data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0]
+    for transform in parser.get_parsed_content("postprocessing").transforms:
+        if not isinstance(transform, (SaveImaged, Invertd) if dropout else SaveImaged):
+            data = transform(data)
+    return data["pred"]
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Path]:
+    """Dimensions, a folder of generated data, and weights that nobody trained."""
+    dims, folder = request.param, tmp_path_factory.mktemp("host")
+    write_phantom(TASKS[dims][1], folder / "phantom", cases=6, size=TASKS[dims][2])
+    torch.manual_seed(0)
+    network = ConfigParser(inference(dims)).get_parsed_content("network_def")
+    torch.save(network.state_dict(), folder / "model.pt")
+    return dims, folder / "phantom", folder / "model.pt"
+
+
+def test_served_is_what_our_inference_writes(task: tuple[int, Path, Path], tmp_path: Path) -> None:
+    """On oblique and anisotropic volumes, and on pictures: in the smallest integers, without a third axis."""
+    dims, data, weights = task
+    tiny = {key: TINY[dims][key] for key in ("patch_size", "channels")}
+    options = {"dataset_dir": str(data / "imagesTs"), "output_dir": str(tmp_path), "checkpoint": str(weights)}
+    run("inference", *(str(ROOT / name) for name in TASKS[dims][0]), **options, **tiny, **EXACT)
+    images = sorted((data / "imagesTs").iterdir())
+    assert images
+    for image in images:
+        stem, dot, suffix = image.name.partition(".")
+        own = read_array(tmp_path / f"{stem}_seg{dot}{suffix}")
+        result = served(inference(dims), weights, image)
+        assert isinstance(result, np.ndarray)
+        assert result.dtype == own.dtype
+        assert len(np.unique(own)) > 1
+        np.testing.assert_array_equal(result.T if dims == 2 else result[0], own)
+
+
+def test_scoring_gets_probabilities_of_a_sampling_network(task: tuple[int, Path, Path]) -> None:
+    dims, data, weights = task
+    image = min((data / "imagesTs").iterdir())
+    samples = [served(inference(dims), weights, image, dropout=0.5) for _ in range(2)]
+    for sample in samples:
+        assert sample.shape[0] == 3
+        assert torch.allclose(sample.sum(0), torch.ones(()), atol=1e-5)
+    assert not torch.equal(*samples)
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_host_trains(task: tuple[int, Path, Path], validates: bool, tmp_path: Path) -> None:
+    """With the overrides of MONAI Label's `BundleTrainTask`, data alone, from the weights that are served.
+
+    With fewer epochs than between two validations, and where no case was left to validate on.
+    """
+    dims, data, weights = task
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/model.pt").write_bytes(weights.read_bytes())
+    labelled = [
+        {"image": str(image), "label": str(data / "labelsTr" / image.name)}
+        for image in sorted((data / "imagesTr").iterdir())
+    ]
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(tmp_path / "models/model.pt"),
+        "load_dict": {"model": "$@network"},
+        "strict": False,
+    }
+    run(
+        "train",
+        *(str(ROOT / name) for name in TASKS[dims][0]),
+        **{
+            "bundle_root": str(tmp_path),
+            "device": "cpu",
+            "train#trainer#max_epochs": 1,
+            "train#dataset#data": labelled[1:],
+            "validate#dataset#data": labelled[:1] if validates else [],
+            "train#handlers": [loader, *TRAIN["train"]["handlers"]],
+        },
+        **TINY[dims],
+        learning_rate=0.0,  # what is kept is what was loaded
+    )
+    before, after = (torch.load(file, weights_only=True) for file in (weights, tmp_path / "models/model.pt"))
+    assert (tmp_path / "models/model.pt").read_bytes() != weights.read_bytes()
+    assert list(after) == list(before)
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, msg=name)

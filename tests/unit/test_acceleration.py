@@ -233,3 +233,11 @@ def test_maps_smaller_than_the_kernel_are_computed_in_single_precision(half_prec
     for size, dtype in (((3, 5), torch.bfloat16), ((2, 5), torch.float32), ((9, 4), torch.float32)):
         with torch.autocast("cpu", torch.bfloat16):
             assert convolution(torch.rand(1, 1, *size)).dtype == dtype
+
+
+@pytest.mark.parametrize("given", ["cpu", torch.device("cpu")])
+def test_device_is_an_object_or_its_name(given):
+    """MONAI Label hands in names."""
+    network = accelerate(nn.Conv2d(1, 1, 3), given, amp=True, memory_format="channels_last")
+    assert network(torch.zeros(1, 1, 8, 8)).dtype == torch.float32
+    assert needs_scaler(True, given) is False

@@ -105,6 +105,7 @@ def test_fault_in_a_config_is_named(copy: Path, file: str, change: dict[str, Any
 def test_ids_and_channels_that_hosts_need(copy: Path) -> None:
     def spoil(content: dict[str, Any]) -> None:
         del content["train"]["trainer"]["max_epochs"]
+        del content["network"]  # MONAI Label loads the weights that it serves into it
         content["validate"]["handlers"] = ["@other"]
 
     edit(copy / "configs/train.json", spoil)
@@ -114,6 +115,7 @@ def test_ids_and_channels_that_hosts_need(copy: Path) -> None:
     )
     output, _ = verify(copy)
     assert "configs/train.json has no train::trainer::max_epochs, which hosts override or read" in output
+    assert "configs/train.json has no network, which hosts override or read" in output
     assert "configs/train.json validate::handlers is no list of dictionaries" in output
     assert "metadata.json outputs::pred: 2 channels, 3 in channel_def" in output
 
