@@ -48,6 +48,7 @@ TAKEN_ALONG = (
     "configs/evaluate.json",
     "configs/multi_gpu_train.json",
     "configs/ensemble.json",
+    "configs/dicom.json",
 )
 
 #: The Model Zoo's limit; what is larger is named in large_files.yml.
