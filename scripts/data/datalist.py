@@ -322,7 +322,7 @@ def read_images(
         dataset_dir: folder of images, relative to the working directory or absolute. Where the network takes
             several channels and every file is named like nnU-Net's `case_0000.nii.gz`, `case_0001.nii.gz`,
             the files of a case belong together. With a ``section`` a folder with dataset.json. For DICOM a
-            folder, with its subfolders, or a zip file, whose series are the cases.
+            folder, with its subfolders, or a zip or multi-frame file, whose series are the cases.
         spatial_dims: 2 or 3.
         in_channels: channels that the network takes.
         section: "training", "validation" or "testing" of the data set, or None.

@@ -21,17 +21,20 @@ DICOM_READER = "scripts.dicom.DicomReader"
 class DicomReader(ImageReader):
     """Reads a series in patient geometry, see `scripts.dicom.series`.
 
-    An image is a folder or a zip file that holds one series, or has the name of the series behind it,
-    `FOLDER/series_0123456789ab`. Only affine and shape enter the meta data: nothing about the patient.
+    An image is a folder, a zip file or a multi-frame file that holds one series, or has the name of the
+    series behind it, `FOLDER/series_0123456789ab`. Only affine and shape enter the meta data: nothing about
+    the patient.
     """
 
     def __init__(self) -> None:
         self.finder = SeriesFinder()
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every path is a folder, a zip file or the name of a series."""
+        """Whether every path is a folder, a zip or DICOM file by its suffix, or the name of a series."""
         paths = [Path(name) for name in ensure_tuple(filename)]
-        return all(path.is_dir() or path.suffix.lower() == ".zip" or is_series(path) for path in paths)
+        return all(
+            path.is_dir() or path.suffix.lower() in (".zip", ".dcm") or is_series(path) for path in paths
+        )
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
         """The path, which `get_data` reads: LoadImage takes an error here for a hint to try other readers.

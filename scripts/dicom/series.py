@@ -2,8 +2,8 @@
 
 The files lie in a folder, with its subfolders, or in a zip file, of which nothing is unpacked to disk; names
 and order of the files mean nothing. A slice is a file, or a frame of a multi-frame file, which is then a
-series of its own. Where it lies is what the Image Plane module says (PS3.3 C.7.6.2), or for a frame its
-functional groups (C.7.6.16.2).
+series of its own and may be handed by itself. Where it lies is what the Image Plane module says (PS3.3
+C.7.6.2), or for a frame its functional groups (C.7.6.16.2).
 
 The slices become a grid of voxels, (x, y, z) along rows, columns and the stack. Slices that are evenly spaced
 along a line are that grid; a tilted gantry gives it a shear. Where slices are missing or unevenly spaced the
@@ -30,7 +30,6 @@ import numpy as np
 import pydicom
 from pydicom import Dataset, uid
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import get_decoder
 
 from scripts.errors import InputError
 
@@ -218,7 +217,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Found:
-    """The series of a folder or a zip file.
+    """The series of a folder or a file.
 
     Attributes:
         series: for each name what its files are and say, in the order of the names.
@@ -229,8 +228,8 @@ class Found:
     left_out: Counter[str]
 
     def told(self) -> str:
-        """What was left out, in words; empty if nothing was."""
-        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.left_out.items()))
+        """What was left out and how many, in words; empty if nothing was."""
+        return ", ".join(f"{kind} ({count})" for kind, count in sorted(self.left_out.items()))
 
 
 class SeriesFinder:
@@ -240,10 +239,10 @@ class SeriesFinder:
         self._found: dict[Path, Found] = {}
 
     def look(self, place: str | Path) -> Found:
-        """The series of a folder, with its subfolders and zip files, or of a zip file.
+        """The series of a folder, with its subfolders and zip files, or of a file.
 
         Raises:
-            InputError: it is neither, is a broken or encrypted zip file, or holds no image series.
+            InputError: it is not there, is or holds a broken or encrypted zip file, or holds no image series.
         """
         place = Path(place)
         if place not in self._found:
@@ -254,7 +253,7 @@ class SeriesFinder:
         """A series in order.
 
         Args:
-            path: a folder or a zip file that holds one series, or with `/series_...` behind it the name of
+            path: a folder or a file that holds one series, or with `/series_...` behind it the name of
                 the series among several.
 
         Raises:
@@ -302,10 +301,10 @@ def _look(place: Path) -> Found:
                 left_out["files that are not DICOM"] += 1
                 continue
             except Exception:  # whatever a broken file makes pydicom raise; its text may tell of the patient
-                left_out["files that are broken"] += 1
+                left_out["broken files"] += 1
                 continue
             if not kind:
-                left_out["files that are broken"] += 1
+                left_out["broken files"] += 1
             elif kind not in IMAGE_CLASSES:
                 left_out[kind.name if kind.name != kind else "objects of an unknown class"] += 1
             elif "LOCALIZER" in (header.get("ImageType") or ()):
@@ -334,15 +333,13 @@ def _look(place: Path) -> Found:
 
 def _sources(place: Path) -> Iterator[Source]:
     """Every file of a folder or a zip file, in the order of their names, without hidden ones."""
-    if place.is_dir():
-        files = sorted(path for path in place.rglob("*") if path.is_file())
-        files = [file for file in files if not _hidden(file.relative_to(place))]
-    elif place.is_file() and zipfile.is_zipfile(place):
-        files = [place]
-    else:
-        raise InputError(f"{place} is neither a folder nor a zip file: hand the one or the other")
+    if not place.exists():
+        raise InputError(f"{place} is not there: hand a folder, a zip file or a multi-frame file of DICOM")
+    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
     for file in files:
-        if file == place or file.suffix.lower() == ".zip":
+        if _hidden(file.relative_to(place)):
+            continue
+        if file.suffix.lower() == ".zip" or (file == place and zipfile.is_zipfile(place)):
             with zipfile.ZipFile(file) as archive:
                 for name in sorted(archive.namelist()):
                     if not name.endswith("/") and not _hidden(Path(name)):
@@ -482,6 +479,8 @@ def _same_pixels(path: Path, one: Slice, other: Slice) -> bool:
 
 def _require_decoder(path: Path, header: Dataset) -> None:
     """Refuse pixels that nothing installed here can decode."""
+    from pydicom.pixels import get_decoder  # pydicom 3; MONAI Label has pydicom 2, and no need of this
+
     syntax = uid.UID(header.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
     try:
         if get_decoder(syntax).is_available:

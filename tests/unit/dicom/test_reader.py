@@ -62,7 +62,7 @@ def test_every_series_is_a_case(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert np.array_equal(image[..., planes], truths[case["case"]])
         assert Path(image.meta["filename_or_obj"]).name == case["case"]
     assert "2 series: series_" in caplog.text
-    assert "left out: 1 Secondary Capture Image Storage" in caplog.text
+    assert "left out: Secondary Capture Image Storage (1)" in caplog.text
     assert "3 slices are missing and are interpolated" in caplog.text
 
 
@@ -119,7 +119,7 @@ def test_what_a_network_cannot_take(tmp_path: Path) -> None:
         ("series", {"in_channels": 2}, "one channel"),
         ("series", {"spatial_dims": 2}, "3 dimensions"),
         ("series", {"section": "testing"}, "section is 'testing' and the images are DICOM"),
-        ("nowhere", {}, "neither a folder nor a zip file"),
+        ("nowhere", {}, "is not there: hand a folder"),
     ):
         with pytest.raises(InputError, match=sentence):
             cases(tmp_path / place, **changed)
@@ -136,5 +136,5 @@ def test_a_source_that_goes_after_the_check(tmp_path: Path) -> None:
     images, _ = phantom.make_odd("plain")
     (case,) = cases(phantom.write(images, tmp_path / "study"))
     shutil.rmtree(tmp_path / "study")
-    with pytest.raises(InputError, match="neither a folder nor a zip file"):
+    with pytest.raises(InputError, match="is not there: hand a folder"):
         LoadImaged("image", reader=DICOM_READER)(case)

@@ -17,6 +17,7 @@ import pydicom
 import pytest
 import torch
 from monai.data import MetaTensor
+from pydicom import uid
 
 from scripts.dicom import SaveSegmentationd, Series, SeriesFinder, read_segmentation
 from scripts.dicom import segmentation as writing
@@ -59,12 +60,21 @@ def files(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def odd(name: str, multi: bool) -> list[pydicom.Dataset]:
-    images, _ = phantom.make_odd(name)
-    return [phantom.multi_frame(images)] if multi else images
+    """Images with an oddity of geometry or values, twice, compressed, or as frames of one file."""
+    images, _ = phantom.make_odd("oblique" if name in ("twice", *COMPRESSED) else name)
+    if name == "twice":
+        images += images[2:4]
+    if multi:
+        images = [phantom.multi_frame(images)]
+    if name in COMPRESSED:
+        for image in images:
+            image.compress(COMPRESSED[name])
+    return images
 
 
-ODD = [(name, False) for name in phantom.odd_series()]
-ODD += [(name, True) for name in ("plain", "missing_tilted", "uneven")]
+COMPRESSED = {"rle": uid.RLELossless, "jpegls": uid.JPEGLSLossless}
+ODD = [(name, False) for name in (*phantom.odd_series(), "twice", *COMPRESSED)]
+ODD += [(name, True) for name in ("plain", "missing_tilted", "uneven", "jpegls")]
 each_oddity = pytest.mark.parametrize(("name", "multi"), ODD)
 
 
@@ -199,6 +209,8 @@ def test_report_has_the_volumes(name: str, tmp_path: Path) -> None:
         segment = segmentation.SegmentSequence[number - 1]
         assert (segment.SegmentLabel, segment.TrackingUID) == (label, group.tracking_uid)
     assert content.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+    evidence = {str(uid) for *_, uid, _ in content.get_evidence()}
+    assert evidence == {segmentation.SOPInstanceUID, *(each.instance for each in series.slices)}
 
 
 def test_missing_slices_get_no_frame_and_are_told(tmp_path: Path) -> None:
@@ -287,7 +299,7 @@ def test_images_that_go_before_the_segmentation_is_written(tmp_path: Path) -> No
     with pytest.raises(InputError, match="a file that is gone or has changed"):
         save_it({"pred": pred})
     shutil.rmtree(tmp_path / "study")
-    with pytest.raises(InputError, match="neither a folder nor a zip file"):
+    with pytest.raises(InputError, match="is not there: hand a folder"):
         saver(tmp_path / "out")({"pred": pred})
     assert not (tmp_path / "out").exists()
 
@@ -301,7 +313,7 @@ def test_a_segmentation_whose_source_is_gone(tmp_path: Path) -> None:
         (tmp_path / "nowhere" / "study", "the source of .*, is not there: put it back"),
         (phantom.write(others, tmp_path / "others"), "refers to 8 images, 8 of which are not in"),
         (phantom.write(images[:6], tmp_path / "part"), "refers to 8 images, 2 of which are not in"),
-        (seg.parent, r"holds no DICOM images .*1 Segmentation Storage"),
+        (seg.parent, r"holds no DICOM images .*Segmentation Storage \(1\)"),
     ):
         with pytest.raises(InputError, match=sentence) as caught:
             read_segmentation(seg, place, LABELS)

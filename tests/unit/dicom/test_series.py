@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd, Spacingd
+from PIL import Image
 from pydicom import uid
 from pydicom.pixels.decoders import base as decoders
 
@@ -273,10 +276,10 @@ def test_a_folder_with_everything_in_it(tmp_path: Path) -> None:
     assert dict(found.left_out) == {
         "Secondary Capture Image Storage": 2,
         "MR Image Storage, localizer": 1,
-        "files that are broken": 1,
+        "broken files": 1,
         "files that are not DICOM": 1,
     }
-    assert found.told().startswith("1 MR Image Storage, localizer, ")
+    assert found.told().startswith("MR Image Storage, localizer (1), ")
     finder = SeriesFinder()
     for part, truth in ((images, volume), (others, other_volume)):
         name = series_name(part[0].SeriesInstanceUID)
@@ -406,18 +409,53 @@ def test_files_that_are_gone(tmp_path: Path) -> None:
         found.headers()
 
 
-@pytest.mark.parametrize("what", ["nothing", "empty", "text"])
-def test_no_images_at_all(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("nothing", "is not there: hand a folder, a zip file or"),
+        ("empty", r"holds no DICOM images \(no files\): hand"),
+        ("text", r"holds no DICOM images \(files that are not DICOM \(1\)\): hand"),
+    ],
+)
+def test_no_images_at_all(what: str, sentence: str, tmp_path: Path) -> None:
     place = tmp_path / "place"
     if what == "empty":
         place.mkdir()
     elif what == "text":
-        place.write_text("no zip file")
-    sentence = (
-        "holds no DICOM images .no files.: hand" if what == "empty" else "neither a folder nor a zip file"
-    )
+        place.write_text("neither DICOM nor a zip file")
     with pytest.raises(InputError, match=sentence):
         look(place)
+
+
+def test_a_multi_frame_file_by_itself(tmp_path: Path) -> None:
+    images, volume = phantom.make_odd("plain")
+    file = phantom.write([phantom.multi_frame(images)], tmp_path) / "IM0000"
+    assert np.array_equal(opened(file).read(), volume)
+
+
+def test_frames_as_highdicom_puts_them_together(tmp_path: Path) -> None:
+    """A converter that is not ours: its own functional groups, one item for all frames where they agree."""
+    images, volume = phantom.make_odd("tilted_oblique")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = hd.legacy.LegacyConvertedEnhancedMRImage(images, uid.generate_uid(), 4, uid.generate_uid(), 1)
+    single = opened(phantom.write(images, tmp_path / "single"))
+    multi = opened(phantom.write([whole], tmp_path / "multi"))
+    assert np.allclose(multi.affine, single.affine, atol=DIGITS)
+    assert np.array_equal(multi.read(), volume)
+
+
+def test_jpeg_of_eight_bits(tmp_path: Path) -> None:
+    """Baseline JPEG, by Pillow in both directions: lossy, so nearly the same."""
+    x, y, z = np.meshgrid(np.arange(32), np.arange(24), np.arange(3), indexing="ij")
+    volume = (10 + 3 * x + 2 * y + 10 * z).astype(np.uint8)
+    images = phantom.series(volume, phantom.positions(3))
+    for image in images:
+        packed = BytesIO()
+        Image.fromarray(image.pixel_array).save(packed, "JPEG", quality=95)
+        image.PixelData = pydicom.encaps.encapsulate([packed.getvalue()])
+        image.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    assert np.allclose(opened(phantom.write(images, tmp_path)).read(), volume, atol=3)
 
 
 def test_messages_name_no_file_inside_and_nobody(tmp_path: Path) -> None:
