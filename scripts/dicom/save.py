@@ -33,6 +33,9 @@ from scripts.transforms.labels import class_map, source_of
 
 logger = logging.getLogger(__name__)
 
+#: How far the affines of a label map and of its series may differ, in mm a voxel and in mm.
+AFFINE_TOLERANCE = 1e-3
+
 
 class SaveSegmentationd(MapTransform):
     """Write a label map as a DICOM Segmentation, a Structured Report and JSON: all three or none.
@@ -86,7 +89,7 @@ class SaveSegmentationd(MapTransform):
     def _require_grid(self, series: Series, grid: np.ndarray, tensor: Any) -> None:
         """Refuse a map that would end up at another place, or mean nothing."""
         apart = np.abs(np.asarray(tensor.affine.cpu()) - series.affine).max()
-        if grid.shape != series.shape or apart > 1e-3:
+        if grid.shape != series.shape or apart > AFFINE_TOLERANCE:
             raise InputError(
                 f"{series.path} has the grid {series.shape} and its label map {grid.shape}, "
                 f"{apart:.3g} apart in the affine: bring it back with Invertd before it is saved"

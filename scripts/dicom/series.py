@@ -45,8 +45,14 @@ IMAGE_CLASSES = (
 #: sideways, of a pixel.
 GRID_TOLERANCE = 0.1
 
-#: How far direction cosines may differ: a twentieth of a pixel at the end of a row of 512.
+#: How far direction cosines of two slices may differ: a twentieth of a pixel at the end of a row of 512.
 DIRECTION_TOLERANCE = 1e-4
+
+#: How far the two directions of a slice may be from unit length and a right angle.
+ANGLE_TOLERANCE = 1e-3
+
+#: How far pixel spacings may differ, as a fraction: half a pixel at the end of a row of 512.
+SPACING_TOLERANCE = 1e-3
 
 #: Slices no further apart than this are at the same position, in mm.
 SAME_POSITION = 0.01
@@ -66,14 +72,8 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _PREFIX, _DIGITS = "series_", 12
 _HEADER = (
-    *(
-        "SOPClassUID",
-        "SOPInstanceUID",
-        "SeriesInstanceUID",
-        "ImageType",
-        "InstanceNumber",
-        "ConcatenationUID",
-    ),
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "ConcatenationUID"),
+    *("ImageType", "InstanceNumber"),
     *("Rows", "Columns", "SamplesPerPixel", "PixelSpacing", "SliceThickness", "NumberOfFrames"),
     *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
     *("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
@@ -185,7 +185,7 @@ class Series:
         """
         pixels = np.stack([values.T for values in _pixels(self.path, self.slices)], -1)  # (x, y, slice)
         depth = self.shape[2]
-        if depth == len(self.slices):
+        if np.array_equal(self.planes, np.arange(depth)):
             return pixels
         planes = np.arange(depth)
         high = np.searchsorted(self.planes, planes).clip(1)  # the first slice at or beyond each plane
@@ -297,21 +297,21 @@ def _look(place: Path) -> Found:
             try:
                 header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER))
                 kind = uid.UID(header.get("SOPClassUID", ""))
+                multi = "PerFrameFunctionalGroupsSequence" in header
+                identifier = str(header.get("SOPInstanceUID" if multi else "SeriesInstanceUID", ""))
             except InvalidDicomError:
                 left_out["files that are not DICOM"] += 1
                 continue
             except Exception:  # whatever a broken file makes pydicom raise; its text may tell of the patient
                 left_out["broken files"] += 1
                 continue
-            if not kind:
+            if not kind or not identifier:
                 left_out["broken files"] += 1
             elif kind not in IMAGE_CLASSES:
                 left_out[kind.name if kind.name != kind else "objects of an unknown class"] += 1
             elif "LOCALIZER" in (header.get("ImageType") or ()):
                 left_out[f"{kind.name}, localizer"] += 1
             else:
-                multi = "PerFrameFunctionalGroupsSequence" in header
-                identifier = str(header.get("SOPInstanceUID" if multi else "SeriesInstanceUID", ""))
                 series[series_name(identifier)].append((source, header))
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # broken, encrypted, other
         raise InputError(
@@ -376,10 +376,33 @@ def arrange(path: Path, files: Sequence[tuple[Source, Dataset]]) -> Series:
         _require_decoder(path, header)
     slices = [each for source, header in files for each in _slices(path, source, header)]
     first = slices[0]
+    _require_alike(path, slices)
+    slices.sort(key=lambda each: float(each.position @ np.cross(*first.directions)))
+    kept = _without_copies(path, slices)
+    notes = []
+    if len(kept) < len(slices):
+        notes.append(f"{len(slices) - len(kept)} slices are there twice and count once")
+    planes, step = _stack(path, kept)
+    missing = round(planes[-1]) + 1 - len(kept)
+    if missing and np.array_equal(planes, np.rint(planes)):
+        notes.append(f"{missing} slices are missing and are interpolated")
+    elif missing:
+        gaps = np.diff(planes) * abs(step @ np.cross(*first.directions))
+        notes.append(f"slices lie {gaps.min():.3g} to {gaps.max():.3g} mm apart and are interpolated")
+    affine = np.eye(4)
+    affine[:3, :2] = first.directions.T * first.spacing
+    affine[:3, 2] = step
+    affine[:3, 3] = kept[0].position
+    return Series(path, tuple(kept), planes, _LPS_TO_RAS @ affine, tuple(notes))
+
+
+def _require_alike(path: Path, slices: Sequence[Slice]) -> None:
+    """Refuse slices of different size, pixel spacing or orientation."""
+    first = slices[0]
     for each in slices:
         for what, differs in (
             ("sizes", each.shape != first.shape),
-            ("pixel spacings", not np.allclose(each.spacing, first.spacing, rtol=1e-3, atol=0)),
+            ("pixel spacings", not np.allclose(each.spacing, first.spacing, rtol=SPACING_TOLERANCE, atol=0)),
             ("orientations", np.abs(each.directions - first.directions).max() > DIRECTION_TOLERANCE),
         ):
             if differs:
@@ -389,41 +412,26 @@ def arrange(path: Path, files: Sequence[tuple[Source, Dataset]]) -> Series:
                     "the slices of a volume are alike",
                     "take out those that do not belong to it, such as a localizer",
                 )
+
+
+def _stack(path: Path, slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
+    """Where slices lie on the third axis of a regular grid, (N,), and its step in the patient, (3,) in mm."""
+    first = slices[0]
     normal = np.cross(*first.directions)
-    slices.sort(key=lambda each: float(each.position @ normal))
-    notes = []
-    kept = _without_copies(path, slices)
-    if len(kept) < len(slices):
-        notes.append(f"{len(slices) - len(kept)} slices are there twice and count once")
-    origin = kept[0].position
-    if len(kept) == 1:
-        planes, step = np.zeros(1), normal * first.thickness
-    else:
-        way = kept[-1].position - origin
-        positions = np.array([each.position for each in kept])
-        along = (positions - origin) @ normal
-        astray = positions - origin - np.outer(along / along[-1], way)
-        if np.abs(astray).max() > GRID_TOLERANCE * min(first.spacing):
-            raise BadSeries(
-                path,
-                f"slices that lie up to {np.abs(astray).max():.3g} mm beside the line through the first and "
-                "the last",
-                f"it must run through all of them to within {GRID_TOLERANCE} pixels",
-                "reconstruct the series anew or hand its parts one by one",
-            )
-        planes = _planes(path, along)
-        step = way / planes[-1]
-        missing = round(planes[-1]) + 1 - len(kept)
-        if np.array_equal(planes, np.rint(planes)) and missing:
-            notes.append(f"{missing} slices are missing and are interpolated")
-        elif missing:
-            gaps = np.diff(along)
-            notes.append(f"slices lie {gaps.min():.3g} to {gaps.max():.3g} mm apart and are interpolated")
-    affine = np.eye(4)
-    affine[:3, :3] = np.column_stack([first.directions[0], first.directions[1], step])
-    affine[:3, :2] *= first.spacing
-    affine[:3, 3] = origin
-    return Series(path, tuple(kept), planes, _LPS_TO_RAS @ affine, tuple(notes))
+    if len(slices) == 1:
+        return np.zeros(1), normal * first.thickness
+    from_first = np.array([each.position for each in slices]) - first.position
+    along = from_first @ normal
+    astray = np.abs(from_first - np.outer(along / along[-1], from_first[-1])).max()
+    if astray > GRID_TOLERANCE * min(first.spacing):
+        raise BadSeries(
+            path,
+            f"slices that lie up to {astray:.3g} mm beside the line through the first and the last",
+            f"it must run through all of them to within {GRID_TOLERANCE} pixels",
+            "reconstruct the series anew or hand its parts one by one",
+        )
+    planes = _planes(path, along)
+    return planes, from_first[-1] / planes[-1]
 
 
 def _planes(path: Path, along: np.ndarray) -> np.ndarray:
@@ -582,7 +590,7 @@ def _optional(frame: Dataset, shared: Dataset, group: str, keyword: str, default
 def _directions(cosines: np.ndarray) -> np.ndarray:
     """(2, 3), of unit length, at a right angle."""
     pair = cosines.reshape(2, 3)
-    if np.abs(pair @ pair.T - np.eye(2)).max() > 10 * DIRECTION_TOLERANCE:
+    if np.abs(pair @ pair.T - np.eye(2)).max() > ANGLE_TOLERANCE:
         raise KeyError("ImageOrientationPatient")
     return pair / np.linalg.norm(pair, axis=1, keepdims=True)
 

@@ -16,6 +16,7 @@ from scripts.dicom import DICOM_READER, DicomReader
 from scripts.dicom.series import series_name
 from scripts.errors import InputError
 from tests import dicom_phantom as phantom
+from tests.commands import ROOT, command
 
 
 def cases(place: Path, **changed: object) -> list[dict]:
@@ -80,6 +81,14 @@ def test_another_reader_does_not_take_what_is_refused(tmp_path: Path) -> None:
     phantom.write([*images, *others], tmp_path)
     with pytest.raises(InputError, match="holds 2 series"):
         LoadImage(reader=DICOM_READER)(tmp_path)
+
+
+def test_pydicom_2_and_no_highdicom_are_enough_to_import(tmp_path: Path) -> None:
+    """MONAI Label's environment: nothing that it lacks is imported before it is used."""
+    hidden = "for name in ('pydicom.pixels', 'highdicom'): sys.modules[name] = None"
+    code = f"import sys, pydicom\n{hidden}\nimport scripts.data, scripts.dicom"
+    done = command("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_several_paths_are_refused(tmp_path: Path) -> None:
