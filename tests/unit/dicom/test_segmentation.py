@@ -230,6 +230,14 @@ def test_an_empty_segmentation(tmp_path: Path) -> None:
     assert {part["volume_ml"] for part in json.loads(plain.read_text())["segments"]} == {0.0}
 
 
+def test_empty_frames_say_that_a_slice_was_looked_at(tmp_path: Path) -> None:
+    series = SeriesFinder().open(phantom.write(odd("plain", False), tmp_path / "study"))
+    pred = MetaTensor(torch.zeros_like(label_map(series)), meta=label_map(series).meta)
+    pred[0, 2, 3, 4] = 1
+    saver(tmp_path / "out")({"pred": pred})
+    assert pydicom.dcmread(files(tmp_path)[0]).NumberOfFrames == 3 * 8
+
+
 def test_zip_in_and_segmentation_out(tmp_path: Path) -> None:
     file = phantom.pack(phantom.write(odd("tilted", False), tmp_path / "plain"), tmp_path / "study.zip")
     series = SeriesFinder().open(file)
@@ -243,9 +251,10 @@ def identity_in(text: str) -> list[str]:
     return [part for part in phantom.IDENTITY if part in text]
 
 
-@pytest.mark.parametrize("sex", ["O", "unknown"])
+@pytest.mark.parametrize(("sex", "born"), [("O", phantom.BORN), ("unknown", f"{phantom.BORN} or so")])
 def test_nobody_is_named(
     sex: str,
+    born: str,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
@@ -254,7 +263,8 @@ def test_nobody_is_named(
     """Not in the log, the warnings, the JSON, the content of the report or the name of a file."""
     images = odd("missing", False)
     for image in images:
-        image.PatientSex = sex  # highdicom refuses other values
+        image.PatientSex = sex  # highdicom refuses what is no sex
+        image.PatientBirthDate = born  # pydicom cites what is no date
         image.PatientID = phantom.IDENTIFIER + "0" * 64  # too long, of which pydicom warns
     folder = phantom.write(images, tmp_path / "study" / phantom.NAME, names=phantom.NAME + "{:04d}")
     recwarn.clear()
@@ -271,6 +281,14 @@ def test_nobody_is_named(
     assert identity_in(str(pydicom.dcmread(report).ContentSequence)) == []
     assert identity_in(str(pydicom.dcmread(report)))  # the header does, or the test could not fail
     assert logging.getLogger("highdicom").level == logging.NOTSET
+
+
+def test_libraries_are_quiet_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    with writing.nothing_told():
+        logging.getLogger("highdicom.base").warning("first")
+        logging.getLogger("pydicom").error("second")
+    logging.getLogger("highdicom.base").warning("third")
+    assert [record.message for record in caplog.records] == ["third"]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
