@@ -271,6 +271,7 @@ def test_nobody_is_named(
     caplog.clear()
     with caplog.at_level(logging.DEBUG):
         series = SeriesFinder().open(folder.parent)
+        series.read()
         saver(tmp_path / "out")({"pred": label_map(series)})
     _, report, plain = files(tmp_path)
     printed = "".join(capfd.readouterr())
