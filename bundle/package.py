@@ -49,6 +49,7 @@ TAKEN_ALONG = (
     "configs/multi_gpu_train.json",
     "configs/ensemble.json",
     "configs/exported.json",
+    "configs/dicom.json",
 )
 
 #: The Model Zoo's limit; what is larger is named in large_files.yml.

@@ -1,8 +1,9 @@
 """Read the files of a case whole and say what is wrong with them, before any training or prediction starts.
 
 A case is `{"image": path or list of paths (a file per channel), "label": path, "case": id}`. NIfTI (`.nii`,
-`.nii.gz`) is read with nibabel, pictures (PNG, TIFF, BMP, JPEG) with Pillow. Arrays are `(x, y, z)` as
-nibabel gives them and `(width, height)` for pictures, which is the order of MONAI's readers too.
+`.nii.gz`) is read with nibabel, pictures (PNG, TIFF, BMP, JPEG) with Pillow; DICOM is the matter of
+`scripts.dicom`. Arrays are `(x, y, z)` as nibabel gives them and `(width, height)` for pictures, which is
+the order of MONAI's readers too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nibabel.wrapstruct import WrapStructError
 from PIL import Image
 from tqdm import tqdm
 
+from scripts.dicom import BadSeries, SeriesFinder
 from scripts.errors import InputError
 from scripts.labels import IGNORE_NAME
 
@@ -166,6 +168,35 @@ def check_image(case: Mapping[str, Any], *, spatial_dims: int, in_channels: int)
         All problems found.
     """
     return _inspect_image(case, spatial_dims, in_channels)[0]
+
+
+def check_series(
+    case: Mapping[str, Any], finder: SeriesFinder, *, spatial_dims: int, in_channels: int
+) -> list[Problem]:
+    """`check_image` for a DICOM series; what is odd about it and can be coped with is logged.
+
+    Args:
+        case: its image is what `finder` opens.
+        finder: where series are looked for.
+        spatial_dims: 2 or 3.
+        in_channels: channels that the network takes.
+
+    Returns:
+        The first problem found, or none.
+    """
+    name, path = str(case["case"]), str(case["image"])
+    try:
+        series = finder.open(path)
+        loaded = _Loaded(series.read(), series.affine)
+        _spatial_grid(loaded, spatial_dims, in_channels, label=False)
+        _finite(loaded.values)
+    except BadSeries as error:
+        return [Problem(name, path, *error.reason)]
+    except _Fault as fault:
+        return [Problem(name, path, *fault.args)]
+    for note in series.notes:
+        logger.warning("%s: %s", path, note)
+    return []
 
 
 def check_case(
@@ -366,7 +397,11 @@ def _load(path: str) -> _Loaded:
     file = Path(path)
     suffix = image_suffix(file).lower()
     if file.is_dir():
-        raise _Fault("a folder", "an image is one file here", "convert the series in it to one NIfTI file")
+        raise _Fault(
+            "a folder",
+            "an image is one file here",
+            "convert the series in it to one NIfTI file, or hand the folder to configs/dicom.json",
+        )
     if not file.is_file():
         raise _Fault("no such file", "every file of the list must exist", "correct the path or add the file")
     try:
@@ -393,7 +428,7 @@ def _load(path: str) -> _Loaded:
     raise _Fault(
         f"the unknown suffix '{file.suffix}'",
         f"images are {', '.join(IMAGE_SUFFIXES)}",
-        "convert it, volumes to .nii.gz and pictures to .png",
+        "convert it, volumes to .nii.gz and pictures to .png, or add configs/dicom.json for DICOM",
     )
 
 

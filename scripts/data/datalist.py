@@ -23,11 +23,13 @@ from scripts.data.checks import (
     Problem,
     check_cases,
     check_image,
+    check_series,
     image_suffix,
     map_cases,
     require_sound,
     summarise,
 )
+from scripts.dicom import DICOM_READER, SeriesFinder
 from scripts.errors import InputError
 from scripts.labels import IGNORE_NAME
 
@@ -310,6 +312,7 @@ def read_images(
     section: str | None = None,
     fold: int = 0,
     seed: int = 0,
+    reader: str = "NibabelReader",
 ) -> InferenceCases:
     """Find the images of a folder, or of a section of a data set, and check them.
 
@@ -318,12 +321,14 @@ def read_images(
     Args:
         dataset_dir: folder of images, relative to the working directory or absolute. Where the network takes
             several channels and every file is named like nnU-Net's `case_0000.nii.gz`, `case_0001.nii.gz`,
-            the files of a case belong together. With a ``section`` a folder with dataset.json.
+            the files of a case belong together. With a ``section`` a folder with dataset.json. For DICOM a
+            folder, with its subfolders, or a zip or multi-frame file, whose series are the cases.
         spatial_dims: 2 or 3.
         in_channels: channels that the network takes.
         section: "training", "validation" or "testing" of the data set, or None.
         fold: the fold that validates, see `read_split`.
         seed: seed of the folds made on the fly.
+        reader: what the images are read with; scripts.dicom.DicomReader for DICOM.
 
     Returns:
         The sound images and the problems of the others.
@@ -332,17 +337,19 @@ def read_images(
         InputError: if the folder is missing or holds no images, two files have the same case id, or no image
             is sound; if the data set is not usable or the section holds no case.
     """
-    folder = _existing_folder(dataset_dir)
-    if section is None:
-        cases = _found(folder, in_channels)
+    kind = {"spatial_dims": spatial_dims, "in_channels": in_channels}
+    if reader == DICOM_READER:
+        folder, finder = Path(dataset_dir).expanduser().absolute(), SeriesFinder()
+        cases = _series(folder, finder, section)
+        found = map_cases(lambda case: check_series(case, finder, **kind), cases, "Checking images")
     else:
-        listed = cases_of(sections(folder, fold, seed), section)
-        cases = [{key: case[key] for key in ("image", "case")} for case in listed]
-    found = map_cases(
-        lambda case: check_image(case, spatial_dims=spatial_dims, in_channels=in_channels),
-        cases,
-        "Checking images",
-    )
+        folder = _existing_folder(dataset_dir)
+        if section is None:
+            cases = _found(folder, in_channels)
+        else:
+            listed = cases_of(sections(folder, fold, seed), section)
+            cases = [{key: case[key] for key in ("image", "case")} for case in listed]
+        found = map_cases(lambda case: check_image(case, **kind), cases, "Checking images")
     if all(found):
         problems = [problem for problems in found for problem in problems]
         raise InputError(summarise(problems, f"None of the {len(cases)} images in {folder} is usable:"))
@@ -365,6 +372,21 @@ def _found(folder: Path, in_channels: int) -> list[dict[str, Any]]:
     if not files:
         raise InputError(f"dataset_dir {folder} holds no images; put some in or hand another folder.")
     return _group_channels(files, in_channels)
+
+
+def _series(place: Path, finder: SeriesFinder, section: str | None) -> list[dict[str, Any]]:
+    """Cases of a folder or a zip file of DICOM; says how many, and what is no image."""
+    if section is not None:
+        raise InputError(
+            f"section is '{section}' and the images are DICOM, of which no dataset.json lists any; leave out "
+            "--section and hand the folder of the series."
+        )
+    found = finder.look(place)
+    sizes = ", ".join(f"{name} ({len(files)} files)" for name, files in found.series.items())
+    logger.info("%s: %d series: %s", place, len(found.series), sizes)
+    if found.left_out:
+        logger.warning("%s: left out: %s", place, found.told())
+    return [{"image": str(place / name), "case": name} for name in found.series]
 
 
 def _existing_folder(dataset_dir: str | Path) -> Path:

@@ -25,7 +25,7 @@ OVERLAYS = [
 ]
 EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.json"))
 
-BASES = ("train", "inference", "evaluate", "ensemble", "exported", "multi_gpu_train")
+BASES = ("train", "inference", "evaluate", "ensemble", "dicom", "exported", "multi_gpu_train")
 
 #: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
 ADDED = {
@@ -102,6 +102,12 @@ def test_overlay_replaces_only_ids_that_exist(file: Path) -> None:
 @pytest.mark.parametrize("name", ADDED)
 def test_overlay_on_training_adds_only_what_it_means_to(name: str) -> None:
     assert {key for key in read(name) if not has_id(read("train"), key)} == ADDED[name]
+
+
+def test_dicom_adds_the_codes_of_our_labels() -> None:
+    inference, dicom = read("inference"), read("dicom")
+    assert dicom.keys() - inference.keys() == {"segments"}
+    assert dicom["segments"].keys() == inference["labels"].keys() - {"background"}
 
 
 @pytest.mark.parametrize(("part", "index"), [("train", 5), ("validate", 3)])

@@ -1,0 +1,162 @@
+"""Write segmentations of DICOM series."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from pydicom import Dataset
+
+from scripts.dicom.report import make_report, measure, summary
+from scripts.dicom.segmentation import (
+    LONG_STRING,
+    Algorithm,
+    make_segmentation,
+    make_segments,
+    nothing_told,
+    require_highdicom,
+    source_headers,
+)
+from scripts.dicom.series import BadSeries, Series, SeriesFinder
+from scripts.errors import InputError
+from scripts.files import written_whole
+from scripts.labels import IGNORE_NAME, class_names, whole_numbers
+from scripts.transforms.labels import class_map, source_of
+
+logger = logging.getLogger(__name__)
+
+#: How far the affines of a label map and of its series may differ, in mm a voxel and in mm.
+AFFINE_TOLERANCE = 1e-3
+
+
+class SaveSegmentationd(MapTransform):
+    """Write a label map as a DICOM Segmentation, a Structured Report and JSON: all three or none.
+
+    The files are called after the series: `series_0123456789ab_seg.dcm`, `..._report.dcm`, `..._report.json`.
+    The two DICOM files name the patient in their header, as every object of a study does; nothing else does.
+
+    Args:
+        keys: label maps, (1, x, y, z), on the grid of the series that they were made on.
+        output_dir: folder of the files.
+        labels: name to value, the background first.
+        segments: codes of the labels, see `scripts.dicom.segmentation.make_segments`.
+        metadata: the bundle's metadata.json, whose name and version identify the algorithm.
+
+    Raises:
+        InputError: highdicom is not installed; a code or the metadata is not usable; a label map is not on
+            the grid, or has a value that `labels` does not declare; its series is gone; a file cannot be
+            written.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | Path,
+        labels: Mapping[str, int],
+        segments: Mapping[str, Mapping[str, Sequence[str]]],
+        metadata: str | Path,
+    ) -> None:
+        super().__init__(keys)
+        require_highdicom()
+        make_segments(labels, segments)
+        self.output_dir = Path(output_dir)
+        self.labels = dict(labels)
+        self.codes = segments
+        self.algorithm = _algorithm(Path(metadata))
+        self.finder = SeriesFinder()
+        unused = sorted(set(segments) - set(labels))
+        if unused:
+            logger.warning("segments has codes for %s, which labels does not name", ", ".join(unused))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.keys:
+            tensor = class_map(out[key], key)
+            series = self.finder.open(source_of(tensor, key))
+            grid = whole_numbers(tensor[0].cpu().numpy(), f"{key} of {series.path}")
+            self._require_grid(series, grid, tensor)
+            self._write(series, series.slices_of(grid))
+        return out
+
+    def _require_grid(self, series: Series, grid: np.ndarray, tensor: Any) -> None:
+        """Refuse a map that would end up at another place, or mean nothing."""
+        apart = np.abs(np.asarray(tensor.affine.cpu()) - series.affine).max()
+        if grid.shape != series.shape or apart > AFFINE_TOLERANCE:
+            raise InputError(
+                f"{series.path} has the grid {series.shape} and its label map {grid.shape}, "
+                f"{apart:.3g} apart in the affine: bring it back with Invertd before it is saved"
+            )
+        declared = [self.labels[name] for name in class_names(self.labels)]
+        declared += [self.labels[IGNORE_NAME]] if IGNORE_NAME in self.labels else []
+        undeclared = sorted(set(np.unique(grid).tolist()) - set(declared))
+        if undeclared:
+            raise InputError(
+                f"{series.path} was given the label value {undeclared[0]}, which labels does not declare: "
+                "numbered objects have no codes, so save classes"
+            )
+
+    def _write(self, series: Series, slices: np.ndarray) -> None:
+        segments = make_segments(self.labels, self.codes)
+        files = {"segmentation": f"{series.name}_seg.dcm", "structured_report": f"{series.name}_report.dcm"}
+        volumes = measure(series, slices, segments)
+        told = summary(series, slices, segments, self.algorithm, files)
+        with nothing_told():
+            headers = source_headers(series)
+            try:
+                segmentation = make_segmentation(series, headers, slices, segments, self.algorithm)
+                report = make_report(series, headers, segmentation, volumes, segments, self.algorithm)
+                contents = {
+                    files["segmentation"]: _encoded(segmentation),
+                    files["structured_report"]: _encoded(report),
+                    f"{series.name}_report.json": (json.dumps(told, indent=1) + "\n").encode(),
+                }
+            except Exception as error:  # its text may tell of the patient
+                raise BadSeries(
+                    series.path,
+                    f"images that a segmentation cannot refer to ({type(error).__name__})",
+                    "their headers must be complete (PS3.3 C.7)",
+                    "export the images again",
+                ) from None
+        try:
+            with ExitStack() as stack:  # renamed when all of them are there
+                for name, content in contents.items():
+                    stack.enter_context(written_whole(self.output_dir / name)).write_bytes(content)
+        except OSError as error:
+            raise InputError(
+                f"{self.output_dir / files['segmentation']} and its report cannot be written "
+                f"({error.strerror}): make room or name another --output_dir and run again; what was "
+                "finished before is there"
+            ) from error
+        listed = ", ".join(f"{name} {volume:.3f} mL" for name, volume in volumes.items())
+        logger.info("%s: %s", series.name, listed)
+
+
+def _encoded(dataset: Dataset) -> bytes:
+    """A DICOM file."""
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _algorithm(path: Path) -> Algorithm:
+    """Name, version and authors of a bundle.
+
+    Raises:
+        InputError: the file is not there, or lacks one of them.
+    """
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return Algorithm(*(about[key][:LONG_STRING] for key in ("name", "version", "authors")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} does not identify the algorithm ({type(error).__name__}): it must be JSON with name, "
+            "version and authors"
+        ) from error

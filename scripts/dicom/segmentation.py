@@ -1,0 +1,309 @@
+"""Label maps as DICOM Segmentations (PS3.3 A.51), written and read with highdicom.
+
+Every slice of the series has a frame for every segment, empty ones included, so that nothing has to be
+guessed when it is read back. A plane that was never acquired has none.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+from pydicom.valuerep import DA
+
+from scripts.dicom.series import EXTRA, Series, SeriesFinder, series_name
+from scripts.errors import InputError
+from scripts.labels import class_names
+
+if TYPE_CHECKING:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.seg import Segmentation
+
+#: Category and type of a label without codes: CID 7150 and 7166 (PS3.16).
+ANY_TISSUE = Code("85756007", "SCT", "Tissue")
+
+#: Series number of segmentations; reports have the next.
+SERIES_NUMBER = 900
+
+#: Most characters of a long string (PS3.5 6.2).
+LONG_STRING = 64
+
+_CODES = ("category", "type", "modifier")
+_NAMED_IN_STUDY = (  # may be empty but must be there (PS3.3 C.7.1.1, C.7.2.1)
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "ReferringPhysicianName"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a label value means.
+
+    Attributes:
+        name: the label.
+        value: in the label map.
+        number: of the segment, from 1.
+        category: Segmented Property Category (CID 7150).
+        type: Segmented Property Type.
+        modifier: of the type, or None.
+        tracking: UID of the finding, in the segmentation and in the report.
+    """
+
+    name: str
+    value: int
+    number: int
+    category: Code
+    type: Code
+    modifier: Code | None
+    tracking: str
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What made a segmentation.
+
+    Attributes:
+        name: of the bundle.
+        version: of the bundle.
+        manufacturer: its authors.
+    """
+
+    name: str
+    version: str
+    manufacturer: str
+
+
+def require_highdicom() -> None:
+    """Refuse to go on without highdicom.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if not find_spec("highdicom"):
+        raise InputError(
+            f"DICOM segmentations need highdicom, which is not installed: run pip install -r {EXTRA}"
+        )
+
+
+def make_segments(
+    labels: Mapping[str, int], codes: Mapping[str, Mapping[str, Sequence[str]]]
+) -> list[Segment]:
+    """The segments of a task: every label but the first, which is the background, and `ignore`.
+
+    Args:
+        labels: name to value.
+        codes: for a label `category`, `type` and `modifier`, each as code value, coding scheme and meaning;
+            a label without any is a tissue.
+
+    Raises:
+        InputError: a code is not these three texts, or a name is too long.
+    """
+    for name, given in codes.items():
+        for key, code in given.items():
+            sound = len(code) == 3 and all(isinstance(part, str) and 0 < len(part) <= 64 for part in code)
+            if key not in _CODES or not sound or isinstance(code, str):
+                raise InputError(
+                    f"segments has {key!r}: {code!r} for {name!r}; {', '.join(_CODES)} are each a list of "
+                    'code value, scheme and meaning; write for example ["5366008", "SCT", "Hippocampus"]'
+                )
+    segments = []
+    for number, name in enumerate(class_names(dict(labels))[1:], start=1):
+        if len(name) > LONG_STRING:
+            raise InputError(
+                f"labels has {name!r}: the label of a DICOM segment has {LONG_STRING} characters at most; "
+                "shorten it"
+            )
+        own = {key: Code(*code) for key, code in codes.get(name, {}).items()}
+        kind = own.get("type", ANY_TISSUE)
+        category = own.get("category", ANY_TISSUE)
+        segments.append(
+            Segment(name, labels[name], number, category, kind, own.get("modifier"), str(generate_uid()))
+        )
+    return segments
+
+
+@contextmanager
+def nothing_told() -> Iterator[None]:
+    """Keep pydicom and highdicom quiet: they warn of unusual names by citing them."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def source_headers(series: Series) -> list[Dataset]:
+    """The data sets that a segmentation refers to, without pixels, with what highdicom copies mended.
+
+    Raises:
+        BadSeries: a file is gone.
+    """
+    headers = series.headers()
+    for header in headers:
+        for keyword in _NAMED_IN_STUDY:
+            if keyword not in header:
+                setattr(header, keyword, "")
+        if header.PatientSex not in ("F", "M", "O", "", None):
+            header.PatientSex = ""
+        for keyword in ("PatientBirthDate", "StudyDate"):
+            try:
+                DA(header[keyword].value)
+            except ValueError:
+                setattr(header, keyword, "")
+    return headers
+
+
+def make_segmentation(
+    series: Series,
+    headers: Sequence[Dataset],
+    slices: np.ndarray,
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+) -> Segmentation:
+    """A segmentation that refers to the images it was made from.
+
+    Args:
+        series: the images.
+        headers: theirs, see `source_headers`.
+        slices: label values, (N, rows, columns), one for each slice of the series.
+        segments: what the values mean; any other value is background.
+        algorithm: what made them.
+    """
+    import highdicom as hd
+    from highdicom.seg import Segmentation, SegmentationTypeValues, SegmentDescription
+
+    numbers = np.zeros(slices.shape, np.uint8 if len(segments) < 256 else np.uint16)
+    for segment in segments:
+        numbers[slices == segment.value] = segment.number
+    if series.multi_frame:  # in the order of the file
+        numbers = numbers[np.argsort([each.frame for each in series.slices])]
+    descriptions = []
+    for segment in segments:
+        description = SegmentDescription(
+            segment_number=segment.number,
+            segment_label=segment.name,
+            segmented_property_category=segment.category,
+            segmented_property_type=segment.type,
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=identify(algorithm),
+            tracking_uid=segment.tracking,
+            tracking_id=segment.name,
+        )
+        if segment.modifier is not None:  # PS3.3 C.8.20.4.1, inside the item of the type
+            item = description.SegmentedPropertyTypeCodeSequence[0]
+            item.SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept.from_code(segment.modifier)]
+        descriptions.append(description)
+    return Segmentation(
+        source_images=headers,
+        pixel_array=numbers,
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=descriptions,
+        series_instance_uid=generate_uid(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        omit_empty_frames=False,
+        series_description="Automatic segmentation",
+        content_label="SEGMENTATION",
+        content_description="Automatic segmentation",
+        manufacturer=algorithm.manufacturer,
+        manufacturer_model_name=algorithm.name,
+        software_versions=algorithm.version,
+        device_serial_number=algorithm.version,  # software has no other (PS3.3 C.7.5.2)
+    )
+
+
+def identify(algorithm: Algorithm) -> AlgorithmIdentificationSequence:
+    """Algorithm Identification (PS3.3 10.16)."""
+    import highdicom as hd
+
+    family = hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
+    return hd.AlgorithmIdentificationSequence(algorithm.name, family, algorithm.version)
+
+
+def read_segmentation(path: str | Path, source: str | Path, labels: Mapping[str, int]) -> np.ndarray:
+    """Read a segmentation at the slices of the series that it was made on.
+
+    Args:
+        path: a DICOM Segmentation.
+        source: the series, see `SeriesFinder.open`; of a folder with several series the one referred to.
+        labels: name to value, the background first; a segment is known by its label.
+
+    Returns:
+        Label values, (x, y, N), in the order of the series' slices.
+
+    Raises:
+        InputError: it is no segmentation, or has a segment that `labels` does not name; the source is gone or
+            another one.
+        BadSeries: the slices of the source do not make a volume.
+    """
+    require_highdicom()
+    from highdicom.seg import segread
+
+    with nothing_told():
+        try:
+            segmentation = segread(Path(path))
+            uids = segmentation.get_source_image_uids()
+            names = {
+                number: segmentation.get_segment_description(number).segment_label
+                for number in segmentation.segment_numbers
+            }
+        except Exception as error:  # whatever a broken file makes pydicom raise
+            raise InputError(
+                f"{path} is no DICOM Segmentation that can be read ({type(error).__name__}): hand one, whole"
+            ) from None
+        unknown = sorted(set(names.values()) - set(labels))
+        if unknown:
+            raise InputError(
+                f"{path} has the segment {unknown[0]!r}, which labels does not name: add its value"
+            )
+        series = _source(Path(path), Path(source), segmentation, {str(uid) for *_, uid in uids})
+        if series.multi_frame:
+            frames = [each.frame + 1 for each in series.slices]
+            numbers = segmentation.get_pixels_by_source_frame(
+                series.slices[0].instance, frames, combine_segments=True, assert_missing_frames_are_empty=True
+            )
+        else:
+            numbers = segmentation.get_pixels_by_source_instance(
+                [each.instance for each in series.slices],
+                combine_segments=True,
+                assert_missing_frames_are_empty=True,
+            )
+    values = np.full(numbers.shape, next(iter(labels.values())), np.int32)
+    for number, name in names.items():
+        values[numbers == number] = labels[name]
+    return values.T  # (N, rows, columns) to (x, y, N)
+
+
+def _source(path: Path, source: Path, segmentation: Any, instances: set[str]) -> Series:
+    """The series that a segmentation refers to."""
+    if not source.exists() and not source.parent.exists():
+        raise InputError(f"{source}, the source of {path}, is not there: put it back or hand where it is")
+    finder = SeriesFinder()
+    referred = segmentation.get("ReferencedSeriesSequence", [Dataset()])[0].get("SeriesInstanceUID", "")
+    names = [series_name(uid) for uid in (str(referred), *sorted(instances))]
+    inside = next((name for name in names if source.exists() and name in finder.look(source).series), None)
+    series = finder.open(source / inside if inside else source)
+    gone = len(instances - {each.instance for each in series.slices})
+    if gone:
+        raise InputError(
+            f"{path} refers to {len(instances)} images, {gone} of which are not in {source}: hand the series "
+            "that it was made on, whole"
+        )
+    return series

@@ -1,0 +1,243 @@
+"""Inference on DICOM as users run it: the same labels as for NIfTI, at the same place, and nobody named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from scipy import ndimage
+
+from scripts.dicom import DICOM_READER, Series, SeriesFinder, read_segmentation
+from scripts.dicom.series import series_name
+from tests import dicom_phantom as phantom
+from tests.commands import (
+    ROOT,
+    SHARED_DATA,
+    bundle_run,
+    command,
+    config_files,
+    last_line,
+    read_array,
+    run,
+    written,
+)
+
+pytestmark = pytest.mark.workflow
+
+LABELS = {"background": 0, "anterior": 1, "posterior": 2}
+TINY: dict[str, Any] = {"patch_size": [16, 16, 16], "channels": [4, 8, 8, 8], "runtime": "torch"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a network that nobody trained: its labels follow the noise of the images."""
+    parser = ConfigParser()
+    parser.read_config(config_files("inference"))
+    parser.update({"channels": TINY["channels"]})
+    torch.manual_seed(3)
+    file = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(parser.get_parsed_content("network_def").state_dict(), file)
+    return file
+
+
+def smooth(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """Blobs of some voxels, (x, y, z), 0 to 1000."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.5)
+    return np.rint(1000 * (noise - noise.min()) / np.ptp(noise)).astype(np.int16)
+
+
+def images(name: str, seed: int = 0) -> list[pydicom.Dataset]:
+    """A series with an oddity, large enough for the network."""
+    about = {
+        "plain": {},
+        "oblique": {"directions": phantom.OBLIQUE},
+        "tilted": {"tilt": 18.0},
+        "missing": {"gaps": [2.0] * 5 + [4.0] + [2.0] * 6 + [6.0] + [2.0] * 3},
+        "uneven": {"gaps": [2.0, 2.5, 3.0, 2.2] * 4},
+    }[name]
+    directions = about.get("directions", phantom.AXIAL)
+    where = phantom.positions(17, directions, about.get("gaps", 2.0), about.get("tilt", 0.0))
+    return phantom.series(smooth((26, 22, 17), seed), where, directions, modality="MR")
+
+
+def segment(place: Path, output: Path, weights: Path, *overlays: str, **overrides: Any) -> None:
+    run(
+        *("inference", *overlays),
+        **{**TINY, **overrides},
+        dataset_dir=str(place),
+        output_dir=str(output),
+        checkpoint=str(weights),
+    )
+
+
+def as_nifti(series: Series, folder: Path) -> Path:
+    """What the reader gives, as a file whose header holds the affine in double precision."""
+    folder.mkdir()
+    nib.save(nib.Nifti2Image(series.read(), series.affine), folder / f"{series.name}.nii.gz")
+    return folder
+
+
+def by_position(seg: Path, truth: np.ndarray, series: Series) -> int:
+    """Compare the frames with label values, (x, y, slice), by position and segment; how many there are."""
+    found = hd.seg.segread(seg)
+    values = [LABELS[found.get_segment_description(n).segment_label] for n in found.segment_numbers]
+    for frame, group in zip(found.pixel_array, found.PerFrameFunctionalGroupsSequence, strict=True):
+        place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        index = int(np.argmin([np.linalg.norm(each.position - place) for each in series.slices]))
+        assert np.allclose(series.slices[index].position, place)
+        value = values[group.SegmentIdentificationSequence[0].ReferencedSegmentNumber - 1]
+        assert np.array_equal(frame.T, truth[..., index] == value)
+    return int(found.NumberOfFrames)
+
+
+def validate(*files: Path) -> None:
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy is not installed; it is in the Debian package dicom3tools")
+    for file in files:
+        done = subprocess.run(["dciodvfy", file], capture_output=True, text=True, check=False)
+        assert [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")] == []
+
+
+@pytest.mark.parametrize("name", ["plain", "oblique", "tilted", "missing", "uneven", "multi"])
+def test_the_same_labels_as_for_nifti(name: str, weights: Path, tmp_path: Path) -> None:
+    made = [phantom.multi_frame(images("oblique"))] if name == "multi" else images(name)
+    study = phantom.write(made, tmp_path / "study")
+    series = SeriesFinder().open(study)
+    segment(study, tmp_path / "dicom", weights, "dicom")
+    segment(as_nifti(series, tmp_path / "nifti"), tmp_path / "from_nifti", weights)
+    (case,) = SeriesFinder().look(study).series
+    endings = ("report.dcm", "report.json", "seg.dcm")
+    assert written(tmp_path / "dicom") == [f"{case}_{ending}" for ending in endings]
+
+    truth = read_array(tmp_path / f"from_nifti/{case}_seg.nii.gz")
+    at_slices = series.slices_of(truth).T
+    assert len(np.unique(at_slices)) > 1, "a map of one label would agree with anything"
+    seg = tmp_path / f"dicom/{case}_seg.dcm"
+    assert np.array_equal(read_segmentation(seg, study, LABELS), at_slices)
+    assert by_position(seg, at_slices, series) == 2 * 17
+    told = json.loads((tmp_path / f"dicom/{case}_report.json").read_text(encoding="utf-8"))
+    if name not in ("missing", "uneven"):
+        millilitres = {n: (truth == v).sum() * 0.8 * 1.3 * 2 / 1000 for n, v in LABELS.items() if v}
+        found = {part["name"]: part["volume_ml"] for part in told["segments"]}
+        assert found == pytest.approx(millilitres, rel=1e-6)
+    validate(seg, tmp_path / f"dicom/{case}_report.dcm")
+
+
+def test_the_reader_alone_writes_nifti(weights: Path, tmp_path: Path) -> None:
+    """The config of NIfTI with another reader and nothing else."""
+    study = phantom.write(images("oblique"), tmp_path / "study")
+    series = SeriesFinder().open(study)
+    (case,) = SeriesFinder().look(study).series
+    segment(study, tmp_path / "dicom", weights, reader=DICOM_READER)
+    segment(as_nifti(series, tmp_path / "nifti"), tmp_path / "from_nifti", weights)
+    made, same = (
+        nib.Nifti1Image.from_filename(tmp_path / part / f"{case}_seg.nii.gz")
+        for part in ("dicom", "from_nifti")
+    )
+    assert np.array_equal(made.dataobj, same.dataobj)
+    assert np.allclose(made.affine, series.affine, atol=1e-5)
+
+
+def test_a_study_with_everything_in_it(weights: Path, tmp_path: Path) -> None:
+    """By the command: two series, one that is no volume, what is no image, names all over the folders."""
+    study = tmp_path / "study"
+    good, packed, bad = images("plain"), images("tilted", seed=1), images("plain", seed=2)
+    bad[3].pop("PixelSpacing")
+    inner, names = study / phantom.NAME, f"{phantom.NAME}_{{:04d}}.dcm"
+    phantom.write([*good, phantom.secondary_capture(good[0]), phantom.localizer(good[0])], inner, names=names)
+    phantom.write(bad, inner / phantom.IDENTIFIER, names=names)
+    phantom.pack(phantom.write(packed, tmp_path / "packed"), study / "more.zip", inside=phantom.NAME)
+    (inner / f"{phantom.NAME}.txt").write_text(phantom.NAME)
+    done = command(
+        *bundle_run(
+            *(f"--{key}={value}" for key, value in TINY.items()),
+            *("--dataset_dir", "study", "--output_dir", "out", "--checkpoint", str(weights)),
+            files=config_files("inference", "dicom"),
+        ),
+        cwd=tmp_path,
+    )
+    names_of = [series_name(part[0].SeriesInstanceUID) for part in (good, packed, bad)]
+    assert done.returncode == 1, done.stderr
+    assert last_line(done).startswith(f"error: 1 of 3 images were not segmented: {names_of[2]};")
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    for sentence in (
+        "3 series",
+        "left out: MR Image Storage, localizer (1), Secondary Capture Image Storage (1), files that are not",
+        f"{names_of[2]}: found no usable PixelSpacing (instance number 4)",
+    ):
+        assert sentence in said
+    endings = ("report.dcm", "report.json", "seg.dcm")
+    assert written(tmp_path / "out") == sorted(f"{n}_{end}" for n in names_of[:2] for end in endings)
+    told = "".join(file.read_text(encoding="utf-8") for file in (tmp_path / "out").glob("*.json"))
+    content = "".join(
+        str(pydicom.dcmread(file).ContentSequence) for file in (tmp_path / "out").glob("*_report.dcm")
+    )
+    everything = said + told + content + "".join(written(tmp_path / "out"))
+    assert [text for text in phantom.IDENTITY if text in everything] == []
+    for part, name in zip((good, packed), names_of[:2], strict=True):
+        seg = tmp_path / f"out/{name}_seg.dcm"
+        assert pydicom.dcmread(seg).PatientID == phantom.IDENTIFIER
+        series = SeriesFinder().open(study / name)
+        assert [each.instance for each in series.slices] == [image.SOPInstanceUID for image in part]
+        by_position(seg, read_segmentation(seg, study, LABELS), series)
+
+
+def test_a_full_disk_by_the_command(weights: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 4 kB: one sentence, and no file."""
+    phantom.write(images("plain"), tmp_path / "study")
+    done = command(
+        *bundle_run(
+            *(f"--{key}={value}" for key, value in TINY.items()),
+            *("--dataset_dir", "study", "--output_dir", "out", "--checkpoint", str(weights)),
+            files=config_files("inference", "dicom"),
+        ),
+        cwd=tmp_path,
+        launcher=("bash", "-c", 'ulimit -f 4; exec "$0" "$@"', sys.executable),
+    )
+    assert done.returncode != 0
+    assert "_seg.dcm and its report cannot be written (File too large)" in last_line(done)
+    assert last_line(done).startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert written(tmp_path / "out") == []
+
+
+@pytest.mark.data
+def test_a_real_series(tmp_path: Path) -> None:
+    """With the weights that the bundle ships, as DICOM and as NIfTI."""
+    study = SHARED_DATA / "mr_dicom_study/13_HCropVolume"
+    if not study.is_dir():
+        pytest.skip("shared data set mr_dicom_study is not here")
+    series = SeriesFinder().open(study)
+    assert series.shape == (35, 51, 32)
+    expected = [pydicom.dcmread(study / f"{index}.dcm").pixel_array.T for index in range(1, 33)]
+    assert np.array_equal(series.read(), np.stack(expected, -1))  # names sort as 1, 10, 11, ...
+    assert np.array_equal(series.affine, np.array([[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]]))
+    own = {"patch_size": [32, 48, 32], "channels": [16, 32, 64, 128]}
+    weights = ROOT / "models/model.pt"
+    segment(study, tmp_path / "dicom", weights, "dicom", **own)
+    segment(as_nifti(series, tmp_path / "nifti"), tmp_path / "from_nifti", weights, **own)
+    (case,) = SeriesFinder().look(study).series
+    truth = read_array(tmp_path / f"from_nifti/{case}_seg.nii.gz")
+    seg = tmp_path / f"dicom/{case}_seg.dcm"
+    assert np.array_equal(read_segmentation(seg, study, LABELS), truth)
+    assert by_position(seg, truth, series) == 64
+    told = json.loads((tmp_path / f"dicom/{case}_report.json").read_text(encoding="utf-8"))
+    for part in told["segments"]:
+        assert part["volume_ml"] == (truth == part["value"]).sum() / 1000
+        assert 0.5 < part["volume_ml"] < 4  # half of a hippocampus
+    source = pydicom.dcmread(study / "1.dcm")
+    for file in (tmp_path / "dicom").glob("*.json"):
+        assert str(source.PatientID) not in file.read_text(encoding="utf-8") + file.name
+    validate(seg, tmp_path / f"dicom/{case}_report.dcm")
