@@ -374,7 +374,7 @@ class VolumeSegmenter:
 
 def _require(name: str, transforms: Sequence[Transform], *kinds: type) -> None:
     for transform in transforms:
-        if type(transform) not in kinds:
+        if not isinstance(transform, kinds):
             raise InputError(
                 f"{name} holds a {type(transform).__name__}, which needs the whole volume: "
                 f"use {' and '.join(kind.__name__ for kind in kinds)}, or configs/inference.json alone"

@@ -59,6 +59,13 @@ def test_metadata_and_model_card(packaged: Path) -> None:
     assert "| ap50 | 0.5000 |" in readme
 
 
+def test_postprocessing_leaves_probabilities_to_scoring(packaged: Path) -> None:
+    config = json.loads((packaged / "configs/inference.json").read_text())
+    assert config["postprocessing"]["transforms"] == (
+        "$@restore + @to_labels + @save + @deliver if @network_def::dropout == 0.0 else @restore"
+    )
+
+
 def test_the_format_of_our_own_metadata_is_what_the_network_says() -> None:
     ours = json.loads((CONFIGS / "metadata.json").read_text())
     experiment = read_experiment(CONFIGS / "experiments/hippocampus.json")
