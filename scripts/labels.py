@@ -12,6 +12,9 @@ IGNORE_LABEL = 255
 #: Name under which a task's ``labels`` may declare the value of unannotated voxels on disk.
 IGNORE_NAME = "ignore"
 
+#: Integer types of label maps, in the order in which they are tried.
+LABEL_TYPES = (np.uint8, np.uint16, np.int32, np.int64)
+
 
 def class_names(labels: dict[str, int]) -> list[str]:
     """Names of the classes in the order of their indices (the order of ``labels``, without "ignore")."""
@@ -43,3 +46,9 @@ def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
     if values.size and values.min() < 0:
         raise InputError(f"{name} holds the value {values.min()}: give whole numbers from 0")
     return values
+
+
+def label_type(labels: np.ndarray) -> type[np.integer]:
+    """The first of LABEL_TYPES that holds every value of an integer array."""
+    low, high = int(labels.min()), int(labels.max())
+    return next(t for t in LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max)

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +22,9 @@ from scripts.errors import InputError
 #: back when freed; from which size on; how much free memory may stay at the end of the heap (-1: all), and
 #: how much more than is needed it grows by. Bytes.
 _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -4, -3, -1, -2
+
+#: Seconds between the last word to the other processes and leaving them.
+LEAVING = 1.0
 
 
 def bundle_root() -> str:
@@ -95,8 +99,10 @@ def _leave_distributed() -> None:
     """Leave the other processes while the interpreter still lives.
 
     The network that is spread over the processes holds the group's threads, and cycles of references hold
-    the network: a thread that gives a tensor back to an interpreter that is already ending aborts it.
+    the network. Of a thread that has yet to give the last tensor back to Python, an interpreter that ends
+    makes an abort, and one that waits for the thread to end waits forever: so it gets a moment for it first.
     """
+    time.sleep(LEAVING)
     dist.destroy_process_group()
     gc.collect()
 

@@ -32,11 +32,10 @@ from torch import nn
 from scripts.data.checks import Problem
 from scripts.data.datalist import InferenceCases, file_stem
 from scripts.data.volumes import BadVolume, Box, Volume, open_volume
-from scripts.data.writers import label_type
 from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.inferers import SlabInferer, most_probable
-from scripts.labels import IGNORE_LABEL
+from scripts.labels import IGNORE_LABEL, label_type
 from scripts.process import release_memory
 from scripts.transforms import ClassesToLabelsd
 

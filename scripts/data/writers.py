@@ -11,15 +11,7 @@ from monai.utils import convert_to_numpy
 
 from scripts.errors import InputError
 from scripts.files import written_whole
-
-#: Integer types of label maps, in the order in which they are tried.
-LABEL_TYPES = (np.uint8, np.uint16, np.int32, np.int64)
-
-
-def label_type(labels: np.ndarray) -> type[np.integer]:
-    """The first of LABEL_TYPES that holds every value of an integer array."""
-    low, high = int(labels.min()), int(labels.max())
-    return next(t for t in LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
+from scripts.labels import label_type
 
 
 class _WholeWriter(ImageWriter):

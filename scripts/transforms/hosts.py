@@ -11,7 +11,7 @@ from monai.transforms import MapTransform
 from monai.transforms import Spacingd as MonaiSpacingd
 from monai.utils import convert_to_numpy
 
-from scripts.data.writers import label_type
+from scripts.labels import label_type
 
 
 class Spacingd(MonaiSpacingd):

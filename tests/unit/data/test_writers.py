@@ -12,8 +12,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImage
 from PIL import Image
 
 from scripts.data import writer_for
-from scripts.data.writers import label_type
 from scripts.errors import InputError
+from scripts.labels import label_type
 
 # oblique, 0.7 x 1 x 2.5 mm, shifted: all twelve numbers matter
 AFFINE = np.array([[0.69, 0.1, 0.0, 5.0], [-0.1, 0.99, 0.3, -7.0], [0.0, -0.2, 2.48, 11.0], [0, 0, 0, 1]])
