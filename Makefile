@@ -13,7 +13,7 @@ HOSTS := .venv-hosts/bin
 
 env: .venv/installed
 
-.venv/installed: requirements.txt requirements-runtimes.txt requirements-dicom.txt requirements-hosts.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-runtimes.txt requirements-dicom.txt requirements-zoo.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off -r requirements-dev.txt
 	touch $@

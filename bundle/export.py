@@ -40,7 +40,7 @@ from bundle.experiments import for_inference, read_experiment, resolved
 from bundle.package import data_format
 from bundle.score import table
 from scripts.data.datalist import read_json
-from scripts.errors import InputError
+from scripts.errors import InputError, root_cause
 from scripts.exported import Exported
 from scripts.files import written_whole
 from scripts.handlers import check_weights, read_weights
@@ -450,7 +450,7 @@ def read_evaluation(model: Model, dataset_dir: Path, section: str, cases: int | 
             len(class_names(parser.get_parsed_content("labels"))),
         )
     except Exception as error:
-        root = _root(error)
+        root = root_cause(error)
         if isinstance(root, InputError):
             raise root from None
         raise InputError(
@@ -638,15 +638,8 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _root(error: BaseException) -> BaseException:
-    """The error at the root of one, or the InputError among its causes."""
-    while not isinstance(error, InputError) and (cause := error.__cause__ or error.__context__):
-        error = cause
-    return error
-
-
 def _reason(error: BaseException) -> str:
     """The first line of what the error at the root says."""
-    root = _root(error)
+    root = root_cause(error)
     lines = str(root).strip().splitlines()
     return lines[0] if lines else type(root).__name__

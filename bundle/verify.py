@@ -226,30 +226,35 @@ def check_network(bundle: Bundle) -> Iterator[str]:
 def check_inference(bundle: Bundle) -> Iterator[str]:
     """From another folder a whole inference of one image ends well, and twice writes the same."""
     tensor = next(iter(_tensors(bundle, "inputs").values()), None)
-    if not tensor:
+    if tensor is None:
         return
-    fixed = ["--runtime", "torch"] if "runtime" in bundle.config("inference") else []
-    config = ["--config_file", str(bundle.root.resolve() / "configs" / "inference.json"), *fixed]
-    sentence = ""
-    for place in (".", "imagesTs"):  # where bundles look for images in dataset_dir
-        with tempfile.TemporaryDirectory() as folder:
-            data, outputs = Path(folder, "data"), [Path(folder, name) for name in ("first", "second")]
-            (data / place).mkdir(parents=True)
-            write_image(data / place, tensor["num_channels"], _lengths(tensor))
-            places = [["--dataset_dir", str(data), "--output_dir", str(output)] for output in outputs]
-            done = _run(["-m", "monai.bundle", "run", *config, *places[0]], Path(folder))
-            written = _hashes(outputs[0])
-            if written and not done.returncode:
-                done = _run(["-m", "monai.bundle", "run", *config, *places[1]], Path(folder))
-                again = _hashes(outputs[1])
-                if written != again:
-                    names = sorted(n for n in {*written, *again} if written.get(n) != again.get(n))
-                    yield f"inference twice on one image differs in {', '.join(names)}: make it deterministic"
-                return
-            failed = f"does not run on an image of noise: {_last(done)}"
-            nothing = "writes nothing for an image in dataset_dir: see where it looks"
-            sentence = sentence or (failed if done.returncode else nothing)
-    yield f"configs/inference.json {sentence}"
+    problem = _inference_problem(bundle, tensor, ".")  # bundles look for images in dataset_dir,
+    if problem and _inference_problem(bundle, tensor, "imagesTs"):  # or there
+        yield problem
+
+
+def _inference_problem(bundle: Bundle, tensor: dict[str, Any], place: str) -> str:
+    """What is wrong with an inference of an image of noise at a place in dataset_dir, or ""."""
+    config = ["--config_file", str(bundle.root.resolve() / "configs" / "inference.json")]
+    config += ["--runtime", "torch"] if "runtime" in bundle.config("inference") else []
+    with tempfile.TemporaryDirectory() as folder:
+        data, outputs = Path(folder, "data"), [Path(folder, name) for name in ("first", "second")]
+        (data / place).mkdir(parents=True)
+        write_image(data / place, tensor["num_channels"], _lengths(tensor))
+        for output in outputs:
+            places = ["--dataset_dir", str(data), "--output_dir", str(output)]
+            done = _run(["-m", "monai.bundle", "run", *config, *places], Path(folder))
+            if done.returncode:
+                return f"configs/inference.json does not run on an image of noise: {_last(done)}"
+        first, second = map(_hashes, outputs)
+    if not first:
+        return "configs/inference.json writes nothing for an image in dataset_dir: see where it looks"
+    differing = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
+    return (
+        f"inference twice on one image differs in {', '.join(differing)}: make it deterministic"
+        if differing
+        else ""
+    )
 
 
 def write_image(folder: Path, channels: int, size: list[int]) -> None:
@@ -302,7 +307,7 @@ def verify(
 ) -> None:
     """Check a bundle: files, metadata, ids, what it would execute, weights, network and export."""
     if not (has_yaml and has_jsonschema):
-        raise InputError("verify needs jsonschema and PyYAML: run pip install -r requirements-hosts.txt")
+        raise InputError("verify needs jsonschema and PyYAML: run pip install -r requirements-zoo.txt")
     with tempfile.TemporaryDirectory() as folder:
         root = unpack(bundle, Path(folder)) if bundle.is_file() else bundle
         found = read_bundle(root)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from monai.utils import set_determinism
 
-from scripts.errors import InputError
+from scripts.errors import InputError, root_cause
 
 #: glibc's mallopt parameters (malloc.h): how many large blocks may be mapped each by itself, which are given
 #: back when freed; from which size on; how much free memory may stay at the end of the heap (-1: all), and
@@ -69,10 +69,8 @@ def _mallopt(parameters: dict[int, int]) -> ctypes.CDLL | None:
 
 def _one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the InputError at the root of an error as one sentence, any other error as ever."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
+    cause = root_cause(error)
+    if not isinstance(cause, InputError):
         sys.__excepthook__(kind, error, trace)
     else:
         logging.shutdown()
@@ -96,11 +94,12 @@ def set_up_distributed(seed: int) -> None:
 
 
 def _leave_distributed() -> None:
-    """Leave the other processes while the interpreter still lives.
+    """Leave the other processes before the interpreter ends.
 
-    The network that is spread over the processes holds the group's threads, and cycles of references hold
-    the network. Of a thread that has yet to give the last tensor back to Python, an interpreter that ends
-    makes an abort, and one that waits for the thread to end waits forever: so it gets a moment for it first.
+    The group has threads, and DistributedDataParallel, which cycles of references keep alive, holds the
+    group. A thread may still have to release a tensor, for which it needs the interpreter. If that has ended
+    the process is aborted, and if it is waiting for the thread both wait for ever. So the threads first get
+    the time to release what they hold.
     """
     time.sleep(LEAVING)
     dist.destroy_process_group()

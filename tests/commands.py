@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from scripts.errors import InputError
+from scripts.errors import InputError, root_cause
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -54,10 +54,8 @@ def run(base: str, *overlays: str, **overrides: Any) -> None:
 
 def input_error(error: BaseException) -> str:
     """The sentence of the InputError at the root of an error that MONAI wrapped."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__ or cause.__context__
-    assert cause is not None, f"no InputError behind {error!r}"
+    cause = root_cause(error)
+    assert isinstance(cause, InputError), f"no InputError behind {error!r}"
     return str(cause)
 
 

@@ -313,7 +313,7 @@ def _look(place: Path) -> Found:
                 left_out[f"{kind.name}, localizer"] += 1
             else:
                 series[series_name(identifier)].append((source, header))
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # broken, encrypted, other
+    except (zipfile.BadZipFile, RuntimeError) as error:  # broken; encrypted, or packed in another way
         raise InputError(
             f"{place} is or holds a zip file that cannot be read ({type(error).__name__}): pack it again, "
             "without a password, or unpack it and hand the folder"

@@ -17,7 +17,7 @@ from typing import Any
 class _Declare(MetaPathFinder):
     """Declares the operators when torchvision is about to be imported, and finds no module itself."""
 
-    library: Any = None
+    declared: Any = None
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         """Called for every import."""
@@ -26,9 +26,9 @@ class _Declare(MetaPathFinder):
             import torch
 
             if torch.version.cuda is None and not version("torchvision").endswith("+cpu"):
-                _Declare.library = torch.library.Library("torchvision", "FRAGMENT")
+                _Declare.declared = torch.library.Library("torchvision", "FRAGMENT")
                 for name in ("nms", "qnms"):
-                    _Declare.library.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+                    _Declare.declared.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
 
 
 sys.meta_path.insert(0, _Declare())
