@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import typer
 from monai.utils import optional_import
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from tqdm import tqdm
 
@@ -39,6 +39,9 @@ STUDY_UID, INSTANCES = "0020000D", "00201209"
 
 #: As they were stored, compressed or not.
 AS_STORED = (("application/dicom", "*"),)
+
+#: The answer to an instance that is refused while others may be stored.
+REFUSED = 409
 
 #: What an archive's answer means for the one who asked.
 ADVICE = {
@@ -99,12 +102,11 @@ def store(
     refused = []
     for file, instance in tqdm(instances.items(), "storing"):
         with _answers(url, str(file)):
-            answer = client.store_instances([instance])
-        refused += [(file, failed.get("FailureReason")) for failed in answer.get("FailedSOPSequence", ())]
+            refused += [f"{file} ({reason})" for reason in _refusals(client, instance)]
     if refused:
-        reasons = "; ".join(f"{file} (failure reason {reason})" for file, reason in refused)
+        stored = f"{len(files) - len(refused)} of {len(files)} files"
         raise InputError(
-            f"{_place(url)} stored {len(files) - len(refused)} of {len(files)} files and refused {reasons}: "
+            f"{_place(url)} stored {stored} and refused {'; '.join(refused)}: "
             "look up the reason in DICOM PS3.18, table I.2-2, or in the archive's log"
         )
     typer.echo(f"{len(files)} file(s) in {_place(url)}")
@@ -129,6 +131,20 @@ def _client(url: str, timeout: float) -> Any:
     client = dicomweb.DICOMwebClient(url.rstrip("/"), session, timeout=timeout)
     client.set_http_retry_params(retry=False)
     return client
+
+
+def _refusals(client: Any, instance: Dataset) -> list[str]:
+    """Store an instance, and say why it was refused, if it was: answers 202 and 409 (PS3.18 10.5.3)."""
+    try:
+        answer = client.store_instances([instance])
+    except requests.HTTPError as error:
+        if error.response.status_code != REFUSED:
+            raise
+        answer = Dataset.from_json(error.response.text or "{}")
+        if "FailedSOPSequence" not in answer:
+            return [f"answer {REFUSED}"]
+    failed = answer.get("FailedSOPSequence", ())
+    return [f"failure reason {item.get('FailureReason', 'not told')}" for item in failed]
 
 
 @contextmanager

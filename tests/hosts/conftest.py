@@ -135,8 +135,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     (ROOT / path).write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _needs() -> None:
+@pytest.fixture(scope="session")
+def environment() -> None:
+    """The server's environment and the data of both packages, without which tests are skipped."""
     if not PYTHON.is_file():
         pytest.skip(f"{PYTHON} is absent: make test-hosts builds it")
     for name in ("msd_task04_hippocampus", "dsb2018_nuclei"):
@@ -170,17 +171,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle_command("monai.bundle", "run", "--args_file", folder / "nuclei.json", *where)
     for name, weights in (("hippocampus", ROOT / "models"), ("nuclei", folder / "trained")):
         files = ["--args_file", folder / f"{name}.json", "--card", ROOT / f"bundle/cards/{name}.json"]
-        bundle_command(
-            *(
-                "bundle",
-                "package",
-                *files,
-                "--checkpoint",
-                weights / "model.pt",
-                "--output_dir",
-                folder / "dist",
-            )
-        )
+        places = ["--checkpoint", weights / "model.pt", "--output_dir", folder / "dist"]
+        bundle_command("bundle", "package", *files, *places)
     return folder / "dist"
 
 

@@ -48,6 +48,13 @@ def call(server: str, folder: Path, method: str, **arguments: Any) -> Any:
     return json.loads(done.stdout)
 
 
+def free_port() -> int:
+    """A port of loopback on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @dataclass
 class Server:
     """A server that runs.
@@ -115,9 +122,7 @@ def serving(bundles: Sequence[Path], studies: Path, folder: Path) -> Iterator[Se
     for bundle in bundles:
         shutil.copytree(bundle, app / "model" / bundle.name)
     (folder / "results").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = Server(f"http://127.0.0.1:{port}", app, studies, folder / "server.log", folder / "results")
     names = ",".join(bundle.name for bundle in bundles)
     settings = {"models": names, "epistemic_model": names, "zoo_source": "ngc", "sam2": "false"}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +22,9 @@ from typer.testing import CliRunner
 
 from bundle.__main__ import app
 from scripts.errors import InputError
-from tests.commands import bundle_run, command, config_files
+from tests.commands import SHARED_DATA, bundle_run, command, config_files
+from tests.hosts.server import free_port
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 STARTS_IN = 30  # seconds
 USER, PASSWORD = "integrator", "secret"
@@ -43,8 +42,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., st
 
     def start(**settings: Any) -> str:
         folder = tmp_path_factory.mktemp("orthanc")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         config = {
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
@@ -75,7 +73,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., st
 
 @pytest.fixture(scope="module")
 def source() -> list[Path]:
-    folder = DATA / "mr_dicom_study" / "13_HCropVolume"
+    folder = SHARED_DATA / "mr_dicom_study" / "13_HCropVolume"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
     return sorted(folder.glob("*.dcm"))

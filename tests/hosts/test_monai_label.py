@@ -25,6 +25,8 @@ from tests.commands import read_array
 from tests.hosts.conftest import HIPPOCAMPUS, LABELLED, NUCLEI, Kind, Report
 from tests.hosts.server import CallError, Server, call, wait_until_up
 
+pytestmark = pytest.mark.usefixtures("environment")
+
 #: Largest difference of two affines, mm: NIfTI holds them in float32, as numbers or as a quaternion.
 AFFINE_TOLERANCE = 1e-4
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,17 +229,28 @@ def test_files_are_stored(files: list[Path]) -> None:
     assert all(file.read_bytes() in body for file, body in zip(files, bodies, strict=True))
 
 
-def test_a_file_that_is_refused_does_not_stop_the_others(files: list[Path]) -> None:
+FAILED = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [43264]}}]}}
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "reason"),
+    [
+        (202, FAILED, "failure reason 43264"),
+        (409, FAILED, "failure reason 43264"),
+        (409, {}, "answer 409"),
+    ],
+)
+def test_a_file_that_is_refused_does_not_stop_the_others(
+    files: list[Path], status: int, content: dict[str, Any], reason: str
+) -> None:
     def answer(_: str, __: str, body: bytes) -> Answer:
         if f"{SERIES}.1".encode() not in body:
             return 200, {}, b""
-        failed = {"00081197": {"vr": "US", "Value": [43264]}}
-        content = json.dumps({"00081198": {"vr": "SQ", "Value": [failed]}}).encode()
-        return 202, {"Content-Type": "application/dicom+json"}, content
+        return status, {"Content-Type": "application/dicom+json"}, json.dumps(content).encode()
 
     with archive(answer) as (url, headers):
         said = call("store", url, *files)
-        assert f"{url} stored 2 of 3 files and refused {files[1]} (failure reason 43264)" in said
+        assert f"{url} stored 2 of 3 files and refused {files[1]} ({reason})" in said
     assert len(headers) == 3
 
 
