@@ -26,6 +26,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep, fall_back_tuple
 from torch import nn
 
 from scripts.errors import InputError
+from scripts.exported import Exported
 from scripts.memory import next_smaller, operations, resident_bytes
 from scripts.networks import UNet, covering_size, output_size
 from scripts.process import release_memory
@@ -267,9 +268,11 @@ class SlabInferer(Inferer):
         tile = self.full_tile(tuple(spatial))
         if self.memory_gb is None:
             return tile, self.sw_batch_size
-        if not isinstance(network, nn.Module) or _device(network, source).type != "cpu":
+        exported = isinstance(network, Exported)
+        if not isinstance(network, nn.Module) or exported or _device(network, source).type != "cpu":
             raise InputError(
-                f"memory_gb is {self.memory_gb}, a budget for a network on the CPU: leave it out elsewhere"
+                f"memory_gb is {self.memory_gb}, a budget for a network of PyTorch on the CPU: "
+                "leave it out elsewhere, and with an exported network"
             )
 
         def needed(tile: Axes, batch_size: int) -> float:

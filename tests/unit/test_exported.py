@@ -14,6 +14,8 @@ from scripts.exported import Exported
 from scripts.inferers import OverlapTileInferer
 from scripts.networks import UNet, output_size
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
 
 def unet(seed: int, padding: str = "same") -> UNet:
     torch.manual_seed(seed)
@@ -27,7 +29,6 @@ def file(tmp_path: Path) -> str:
     return str(tmp_path / "model.ts")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_the_file_computes_and_the_network_tells_the_sizes(file: str) -> None:
     expected = unet(1, "valid").eval()
     network = Exported(file, unet(2, "valid"))
@@ -41,6 +42,12 @@ def test_the_file_computes_and_the_network_tells_the_sizes(file: str) -> None:
     torch.testing.assert_close(tiles(whole, network), tiles(whole, expected))
     with pytest.raises(InputError, match=r"input size \(27, 32\) does not fit the network"):
         network(torch.rand(1, 1, 27, 32))
+
+
+def test_what_it_needs_is_not_counted(file: str) -> None:
+    tiles = OverlapTileInferer((28, 32), memory_gb=1.0)
+    with pytest.raises(InputError, match=r"memory_gb is 1\.0, a budget .* leave it out .* with an exported"):
+        tiles(torch.rand(1, 1, 40, 50), Exported(file, unet(2, "valid")))
 
 
 def test_a_network_without_sizes_takes_any(file: str) -> None:

@@ -360,7 +360,7 @@ def test_budget_that_nothing_fits_names_one_that_does(kind):
 
 
 def test_budget_needs_a_network_on_the_cpu():
-    with pytest.raises(InputError, match="memory_gb is 1, a budget for a network on the CPU"):
+    with pytest.raises(InputError, match="memory_gb is 1, a budget for a network of PyTorch on the CPU"):
         SlidingWindowInferer(8, memory_gb=1)(torch.rand(1, 2, 9, 9), lambda x: x)
 
 
