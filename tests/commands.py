@@ -15,7 +15,9 @@ import monai.bundle
 import nibabel as nib
 import numpy as np
 from PIL import Image
+from typer.testing import CliRunner
 
+from bundle.__main__ import app
 from scripts.errors import InputError, root_cause
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +59,14 @@ def input_error(error: BaseException) -> str:
     cause = root_cause(error)
     assert isinstance(cause, InputError), f"no InputError behind {error!r}"
     return str(cause)
+
+
+def workbench(*arguments: object) -> str:
+    """What `python -m bundle ARGUMENTS` says, in this process: its error, or else its output."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    error = result.exception
+    assert error is None or isinstance(error, (InputError, SystemExit)), error
+    return str(error or result.output)
 
 
 def command(

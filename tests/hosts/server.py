@@ -62,14 +62,14 @@ class Server:
     Attributes:
         url: where it listens.
         app: its app, which holds the bundles below model.
-        studies: the folder of its images.
+        studies: the folder of its images, or the DICOMweb root of an archive.
         log: what it writes.
         folder: where results go.
     """
 
     url: str
     app: Path
-    studies: Path
+    studies: Path | str
     log: Path
     folder: Path
 
@@ -109,12 +109,12 @@ class Server:
 
 
 @contextmanager
-def serving(bundles: Sequence[Path], studies: Path, folder: Path) -> Iterator[Server]:
+def serving(bundles: Sequence[Path], studies: Path | str, folder: Path) -> Iterator[Server]:
     """Start `monailabel start_server` with copies of bundles, and stop it at the end.
 
     Args:
         bundles: folders of packaged bundles.
-        studies: folder of the images; the server writes into it.
+        studies: folder of the images, into which the server writes, or the DICOMweb root of an archive.
         folder: an empty one, for app, log and results.
     """
     app = folder / "app"
@@ -134,6 +134,9 @@ def serving(bundles: Sequence[Path], studies: Path, folder: Path) -> Iterator[Se
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(app),  # as its launcher sets it, but never to this repository and its scripts
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # scoring starts when it is asked for
+        "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": '{"Modality": "MR"}',
+        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "cache"),
+        "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",  # where it looks for dcmqi, with an archive
     }
     with server.log.open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)

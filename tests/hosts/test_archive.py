@@ -1,74 +1,21 @@
-"""A real archive: Orthanc with its DICOMweb plugin, on loopback.
-
-`apt-get install --no-install-recommends orthanc orthanc-dicomweb` installs it on Debian.
-"""
+"""From a real archive and back."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import requests
 from dicomweb_client import DICOMwebClient
 from pydicom import Dataset, dcmread
-from typer.testing import CliRunner
 
-from bundle.__main__ import app
-from scripts.errors import InputError
-from tests.commands import SHARED_DATA, bundle_run, command, config_files
-from tests.hosts.server import free_port
+from tests.commands import SHARED_DATA, bundle_run, command, config_files, workbench
+from tests.hosts.orthanc import needs_orthanc, orthanc
 
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-STARTS_IN = 30  # seconds
 USER, PASSWORD = "integrator", "secret"
 
-pytestmark = [
-    pytest.mark.data,
-    pytest.mark.skipif(not (shutil.which("Orthanc") and PLUGIN.is_file()), reason="Orthanc is not installed"),
-]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """Starts an archive with more settings of Orthanc, and gives its DICOMweb root."""
-    running = []
-
-    def start(**settings: Any) -> str:
-        folder = tmp_path_factory.mktemp("orthanc")
-        port = free_port()
-        config = {
-            "StorageDirectory": str(folder / "storage"),
-            "IndexDirectory": str(folder / "storage"),
-            "Plugins": [str(PLUGIN)],
-            "DicomServerEnabled": False,
-            "HttpPort": port,
-            "RemoteAccessAllowed": False,
-            **settings,
-        }
-        (folder / "orthanc.json").write_text(json.dumps(config))
-        log = (folder / "log").open("wb")
-        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
-        running.append(process)
-        deadline = time.monotonic() + STARTS_IN
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                requests.get(f"http://127.0.0.1:{port}/system", timeout=5)
-                return f"http://127.0.0.1:{port}/dicom-web"
-            except requests.ConnectionError:
-                time.sleep(0.2)
-        pytest.fail(f"Orthanc did not start; its log ends:\n{(folder / 'log').read_text()[-2000:]}")
-
-    yield start
-    for process in running:
-        process.terminate()
-        process.wait(timeout=30)
+pytestmark = [pytest.mark.data, needs_orthanc]
 
 
 @pytest.fixture(scope="module")
@@ -79,19 +26,18 @@ def source() -> list[Path]:
     return sorted(folder.glob("*.dcm"))
 
 
-def workbench(*arguments: object) -> str:
-    """What a command of the workbench says: its error, or else its output."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, InputError), result.exception
-    return str(result.exception or result.output)
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with orthanc(tmp_path_factory.mktemp("orthanc")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def segmented(
-    start: Callable[..., str], source: list[Path], tmp_path_factory: pytest.TempPathFactory
+    archive: str, source: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, Path]:
     """An archive with the series and what was made of it, the series as fetched, and what was stored."""
-    url, folder = start(), tmp_path_factory.mktemp("segmented")
+    url, folder = archive, tmp_path_factory.mktemp("segmented")
     fetched, made = folder / "fetched" / "series", folder / "made"
     assert f"{len(source)} file(s) in {url}" in workbench("store", url, *source)
     series = str(dcmread(source[0]).SeriesInstanceUID)
@@ -158,11 +104,11 @@ def test_what_is_not_there(segmented: tuple[str, Path, Path], tmp_path: Path) ->
 
 
 def test_a_locked_archive_opens_with_netrc(
-    start: Callable[..., str], source: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = start(AuthenticationEnabled=True, RegisteredUsers={USER: PASSWORD})
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"answers 401 for {source[0]}; it asks who you are" in workbench("store", url, source[0])
-    (tmp_path / ".netrc").write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}")
-    (tmp_path / ".netrc").chmod(0o600)
-    assert f"1 file(s) in {url}" in workbench("store", url, source[0])
+    with orthanc(tmp_path, AuthenticationEnabled=True, RegisteredUsers={USER: PASSWORD}) as url:
+        assert f"answers 401 for {source[0]}; it asks who you are" in workbench("store", url, source[0])
+        (tmp_path / ".netrc").write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}")
+        (tmp_path / ".netrc").chmod(0o600)
+        assert f"1 file(s) in {url}" in workbench("store", url, source[0])

@@ -20,10 +20,8 @@ import numpy as np
 import pytest
 from pydicom import Dataset, FileMetaDataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
-from typer.testing import CliRunner
 
-from bundle.__main__ import app
-from scripts.errors import InputError
+from tests.commands import workbench
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 BOUNDARY = "part"
@@ -104,17 +102,8 @@ def archive(answer: Callable[[str, str, bytes], Answer]) -> Iterator[tuple[str, 
         server.server_close()
 
 
-def call(*arguments: object) -> str:
-    """What a command says: its error, or else its output."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, (InputError, SystemExit)), (
-        result.exception
-    )
-    return str(result.exception or result.output)
-
-
 def fetch(url: str, folder: Path, *options: object) -> str:
-    return call("fetch", url, SERIES, "--output_dir", folder, *options)
+    return workbench("fetch", url, SERIES, "--output_dir", folder, *options)
 
 
 def serving(retrieved: Answer, count: int | None) -> Callable[[str, str, bytes], Answer]:
@@ -225,7 +214,7 @@ def test_files_are_stored(files: list[Path]) -> None:
         return 200, {"Content-Type": "application/dicom+json"}, b"{}"
 
     with archive(answer) as (url, _):
-        assert f"3 file(s) in {url}" in call("store", url, files[0].parent)
+        assert f"3 file(s) in {url}" in workbench("store", url, files[0].parent)
     assert all(file.read_bytes() in body for file, body in zip(files, bodies, strict=True))
 
 
@@ -249,7 +238,7 @@ def test_a_file_that_is_refused_does_not_stop_the_others(
         return status, {"Content-Type": "application/dicom+json"}, json.dumps(content).encode()
 
     with archive(answer) as (url, headers):
-        said = call("store", url, *files)
+        said = workbench("store", url, *files)
         assert f"{url} stored 2 of 3 files and refused {files[1]} ({reason})" in said
     assert len(headers) == 3
 
@@ -257,7 +246,7 @@ def test_a_file_that_is_refused_does_not_stop_the_others(
 def test_nothing_is_stored_when_one_file_is_broken(files: list[Path]) -> None:
     files[1].write_bytes(b"no DICOM")
     with archive(lambda *_: (200, {}, b"")) as (url, headers):
-        assert f"{files[1]} cannot be read as DICOM" in call("store", url, *files)
+        assert f"{files[1]} cannot be read as DICOM" in workbench("store", url, *files)
         (empty := files[0].parent / "empty").mkdir()
-        assert "no .dcm file there" in call("store", url, empty)
+        assert "no .dcm file there" in workbench("store", url, empty)
     assert not headers
