@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import nibabel as nib
 import numpy as np
 import typer
+from monai.transforms import LoadImage
 from PIL import Image
 from skimage.measure import label as components
 from tqdm import tqdm
@@ -49,6 +50,7 @@ from scripts.metrics import (
     membrane_curves,
     summarize,
 )
+from scripts.pictures import draw_instances
 
 MEASURES = ("classes", "instances", "membranes")
 MAX_FOUND_CLASSES = 64  # more values than this are no classes that somebody forgot to name
@@ -109,6 +111,9 @@ def score(
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Of the surface Dice, in mm or pixels (measure classes)")
     ] = 1.0,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of images, to draw cases on (measure instances)")
+    ] = None,
 ) -> None:
     """Score predictions file by file, and all of them together."""
     if measure not in MEASURES:
@@ -117,7 +122,13 @@ def score(
         raise InputError(f"--labels '{labels}' names classes; --measure {measure} has none; drop it.")
     if not 0 <= tolerance < math.inf:
         raise InputError(f"--tolerance is {tolerance}; it is a distance of 0 or more; correct it.")
+    if images is not None and (measure != "instances" or output_dir is None):
+        raise InputError(
+            f"--images '{images}' is for pictures of cells; it goes with --measure instances and "
+            "--output_dir; add both or drop it."
+        )
     pairs, problems, left = find_pairs(pred, truth, measure)
+    pictured = find_images(pairs, images) if images is not None else {}
     scorer, finish = _way(measure, pairs, labels, tolerance)
     done = []
     for pair in tqdm(pairs, desc="scoring", disable=None):
@@ -133,6 +144,8 @@ def score(
         if output_dir is not None:
             about = {"measure": measure, "cases": len(done), "not_scored": len(problems)}
             write(output_dir, outcome, about | ({"tolerance": tolerance} if measure == "classes" else {}))
+        if output_dir is not None and images is not None:
+            draw_cases(done, {pair.case: pair for pair in pairs}, pictured, output_dir)
     if left:
         typer.echo(f"note: {left} file(s) of {truth} have no prediction and count nowhere", err=True)
     for problem in problems:
@@ -436,6 +449,59 @@ def instance_outcome(done: Sequence[tuple[str, InstanceCounts]]) -> Outcome:
 
 def _instance_row(name: str, counts: InstanceCounts) -> Row:
     return {"case": name, **counts.scores(), "predicted": counts.predicted, "true": counts.true}
+
+
+def find_images(pairs: Sequence[Pair], folder: Path) -> dict[str, Path]:
+    """The image of each case, named as its truth.
+
+    Raises:
+        InputError: no folder, or a case without one.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--images '{folder}' is no folder; it holds the image of each case; correct it.")
+    files = {file_stem(file): file for file in list_images(folder)}
+    missing = [pair.case for pair in pairs if pair.case not in files]
+    if missing:
+        raise InputError(
+            f"--images '{folder}' has no image of {missing[0]}, {len(missing)} missing in all; an image is "
+            "called as its truth; add or rename them."
+        )
+    return files
+
+
+def draw_cases(
+    done: Sequence[tuple[str, InstanceCounts]],
+    pairs: Mapping[str, Pair],
+    images: Mapping[str, Path],
+    output_dir: Path,
+) -> None:
+    """Draw the worst, the median and the best case by AP at IoU 0.5, with what is wrong in each.
+
+    Args:
+        done: case and matches.
+        pairs: case to its files.
+        images: case to its image.
+        output_dir: where worst.png, median.png and best.png go.
+
+    Raises:
+        InputError: an image of another shape.
+    """
+    scores = {case: counts.scores()["ap50"] for case, counts in done}
+    order = sorted((case for case in scores if not math.isnan(scores[case])), key=scores.__getitem__)
+    chosen = (("worst", 0), ("median", len(order) // 2), ("best", -1)) if order else ()
+    for name, place in chosen:
+        case = order[place]
+        pred, truth = read_pair(pairs[case], instances=True)
+        picture = image_suffix(images[case]).lower() in PICTURE_SUFFIXES
+        reader = LoadImage("PILReader" if picture else "NibabelReader", ensure_channel_first=True)
+        image = reader(images[case]).mean(dim=0).numpy()
+        if image.shape != truth.values.shape:
+            raise InputError(
+                f"{images[case]} has shape {image.shape} where {pairs[case].truth} has {truth.values.shape}; "
+                "an image lies on the grid of its truth; name the folder of the right images."
+            )
+        errors = draw_instances(image, truth.values, pred.values, output_dir / f"{name}.png")
+        typer.echo(f"{output_dir / name}.png: {case}, {errors}")
 
 
 # Membranes

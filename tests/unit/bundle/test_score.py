@@ -144,6 +144,42 @@ def test_instances_and_their_sum(tmp_path: Path) -> None:
     assert output.splitlines()[4].split()[1:] == ["-"] * len(INSTANCE_SCORES) + ["0", "0"]
 
 
+def test_three_cases_are_drawn_with_what_is_wrong(tmp_path: Path) -> None:
+    truth = np.zeros((20, 16), np.uint8)
+    truth[2:8, 2:14], truth[10:18, 2:14] = 1, 2
+    glued = truth.clip(max=1)
+    glued[8:10, 2:14] = 1
+    empty = truth * 0
+    cases = {"good": (truth, truth), "half": (np.where(truth == 1, 1, 0), truth), "glued": (glued, truth)}
+    for name, (pred, true) in {**cases, "empty": (empty, empty)}.items():
+        picture(tmp_path / f"p/{name}.png", pred.astype(np.uint8))
+        picture(tmp_path / f"t/{name}.png", true)
+        picture(tmp_path / f"i/{name}.tif", np.stack([true * 40 + 20] * 3, axis=-1))
+    options = (tmp_path / "p", tmp_path / "t", "--measure", "instances", "--output_dir", tmp_path / "out")
+    result = call(*options, "--images", tmp_path / "i")
+    assert result.exit_code == 0, result.output
+    said = result.output.splitlines()[-3:]
+    assert said == [
+        f"{tmp_path}/out/worst.png: glued, 1 merged, 0 split, 0 missed, 0 invented",
+        f"{tmp_path}/out/median.png: half, 0 merged, 0 split, 1 missed, 0 invented",
+        f"{tmp_path}/out/best.png: good, 0 merged, 0 split, 0 missed, 0 invented",
+    ]
+    for name in ("worst", "median", "best"):
+        with Image.open(tmp_path / f"out/{name}.png") as drawn:
+            assert drawn.width > 3 * drawn.height  # four panels side by side
+    picture(tmp_path / "i/glued.tif", truth[:10])
+    refused(
+        r"glued.tif has shape \(16, 10\) where .*glued.png has \(16, 20\)",
+        *options,
+        "--images",
+        tmp_path / "i",
+    )
+    (tmp_path / "i/glued.tif").unlink()
+    refused("has no image of glued, 1 missing in all", *options, "--images", tmp_path / "i")
+    refused("'.*none' is no folder; it holds", *options, "--images", tmp_path / "none")
+    refused("goes with --measure instances", *options[:2], "--images", tmp_path / "i")
+
+
 def test_membranes_and_the_challenge_s_mean(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     curves = []
