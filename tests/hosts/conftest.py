@@ -18,16 +18,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.commands import ROOT, SHARED_DATA, command
+from bundle.experiments import read_experiment
+from tests.commands import CONFIGS, ROOT, SHARED_DATA, command, workbench
 from tests.hosts.server import PYTHON, Server, serving
 
 HIPPOCAMPUS, NUCLEI = "hippocampus_segmentation_unet", "nuclei_segmentation_unet"
 
 #: Images that are labelled, and images that stay without.
 LABELLED, OTHERS = 3, 2
-
-#: A training of the nuclei model that takes half a minute and finds nuclei.
-SHORT = {"max_epochs": 16, "val_interval": 16, "channels": [16, 32, 64, 128]}
 
 
 @dataclass
@@ -145,46 +143,22 @@ def environment() -> None:
             pytest.skip(f"{SHARED_DATA / name} is absent")
 
 
-def bundle_command(*arguments: str | Path) -> None:
-    done = command("-m", *map(str, arguments), cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both packages, with the weights of this repository and with some that are trained for a moment.
+    """Both packages, with the weights of this repository.
 
     In float32, which the server and we compute alike on every processor.
     """
     folder = tmp_path_factory.mktemp("packages")
-    data, _ = nuclei_split()
-    lists = {"training": data[:12], "validation": data[12:14]}
-    (folder / "data").mkdir()
-    (folder / "data/dataset.json").write_text(json.dumps(lists), encoding="utf-8")
-    experiments = {
-        "hippocampus": {"config_file": ["configs/train.json"], "amp": False},
-        "nuclei": {"config_file": ["configs/train.json", "configs/task/nuclei.json"], "amp": False, **SHORT},
-    }
-    for name, experiment in experiments.items():
+    for name, weights in (("hippocampus", "models"), ("nuclei", "models/nuclei")):
+        experiment = {**read_experiment(CONFIGS / f"experiments/{name}.json"), "amp": False}
         (folder / f"{name}.json").write_text(json.dumps(experiment), encoding="utf-8")
-    where = ["--dataset_dir", folder / "data", "--output_dir", folder / "trained"]
-    bundle_command("monai.bundle", "run", "--args_file", folder / "nuclei.json", *where)
-    for name, weights in (("hippocampus", ROOT / "models"), ("nuclei", folder / "trained")):
-        files = ["--args_file", folder / f"{name}.json", "--card", ROOT / f"bundle/cards/{name}.json"]
-        places = ["--checkpoint", weights / "model.pt", "--output_dir", folder / "dist"]
-        bundle_command("bundle", "package", *files, *places)
+        said = workbench(
+            *("package", "--args_file", folder / f"{name}.json", "--output_dir", folder / "dist"),
+            *("--checkpoint", ROOT / weights / "model.pt", "--scores", ROOT / weights / "summary.json"),
+        )
+        assert "Wrote" in said
     return folder / "dist"
-
-
-def nuclei_split() -> tuple[list[dict[str, str]], list[str]]:
-    """Training cases of the nuclei with absolute paths, smallest names first, and names of validation."""
-    folder = SHARED_DATA / "dsb2018_nuclei"
-    splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
-    cases = [
-        {kind: str((folder / f"{kind}s" / f"{name}.png").resolve()) for kind in ("image", "label")}
-        for name in sorted(splits["train"])
-    ]
-    return cases, sorted(splits["val"])
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +186,8 @@ def volumes(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Kind:
 def pictures(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Kind:
     """Real pictures of nuclei of the validation."""
     studies = tmp_path_factory.mktemp("pictures")
-    data, (_, names) = SHARED_DATA / "dsb2018_nuclei", nuclei_split()
+    data = SHARED_DATA / "dsb2018_nuclei"
+    names = sorted(json.loads((data / "splits.json").read_text(encoding="utf-8"))["val"])
     chosen = names[: LABELLED + OTHERS]
     for name in chosen:
         shutil.copyfile(data / f"images/{name}.png", studies / f"{name}.png")

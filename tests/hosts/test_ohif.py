@@ -20,7 +20,7 @@ from pydicom import dcmread
 from scripts.dicom import read_segmentation
 from tests.commands import SHARED_DATA, bundle_run, command, config_files, workbench
 from tests.dicom_phantom import positions, series
-from tests.hosts.conftest import HIPPOCAMPUS
+from tests.hosts.conftest import HIPPOCAMPUS, Report
 from tests.hosts.orthanc import needs_orthanc, orthanc
 from tests.hosts.server import serving
 
@@ -83,25 +83,29 @@ def viewer(
             browser.close()
 
 
-def test_segments_lie_over_their_slice(study: tuple[Path, Path], viewer: Page, tmp_path: Path) -> None:
+def test_segments_lie_over_their_slice(
+    study: tuple[Path, Path], viewer: Page, report: Report, tmp_path: Path
+) -> None:
     slices, made = study
     (file,) = [file for file in made.rglob("*.dcm") if dcmread(file).Modality == "SEG"]
     labels = read_segmentation(file, slices, {"background": 0, "anterior": 1, "posterior": 2})
     areas = np.stack([(labels == value).sum(axis=(0, 1)) for value in (1, 2)])
     fullest = int(areas.min(axis=0).argmax())
-    viewer.get_by_text("Confirm and Hide").click()
-    viewer.get_by_text("SEG", exact=True).first.dblclick()
-    viewer.get_by_text("Yes", exact=True).click()  # load it onto the slices
-    viewer.mouse.click(*SEGMENTS)
-    for name in ("anterior", "posterior"):
-        viewer.get_by_text(name, exact=True).wait_for()
-    viewer.mouse.move(SLICE[0] + SLICE[2] / 2, SLICE[1] + SLICE[3] / 2)
-    for index in range(fullest):
-        viewer.mouse.wheel(0, 100)
-        viewer.get_by_text(f"({index + 2}/{labels.shape[2]})").wait_for()
-    viewer.wait_for_timeout(SETTLES)
-    picture = Path(os.environ.get("OHIF_PICTURE", tmp_path / "ohif.png"))
-    viewer.screenshot(path=picture)
+    with report.step("a segmentation of the archive in OHIF", HIPPOCAMPUS) as result:
+        viewer.get_by_text("Confirm and Hide").click()
+        viewer.get_by_text("SEG", exact=True).first.dblclick()
+        viewer.get_by_text("Yes", exact=True).click()  # load it onto the slices
+        viewer.mouse.click(*SEGMENTS)
+        for name in ("anterior", "posterior"):
+            viewer.get_by_text(name, exact=True).wait_for()
+        viewer.mouse.move(SLICE[0] + SLICE[2] / 2, SLICE[1] + SLICE[3] / 2)
+        for index in range(fullest):
+            viewer.mouse.wheel(0, 100)
+            viewer.get_by_text(f"({index + 2}/{labels.shape[2]})").wait_for()
+        viewer.wait_for_timeout(SETTLES)
+        picture = Path(os.environ.get("OHIF_PICTURE", tmp_path / "ohif.png"))
+        viewer.screenshot(path=picture)
+        result(f"both segments over slice {fullest + 1} of {labels.shape[2]}")
     left, top, width, height = SLICE
     shown = np.asarray(Image.open(picture).convert("RGB"), int)[top : top + height, left : left + width]
     excess = shown[..., 0] - shown[..., 1]

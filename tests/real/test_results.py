@@ -19,13 +19,22 @@ def run_python(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
 
 
-def train_and_score(configs: list[str], data: Path, output_dir: Path) -> dict[tuple[str, str], float]:
-    """Train, evaluate on the test split, and return the means by class and score."""
-    for names in (configs, [*configs, "configs/evaluate.json"]):
-        where = ["--dataset_dir", str(data), "--output_dir", str(output_dir)]
-        run_python("-m", "monai.bundle", "run", "--config_file", repr(names), *where)
+def evaluate(configs: list[str], data: Path, output_dir: Path) -> dict[tuple[str, str], float]:
+    """Evaluate a training on the test split; the means by class and score."""
+    names = repr([*configs, "configs/evaluate.json"])
+    where = ["--dataset_dir", str(data), "--output_dir", str(output_dir)]
+    run_python("-m", "monai.bundle", "run", "--config_file", names, *where)
     summary = json.loads((output_dir / "evaluation" / "summary.json").read_text())["summary"]
     return {(entry["class"], entry["score"]): entry["mean"] for entry in summary}
+
+
+def study(experiment: str, data: Path, output_dir: Path, measure: str, *more: str) -> dict[str, float]:
+    """Train the experiment with seed 0 unless that is done, and score it on the test split."""
+    files = ["--args_file", f"configs/experiments/{experiment}.json", "--dataset_dir", str(data)]
+    options = ["--output_dir", str(output_dir), "--measure", measure, "--seeds", "0", *more]
+    run_python("-m", "bundle", "study", *files, *options)
+    section = "testing" if not more else f"testing_{Path(more[1]).stem}"
+    return json.loads((output_dir / "unchanged/seed0" / section / "summary.json").read_text())["mean"]
 
 
 def need(folder: str) -> Path:
@@ -35,17 +44,33 @@ def need(folder: str) -> Path:
 
 
 def test_hippocampus_mean_dice(tmp_path):
-    scores = train_and_score(["configs/train.json"], need("msd_task04_hippocampus"), tmp_path / "run")
-    assert scores["mean", "dice"] >= 0.885
+    data = need("msd_task04_hippocampus")
+    where = ["--dataset_dir", str(data), "--output_dir", str(tmp_path)]
+    run_python("-m", "monai.bundle", "run", "--config_file", "configs/train.json", *where)
+    assert evaluate(["configs/train.json"], data, tmp_path)["mean", "dice"] >= 0.885
 
 
-def test_em_pixel_error(tmp_path):
-    source, data = need("isbi2012_em"), tmp_path / "data"
-    folders = ["--images", str(source / "images"), "--labels", str(source / "labels")]
-    fixed = ["--splits", str(source / "splits.json"), "--label_names", "membrane=0,cell=255"]
-    run_python("-m", "bundle", "datalist", *folders, *fixed, "--output_dir", str(data))
-    scores = train_and_score(["configs/train.json", "configs/task/em_membrane.json"], data, tmp_path / "run")
-    assert scores["cell", "error"] <= 0.08
+def listed(folder: str, output_dir: Path, *options: str) -> Path:
+    """The data set of a shared folder, in its split."""
+    source = need(folder)
+    files = ["--images", str(source / "images"), "--labels", str(source / "labels")]
+    where = ["--splits", str(source / "splits.json"), "--output_dir", str(output_dir)]
+    run_python("-m", "bundle", "datalist", *files, *where, *options)
+    return output_dir
+
+
+def test_em_membranes(tmp_path):
+    data = listed("isbi2012_em", tmp_path / "data", "--label_names", "membrane=0,cell=255")
+    scores = study("em_membrane", data, tmp_path, "membranes")
+    assert scores["v_rand"] >= 0.97
+    assert scores["v_info"] >= 0.98
+    turned = study(
+        "em_membrane", data, tmp_path, "membranes", "--inferer", "configs/inferer/orientations.json"
+    )
+    assert turned["v_rand"] >= 0.98
+    assert turned["v_info"] >= 0.984
+    configs = ["configs/train.json", "configs/task/em_membrane.json"]
+    assert evaluate(configs, data, tmp_path / "unchanged/seed0")["cell", "error"] <= 0.08
 
 
 def test_exported_hippocampus_model(tmp_path):

@@ -18,6 +18,7 @@ import bundle.verify
 from bundle.__main__ import app
 from bundle.audit import executed
 from bundle.package import sha256
+from bundle.study import read_scores
 from bundle.verify import (
     Bundle,
     check_files,
@@ -29,7 +30,7 @@ from bundle.verify import (
 )
 from scripts.errors import InputError
 from scripts.networks import UNet
-from tests.commands import CONFIGS
+from tests.commands import CONFIGS, workbench
 
 pytestmark = pytest.mark.workflow
 
@@ -63,9 +64,33 @@ def test_our_own_root_passes() -> None:
     assert not error, output
 
 
-def test_our_weights_are_those_of_the_card() -> None:
-    card = (CONFIGS.parent / "docs/README.md").read_text(encoding="utf-8")
-    assert sha256(CONFIGS.parent / "models/model.pt") in card
+@pytest.mark.parametrize(
+    ("name", "weights", "card"),
+    [
+        ("hippocampus", "models", "docs/README.md"),
+        ("nuclei", "models/nuclei", "models/nuclei/README.md"),
+    ],
+)
+def test_our_weights_are_those_of_the_card_and_packaged(
+    name: str, weights: str, card: str, tmp_path: Path
+) -> None:
+    root = CONFIGS.parent
+    files = {
+        "args_file": CONFIGS / f"experiments/{name}.json",
+        "checkpoint": root / weights / "model.pt",
+        "scores": root / weights / "summary.json",
+    }
+    options = [part for key, value in files.items() for part in (f"--{key}", value)]
+    assert "Wrote" in workbench("package", *options, "--output_dir", tmp_path)
+    (made,) = tmp_path.glob("*.zip")
+    readme = (made.with_suffix("") / "docs/README.md").read_text(encoding="utf-8")
+    for text in (readme, (root / card).read_text(encoding="utf-8")):
+        assert sha256(files["checkpoint"]) in text
+    assert all(
+        f"| {score} | {value:.4f} |" in readme for score, value in read_scores(files["scores"]).items()
+    )
+    output, error = verify(made)
+    assert not error, output
 
 
 @pytest.mark.parametrize(
