@@ -103,7 +103,8 @@ def study(
         folder = output_dir / folder_name(variant)
         say(f"{variant}, mean of {len(numbers)} networks")
         checkpoints = [str(folder / f"seed{seed}" / "model.pt") for seed in numbers]
-        judge(variant, ENSEMBLE, folder / ENSEMBLE, checkpoints, "configs/ensemble.json")
+        together = folder / "_".join([ENSEMBLE, *map(str, sorted(numbers))])  # of other seeds, another one
+        judge(variant, ENSEMBLE, together, checkpoints, "configs/ensemble.json")
     typer.echo(f"\n{summary_table(rows, measure)}\n\nTable and picture: {output_dir / results}")
 
 

@@ -73,6 +73,11 @@ def test_em_membranes(tmp_path):
     assert evaluate(configs, data, tmp_path / "unchanged/seed0")["cell", "error"] <= 0.08
 
 
+def test_nuclei(tmp_path):
+    data = listed("dsb2018_nuclei", tmp_path / "data", "--instances")
+    assert study("nuclei", data, tmp_path, "instances")["ap50"] >= 0.83
+
+
 def test_exported_hippocampus_model(tmp_path):
     """The table of docs/export.md, without its seconds."""
     data = need("msd_task04_hippocampus")

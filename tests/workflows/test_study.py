@@ -63,6 +63,11 @@ def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, comman
     assert commands == ["train", "segment", "score"] * 2
     output = study("0,1")  # the first two stand
     assert commands[6:] == ["train", "segment", "score"] * 2 + ["segment", "score"] * 2
+    assert (tmp_path / "out/whole/ensemble_0_1/testing/summary.json").is_file()  # of these two seeds alone
+    commands.clear()
+    study("1,0")
+    assert not commands
+    study("0,1")
     with (tmp_path / "out/testing/study.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["variant"], row["seed"]) for row in rows] == [
@@ -76,7 +81,6 @@ def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, comman
     assert [line[:2] for line in table] == [["whole", "2"], ["One", "image"]]
     curves = [tmp_path / f"out/{name}/seed0/learning_curve.csv" for name in ("whole", "one_image")]
     assert curves[0].read_text() != curves[1].read_text()
-    commands.clear()
     study("0", inferer="configs/inferer/orientations.json")
     assert commands == ["train", "segment", "score"] * 2  # training has nothing left to do
     assert (tmp_path / "out/testing_orientations/study.csv").is_file()
