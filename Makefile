@@ -2,7 +2,7 @@
 # make demo   trains, judges and runs a 2D and a volumetric U-Net on generated data
 # make test   the whole suite
 # make lint   format, lint and types
-# make test-hosts  both packages in a real MONAI Label server, in an environment of its own (2.4 GB), and an archive
+# make test-hosts  both packages in a real MONAI Label server, in an environment of its own (2.4 GB), an archive, and OHIF
 # make test-real   the trainings on real data that docs/results.md reports, with their figures as assertions
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

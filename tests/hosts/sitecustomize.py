@@ -23,10 +23,11 @@ class _Declare(MetaPathFinder):
         """Called for every import."""
         if fullname == "torchvision":
             sys.meta_path.remove(self)
-            import torch
+            from torch import library
+            from torch.version import cuda
 
-            if torch.version.cuda is None and not version("torchvision").endswith("+cpu"):
-                _Declare.declared = torch.library.Library("torchvision", "FRAGMENT")
+            if cuda is None and not version("torchvision").endswith("+cpu"):
+                _Declare.declared = library.Library("torchvision", "FRAGMENT")
                 for name in ("nms", "qnms"):
                     _Declare.declared.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
 
