@@ -140,7 +140,10 @@ def _refusals(client: Any, instance: Dataset) -> list[str]:
     except requests.HTTPError as error:
         if error.response.status_code != REFUSED:
             raise
-        answer = Dataset.from_json(error.response.text or "{}")
+        try:
+            answer = Dataset.from_json(error.response.text)
+        except ValueError:  # nothing, or no JSON
+            answer = Dataset()
         if "FailedSOPSequence" not in answer:
             return [f"answer {REFUSED}"]
     failed = answer.get("FailedSOPSequence", ())

@@ -46,7 +46,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def study(environment: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A real volume as a DICOM series of axial slices, and what inference writes about it."""
     folder = tmp_path_factory.mktemp("study")
     file = SHARED_DATA / "msd_task04_hippocampus/imagesTr/hippocampus_006.nii.gz"
@@ -64,9 +64,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def viewer(
-    environment: None, dist: Path, study: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Page]:
+def viewer(dist: Path, study: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """OHIF with the study."""
     slices, made = study
     with orthanc(tmp_path_factory.mktemp("orthanc")) as archive:

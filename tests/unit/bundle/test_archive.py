@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -224,18 +223,20 @@ FAILED = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": 
 @pytest.mark.parametrize(
     ("status", "content", "reason"),
     [
-        (202, FAILED, "failure reason 43264"),
-        (409, FAILED, "failure reason 43264"),
-        (409, {}, "answer 409"),
+        (202, json.dumps(FAILED), "failure reason 43264"),
+        (409, json.dumps(FAILED), "failure reason 43264"),
+        (409, "{}", "answer 409"),
+        (409, "", "answer 409"),
+        (409, "<NativeDicomModel/>", "answer 409"),
     ],
 )
 def test_a_file_that_is_refused_does_not_stop_the_others(
-    files: list[Path], status: int, content: dict[str, Any], reason: str
+    files: list[Path], status: int, content: str, reason: str
 ) -> None:
     def answer(_: str, __: str, body: bytes) -> Answer:
         if f"{SERIES}.1".encode() not in body:
             return 200, {}, b""
-        return status, {"Content-Type": "application/dicom+json"}, json.dumps(content).encode()
+        return status, {"Content-Type": "application/dicom+json"}, content.encode()
 
     with archive(answer) as (url, headers):
         said = workbench("store", url, *files)
