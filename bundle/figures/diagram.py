@@ -202,15 +202,17 @@ class _Diagram:
             self._draw_arrow(index)
         self.axis.text((right - self.MARGIN) / 2, high - 0.15, title, ha="center", va="top", fontsize=10)
         handles = [
-            Line2D([], [], color=ARROWS[operation], label=detail, linestyle=self._line(operation))
+            Line2D([], [], color=ARROWS[operation], label=detail, linestyle=self._line(operation, detail))
             for operation in ARROWS
             for detail in self.seen.get(operation, ())
         ]
         self.axis.legend(handles=handles, loc="lower right", fontsize=8, frameon=False, borderaxespad=0.8)
 
-    @staticmethod
-    def _line(operation: str) -> Literal["-", ":"]:
-        return ":" if operation == "shortcut" else "-"
+    def _line(self, operation: str, detail: str) -> Literal["-", "--", ":"]:
+        """Shortcuts are dotted; of the details of an operation the first is drawn through."""
+        if operation == "shortcut":
+            return ":"
+        return "-" if self.seen[operation].index(detail) == 0 else "--"
 
     def _height(self, m: FeatureMap) -> float:
         """Of a box; every box of a level is at least as high as the level's longest size is written."""
@@ -371,7 +373,7 @@ class _Diagram:
             "shrinkB": 0,
             "mutation_scale": 8,
             "connectionstyle": bend,
-            "linestyle": self._line(operation),
+            "linestyle": self._line(operation, detail),
         }
         self.axis.annotate("", end, start, arrowprops=style)
 

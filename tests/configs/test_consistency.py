@@ -215,3 +215,6 @@ def test_published_networks(
     parser = merged("train", *overlays, patch_size=patch_size, in_channels=3)
     assert parser.get_parsed_content("label_size") == label_size
     assert parameters is None or count_parameters(parser) == parameters
+    # beyond the image lies its mirror, in patches as in tiles
+    assert parser.get_parsed_content("augment")[0].mirrored
+    assert parser.get_parsed_content("inferer").mirror

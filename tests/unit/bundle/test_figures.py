@@ -145,6 +145,9 @@ def test_residual_network_has_strides_shortcuts_and_three_heads() -> None:
     sources = [maps[m.shortcut].operation for m in maps if m.shortcut is not None]
     assert sources == ["input", "convolution", "convolution", "convolution", "merge", "merge", "merge"]
     assert all(m.operation == "convolution" for m in maps if m.shortcut is not None)
+    lines = draw_architecture(network, patch).axes[0].get_legend().get_lines()
+    drawn = [(line.get_color(), line.get_linestyle()) for line in lines]
+    assert len(set(drawn)) == len(drawn) == 7
 
 
 @pytest.mark.parametrize("block", [PlainBlock, ResidualBlock])

@@ -243,6 +243,18 @@ def test_warping_equals_brute_force(seed, sure):
     assert count(result.warped) == count(truth)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_probabilities_as_far_from_the_threshold_are_as_sure(seed):
+    """Although 0.5 - 0.3 is not 0.7 - 0.5 in double precision."""
+    rng = np.random.default_rng(seed)
+    cells, truth = rng.random((2, 12, 12)) < 0.6
+    binary, probable = (
+        membrane_curves(found, truth, [0.5], ["warping_error"])
+        for found in (cells, np.where(cells, 0.7, 0.3))
+    )
+    assert binary == probable
+
+
 def kinds_slowly(warped: np.ndarray, cells: np.ndarray) -> tuple[int, int]:
     """Splits and mergers of what differs, by the words of the docstring; small pictures, so no radius."""
     padded = np.pad(warped, 1)
