@@ -23,8 +23,8 @@ PYTHON = ROOT / ".venv-hosts" / "bin" / "python"
 
 CLIENT = Path(__file__).with_name("client.py")
 
-#: Seconds that the server may take to start, and a call or task to end.
-STARTS, ENDS = 180, 600
+#: Seconds that the server may take to start, a call or task to end, and a line to reach the log.
+STARTS, ENDS, LOGS = 180, 600, 60
 
 #: Lines of the log that an error shows.
 TAIL = 25
@@ -102,9 +102,19 @@ class Server:
         """The file of weights that it serves."""
         return self.app / "model" / model / "models" / "model.pt"
 
+    def logs(self, words: str) -> bool:
+        """Whether it logs these words: it may answer before it writes."""
+        until = time.monotonic() + LOGS
+        while not (found := words in self._log()) and time.monotonic() < until:
+            time.sleep(1)
+        return found
+
+    def _log(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
     def tail(self) -> str:
         """The end of its log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = self._log().splitlines()
         return "\n".join([f"the end of {self.log}:", *lines[-TAIL:]])
 
 
