@@ -376,7 +376,7 @@ def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 keep_memory()  # as in every run of the bundle
-network, image = UNet(3, 1, 2, [16, 32]).eval(), torch.rand(1, 1, 96, 96, 96)
+network, image = UNet(3, 1, 2, [16, 32]).eval(), torch.rand(1, 1, 112, 112, 112)
 if "accelerated" in sys.argv:
     accelerate(network, torch.device("cpu"), amp=True, memory_format="channels_last")
 headroom = 250e6
@@ -385,7 +385,7 @@ if "budget" in sys.argv:
     limit = int(status("VmData") + headroom)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 memory_gb = budget / 1e9 if "budget" in sys.argv else None
-labels = SlidingWindowInferer(96, 2, memory_gb=memory_gb, output="labels")(image, network)
+labels = SlidingWindowInferer(112, 2, memory_gb=memory_gb, output="labels")(image, network)
 assert labels.shape == image.shape
 print("fits" if status("VmHWM") <= budget else "exceeds")
 """
