@@ -209,10 +209,10 @@ class _Diagram:
         self.axis.legend(handles=handles, loc="lower right", fontsize=8, frameon=False, borderaxespad=0.8)
 
     def _line(self, operation: str, detail: str) -> Literal["-", "--", ":"]:
-        """Shortcuts are dotted; of the details of an operation the first is drawn through."""
+        """Dotted for shortcuts, solid for the first detail of an operation, dashed for others."""
         if operation == "shortcut":
             return ":"
-        return "-" if self.seen[operation].index(detail) == 0 else "--"
+        return "-" if detail == self.seen[operation][0] else "--"
 
     def _height(self, m: FeatureMap) -> float:
         """Of a box; every box of a level is at least as high as the level's longest size is written."""

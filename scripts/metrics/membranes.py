@@ -324,7 +324,7 @@ def membrane_curves(
                 curve[index] = curve[index - 1]
             continue
         before = cells
-        confidence = np.abs(probability - threshold).astype(np.float32)  # so are equals those of Fiji
+        confidence = np.abs(probability - threshold).astype(np.float32)  # as Fiji sorts it
         for name, value in _scores_at(cells, truth, true_cells, confidence, measures).items():
             curves[name][index] = value
     return curves
