@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -246,9 +247,9 @@ def _inference_problem(bundle: Bundle, tensor: dict[str, Any], place: str) -> st
             done = _run(["-m", "monai.bundle", "run", *config, *places], Path(folder))
             if done.returncode:
                 return f"configs/inference.json does not run on an image of noise: {_last(done)}"
+            if not _hashes(output):
+                return "configs/inference.json writes nothing for an image in dataset_dir: see where it looks"
         first, second = map(_hashes, outputs)
-    if not first:
-        return "configs/inference.json writes nothing for an image in dataset_dir: see where it looks"
     differing = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
     return (
         f"inference twice on one image differs in {', '.join(differing)}: make it deterministic"
@@ -286,19 +287,25 @@ def check_export(bundle: Bundle) -> Iterator[str]:
                 yield f"monai.bundle {command} fails: {_last(done)}"
 
 
-#: Name of each check. Those of RUNNING execute code of the bundle.
-CHECKS: dict[str, Callable[[Bundle], Iterator[str]]] = {
+#: What a check finds wrong, a sentence each; its docstring is what it prints.
+Check = Callable[[Bundle], Iterator[str]]
+
+#: The checks that read a bundle, by name.
+READING: dict[str, Check] = {
     "files": check_files,
     "metadata": check_metadata,
     "ids": check_ids,
     "code": check_code,
     "paths": check_paths,
     "weights": check_weights,
+}
+
+#: Those that execute its code.
+RUNNING: dict[str, Check] = {
     "network": check_network,
     "inference": check_inference,
     "export": check_export,
 }
-RUNNING = ("network", "inference", "export")
 
 
 def verify(
@@ -314,16 +321,14 @@ def verify(
         if show:
             for entry in executed(found.configs):
                 typer.echo(f"  {entry.place}: {entry.what}{'  <- ' + entry.problem if entry.problem else ''}")
-        problems = 0
-        for name, check in CHECKS.items():
-            if problems and name in RUNNING:
+        problems = sum(_report(name, check, check(found)) for name, check in READING.items())
+        if problems:
+            for name in RUNNING:
                 typer.echo(f"{'not run':<9}{name}: mend what stands above first")
-                continue
-            sentences = list(check(found))
-            problems += len(sentences)
-            typer.echo(f"{'FAILED' if sentences else 'ok':<9}{name}: {check.__doc__}")
-            for sentence in sentences:
-                typer.echo(f"         - {sentence}")
+        else:
+            with ThreadPoolExecutor(2) as pool:  # the checks wait for processes, most of all for imports
+                results = pool.map(lambda check: list(check(found)), RUNNING.values())
+                problems = sum(map(_report, RUNNING, RUNNING.values(), results))
     if problems:
         raise InputError(f"{bundle}: {problems} problem(s) found; they stand above")
 
@@ -360,6 +365,15 @@ def unpack(file: Path, folder: Path) -> Path:
 def register(app: typer.Typer) -> None:
     """Add the command to the workbench."""
     app.command()(verify)
+
+
+def _report(name: str, check: Check, sentences: Iterable[str]) -> int:
+    """Print what a check found, and return how many problems that is."""
+    found = list(sentences)
+    typer.echo(f"{'FAILED' if found else 'ok':<9}{name}: {check.__doc__}")
+    for sentence in found:
+        typer.echo(f"         - {sentence}")
+    return len(found)
 
 
 def _tensors(bundle: Bundle, side: str) -> dict[str, Any]:
@@ -416,15 +430,18 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**environment, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    try:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env={**environment, "PYTHONWARNINGS": "ignore"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        return subprocess.CompletedProcess(error.cmd, 1, "", f"it was stopped after {TIMEOUT} seconds")
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:
