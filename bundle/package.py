@@ -23,6 +23,7 @@ import typer
 from monai.bundle import ConfigParser
 
 from bundle.experiments import PLACES, for_inference, read_experiment, resolved
+from bundle.score import number
 from bundle.study import read_scores
 from scripts.data.datalist import read_json
 from scripts.errors import InputError
@@ -224,7 +225,7 @@ def model_card(
     parser = ConfigParser(dict(train))
     about, value = card["metadata"], parser.get_parsed_content
     parameters = sum(weights.numel() for weights in network.parameters())
-    figures = [f"| {name} | {score:.4f} |" for name, score in scores.items()]
+    figures = [f"| {name} | {number(name, score)} |" for name, score in scores.items()]
     performance = (
         ["| score | mean over the test cases |", "|---|---|", *figures] if scores else ["Not measured."]
     )

@@ -54,6 +54,7 @@ from scripts.pictures import draw_instances
 
 MEASURES = ("classes", "instances", "membranes")
 MAX_FOUND_CLASSES = 64  # more values than this are no classes that somebody forgot to name
+DECIMALS = {"warping_error": 6}  # of scores for which the four of the others say too little
 SUM_TOLERANCE = 1e-2  # how far from 1 the probabilities of the classes of a pixel may add up
 
 Row = dict[str, Any]
@@ -603,7 +604,7 @@ def mean_row(rows: Sequence[Row], names: Sequence[str]) -> Row:
 
 def table(columns: Sequence[str], rows: Sequence[Row]) -> str:
     """A plain table: names to the left, numbers to the right, a dash for what is missing."""
-    texts = [list(columns), *([_cell(row.get(name)) for name in columns] for row in rows)]
+    texts = [list(columns), *([_cell(name, row.get(name)) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     left = sum(name in ("case", "class", "variant", "format", "file") for name in columns)
     return "\n".join(
@@ -615,10 +616,15 @@ def table(columns: Sequence[str], rows: Sequence[Row]) -> str:
     )
 
 
-def _cell(value: Any) -> str:
+def number(score: str, value: float) -> str:
+    """A score as tables show it."""
+    return f"{value:.{DECIMALS.get(score, 4)}f}"
+
+
+def _cell(name: str, value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return number(name, value) if isinstance(value, float) else str(value)
 
 
 def _plain(row: Row) -> Row:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from bundle.commands import run_bundle, run_python, say
 from bundle.experiments import for_inference, read_experiment
-from bundle.score import MEASURES, table
+from bundle.score import MEASURES, number, table
 from scripts.data.datalist import cases_of, read_json, sections
 from scripts.errors import InputError
 from scripts.files import written_whole
@@ -157,8 +157,8 @@ def summary_table(rows: Sequence[Row], measure: str) -> str:
         line: Row = {"variant": variant, "seeds": len(seeds)}
         for score in SHOWN[measure]:
             values = [row[score] for row in seeds if row[score] is not None]
-            spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-            line[score] = f"{fmean(values):.4f}{spread}" if values else "-"
+            spread = f" ± {number(score, stdev(values))}" if len(values) > 1 else ""
+            line[score] = f"{number(score, fmean(values))}{spread}" if values else "-"
         line["minutes"] = f"{fmean(row['minutes'] for row in seeds):.1f}"
         together = next((row[SHOWN[measure][0]] for row in own if row["seed"] == ENSEMBLE), math.nan)
         line[f"{SHOWN[measure][0]} of {ENSEMBLE}"] = together

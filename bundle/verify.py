@@ -287,7 +287,7 @@ def check_export(bundle: Bundle) -> Iterator[str]:
                 yield f"monai.bundle {command} fails: {_last(done)}"
 
 
-#: What a check finds wrong, a sentence each; its docstring is what it prints.
+#: It yields a sentence for each thing that is wrong; its docstring is printed.
 Check = Callable[[Bundle], Iterator[str]]
 
 #: The checks that read a bundle, by name.

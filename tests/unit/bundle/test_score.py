@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from bundle.score import MEASURES, parse_labels, register
+from bundle.score import MEASURES, parse_labels, register, table
 from scripts.errors import InputError
 from scripts.metrics import (
     INSTANCE_SCORES,
@@ -352,3 +352,10 @@ def test_sections_and_nuclei_against_themselves(tmp_path: Path) -> None:
     nuclei = sorted((DATA / "dsb2018_nuclei/labels").iterdir())[0]
     (row,), _, _ = score(tmp_path / "nuclei", nuclei, nuclei, "--measure", "instances")
     assert float(row["ap"]) == 1
+
+
+def test_table_shows_small_errors() -> None:
+    _, line = table(
+        ("case", "v_rand", "warping_error"), [{"case": "a", "v_rand": 0.5, "warping_error": 0.00013}]
+    ).splitlines()
+    assert line.split() == ["a", "0.5000", "0.000130"]
