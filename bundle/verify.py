@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -239,17 +239,19 @@ def _inference_problem(bundle: Bundle, tensor: dict[str, Any], place: str) -> st
     config = ["--config_file", str(bundle.root.resolve() / "configs" / "inference.json")]
     config += ["--runtime", "torch"] if "runtime" in bundle.config("inference") else []
     with tempfile.TemporaryDirectory() as folder:
-        data, outputs = Path(folder, "data"), [Path(folder, name) for name in ("first", "second")]
+        data = Path(folder, "data")
+        written: list[dict[str, str]] = []
         (data / place).mkdir(parents=True)
         write_image(data / place, tensor["num_channels"], _lengths(tensor))
-        for output in outputs:
+        for output in (Path(folder, "first"), Path(folder, "second")):
             places = ["--dataset_dir", str(data), "--output_dir", str(output)]
             done = _run(["-m", "monai.bundle", "run", *config, *places], Path(folder))
             if done.returncode:
                 return f"configs/inference.json does not run on an image of noise: {_last(done)}"
-            if not _hashes(output):
+            written.append(_hashes(output))
+            if not written[-1]:
                 return "configs/inference.json writes nothing for an image in dataset_dir: see where it looks"
-        first, second = map(_hashes, outputs)
+    first, second = written
     differing = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
     return (
         f"inference twice on one image differs in {', '.join(differing)}: make it deterministic"
@@ -321,13 +323,13 @@ def verify(
         if show:
             for entry in executed(found.configs):
                 typer.echo(f"  {entry.place}: {entry.what}{'  <- ' + entry.problem if entry.problem else ''}")
-        problems = sum(_report(name, check, check(found)) for name, check in READING.items())
+        problems = sum(_report(name, check, list(check(found))) for name, check in READING.items())
         if problems:
             for name in RUNNING:
                 typer.echo(f"{'not run':<9}{name}: mend what stands above first")
         else:
             with ThreadPoolExecutor(2) as pool:  # the checks wait for processes, most of all for imports
-                results = pool.map(lambda check: list(check(found)), RUNNING.values())
+                results: Iterator[list[str]] = pool.map(list, [check(found) for check in RUNNING.values()])
                 problems = sum(map(_report, RUNNING, RUNNING.values(), results))
     if problems:
         raise InputError(f"{bundle}: {problems} problem(s) found; they stand above")
@@ -367,13 +369,12 @@ def register(app: typer.Typer) -> None:
     app.command()(verify)
 
 
-def _report(name: str, check: Check, sentences: Iterable[str]) -> int:
+def _report(name: str, check: Check, sentences: Sequence[str]) -> int:
     """Print what a check found, and return how many problems that is."""
-    found = list(sentences)
-    typer.echo(f"{'FAILED' if found else 'ok':<9}{name}: {check.__doc__}")
-    for sentence in found:
+    typer.echo(f"{'FAILED' if sentences else 'ok':<9}{name}: {check.__doc__}")
+    for sentence in sentences:
         typer.echo(f"         - {sentence}")
-    return len(found)
+    return len(sentences)
 
 
 def _tensors(bundle: Bundle, side: str) -> dict[str, Any]:
