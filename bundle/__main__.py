@@ -11,18 +11,18 @@ from scripts.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 for _name in (
-    "phantom",
-    "datalist",
-    "demo",
+    "data.phantom",
+    "data.datalist",
+    "runs.demo",
     "benchmark",
     "figures",
-    "tune",
-    "score",
-    "study",
-    "package",
-    "verify",
-    "archive",
-    "export",
+    "runs.tune",
+    "runs.score",
+    "runs.study",
+    "ship.package",
+    "ship.verify",
+    "ship.archive",
+    "ship.export",
 ):
     importlib.import_module(f"bundle.{_name}").register(app)
 

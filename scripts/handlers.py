@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.utils import CommonKeys as Keys
@@ -22,11 +21,12 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from scripts.checkpoints import check_weights, is_first, read_checkpoint, read_weights, save_weights, unwrap
+from scripts.compute.exported import Exported
 from scripts.errors import InputError
-from scripts.exported import Exported
-from scripts.files import written_whole
+from scripts.files import atomic_write
+from scripts.judging import SCORES, case_scores, format_summary, mean_foreground_dice, summarize
 from scripts.labels import class_names
-from scripts.metrics import SCORES, case_scores, format_summary, mean_foreground_dice, summarize
 from scripts.networks import Ensemble
 from scripts.pictures import Panel, draw_learning_curve, draw_panels, draw_scores
 
@@ -166,7 +166,7 @@ class Validation:
             trainer.add_event_handler(due, lambda: self.validator.run(trainer.state.epoch))
         else:
             logger.warning("no case to validate on: %s gets the weights of the last epoch", self.path)
-            trainer.add_event_handler(Events.COMPLETED, lambda: _save_weights(self.network, self.path))
+            trainer.add_event_handler(Events.COMPLETED, lambda: save_weights(self.network, self.path))
 
     def _is_due(self, trainer: Engine, epoch: int) -> bool:
         return epoch % self.interval == 0 or epoch == trainer.state.max_epochs
@@ -191,7 +191,7 @@ class BestModelSaver:
     def _save(self, evaluator: Engine) -> None:
         state = _state(evaluator)
         if state.best_metric_epoch == state.epoch:
-            _save_weights(self.network, self.path)
+            save_weights(self.network, self.path)
 
 
 class LastCheckpoint:
@@ -235,7 +235,7 @@ class LastCheckpoint:
 
     def _save(self, trainer: Engine) -> None:
         state = {
-            "network": _bare(self.network).state_dict(),
+            "network": unwrap(self.network).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "epoch": trainer.state.epoch,
@@ -244,9 +244,9 @@ class LastCheckpoint:
             "best_metric_epoch": int(_state(self.evaluator).best_metric_epoch),
             "torch_rng": torch.get_rng_state(),
         }
-        if _is_first():
-            with written_whole(self.path) as beside:
-                torch.save(state, beside)
+        if is_first():
+            with atomic_write(self.path) as temporary:
+                torch.save(state, temporary)
 
     def _load(self, trainer: Engine) -> None:
         if not self.path.exists():
@@ -262,7 +262,7 @@ class LastCheckpoint:
                 f"{self.path}: holds weights alone; resume from the last.pt that a training wrote"
             )
         check_weights(self.network, state["network"], self.path)
-        _bare(self.network).load_state_dict(state["network"])
+        unwrap(self.network).load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         trainer.state.epoch, trainer.state.iteration = state["epoch"], state["iteration"]
@@ -318,7 +318,7 @@ class WeightsLoader:
         engine.add_event_handler(Events.STARTED, self._load)
 
     def _load(self, engine: Engine) -> None:
-        network = _bare(self.network)
+        network = unwrap(self.network)
         if isinstance(network, Exported):
             return
         members = list(network.members) if isinstance(network, Ensemble) else [network]
@@ -384,8 +384,8 @@ class LearningCurve:
             "epoch %d of %d: loss %.4f", trainer.state.epoch, trainer.state.max_epochs, self.rows[-1]["loss"]
         )
         with (
-            written_whole(self.output_dir / "learning_curve.csv") as beside,
-            beside.open("w", newline="") as file,
+            atomic_write(self.output_dir / "learning_curve.csv") as temporary,
+            temporary.open("w", newline="") as file,
         ):
             writer = csv.DictWriter(file, fieldnames=["epoch", "loss", metric, "minutes"])
             writer.writeheader()
@@ -468,8 +468,10 @@ class CaseScores:
         summary = summarize(self.rows)
         self._table("scores.csv", ["case", "class", *SCORES], self.rows)
         self._table("summary.csv", list(summary[0]), summary)
-        with written_whole(self.output_dir / "summary.json") as beside:
-            beside.write_text(json.dumps({"tolerance": self.tolerance, "summary": summary}, indent=1) + "\n")
+        with atomic_write(self.output_dir / "summary.json") as temporary:
+            temporary.write_text(
+                json.dumps({"tolerance": self.tolerance, "summary": summary}, indent=1) + "\n"
+            )
         draw_scores(self.rows, self.output_dir / "scores.png")
         chosen = {"worst": 0, "median": len(self.panels) // 2, "best": len(self.panels) - 1}
         for word, index in chosen.items():
@@ -486,78 +488,10 @@ class CaseScores:
         logger.info("tables and pictures: %s", self.output_dir)
 
     def _table(self, name: str, columns: Sequence[str], rows: Sequence[dict]) -> None:
-        with written_whole(self.output_dir / name) as beside, beside.open("w", newline="") as file:
+        with atomic_write(self.output_dir / name) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(columns))
             writer.writeheader()
             writer.writerows(rows)
-
-
-def read_checkpoint(path: Path) -> dict:
-    """Read a checkpoint without running code from it.
-
-    Raises:
-        InputError: the file is missing, or not a checkpoint of weights.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; train first, or name one with --checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); "
-            "name the model.pt that a training wrote"
-        ) from error
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: holds a {type(state).__name__}; a checkpoint is a dictionary of weights")
-    return state
-
-
-def read_weights(path: Path) -> dict:
-    """The network's weights in a checkpoint: `model.pt`, `last.pt`, or what MONAI's CheckpointSaver wrote.
-
-    Raises:
-        InputError: see `read_checkpoint`.
-    """
-    state = read_checkpoint(path)
-    return state.get("network", state.get("model", state))
-
-
-def check_weights(network: nn.Module, weights: dict, path: Path) -> None:
-    """Refuse weights that do not belong to the network.
-
-    Raises:
-        InputError: names the first differences and the fix.
-    """
-    own = {name: tuple(value.shape) for name, value in _bare(network).state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
-    differences = [
-        f"{name} is {list(given[name]) if name in given else 'missing'} in the file"
-        f" and {list(own[name]) if name in own else 'missing'} in the network"
-        for name in [*own, *(name for name in given if name not in own)]
-        if own.get(name) != given.get(name)
-    ]
-    if differences:
-        raise InputError(
-            f"{path}: a checkpoint of another network ({len(differences)} of {len(own)} weights differ: "
-            f"{'; '.join(differences[:2])}); give the same network and task overlays as in training"
-        )
-
-
-def _save_weights(network: nn.Module, path: Path) -> None:
-    """Write the weights as a plain state dictionary, from one process of several."""
-    if _is_first():
-        with written_whole(path) as beside:
-            torch.save(_bare(network).state_dict(), beside)
-
-
-def _is_first() -> bool:
-    """Whether this process is the only one, or the first of several."""
-    return not (dist.is_initialized() and dist.get_rank() > 0)
-
-
-def _bare(network: nn.Module) -> nn.Module:
-    """The network inside a DistributedDataParallel wrapper."""
-    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
 
 
 def _state(engine: Engine) -> Any:

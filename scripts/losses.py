@@ -16,7 +16,7 @@ from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
 
 
-class DiceCELoss(nn.Module):
+class WeightedDiceCELoss(nn.Module):
     """``alpha * CE + (1 - alpha) * Dice``; MONAI's own sum cannot ignore a label.
 
     Args:

@@ -17,7 +17,7 @@ from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import atomic_write
 
 #: Where matplotlib puts the first row of an array.
 Origin = Literal["upper", "lower"]
@@ -321,5 +321,5 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 90) -> None:
         dpi: pixels for each inch.
     """
     FigureCanvasAgg(figure)
-    with written_whole(path) as beside:
-        figure.savefig(beside, dpi=dpi)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)

@@ -16,9 +16,9 @@ import torch
 import typer
 from tqdm import tqdm
 
-from scripts.acceleration import mixed_precision
+from scripts.compute.acceleration import mixed_precision
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import atomic_write
 
 #: Contests, each a module of this package.
 CONTESTS = ("inference", "training", "augmentation", "weightmap", "metrics")
@@ -83,8 +83,8 @@ def benchmark(
             report["contests"].append(summary)
             typer.echo("\n" + runner.table(summary))
             if json_file:  # after each contest: an interrupted run leaves what it has
-                with written_whole(json_file) as beside:
-                    beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                with atomic_write(json_file) as temporary:
+                    temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def machine(device: torch.device) -> dict[str, Any]:

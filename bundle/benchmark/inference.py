@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from bundle.benchmark import networks
 from bundle.benchmark.networks import Build, Variant
 from bundle.benchmark.runner import OURS, Contest, Entry, same_class
-from scripts.inferers import OverlapTileInferer, SlidingWindowInferer
+from scripts.compute import inferers
+from scripts.compute.runtimes import Runtime
 from scripts.networks import UNet
-from scripts.runtimes import Runtime
 
 Axes = tuple[int, ...]  # one entry per spatial axis
 
@@ -46,7 +46,7 @@ class Way:
 
     Attributes:
         precision: one of `networks.precisions`.
-        runtime: see `scripts.runtimes.Runtime`.
+        runtime: see `scripts.compute.runtimes.Runtime`.
         variant: how the network is prepared beforehand, for runtime "torch".
     """
 
@@ -260,7 +260,9 @@ def _our_volume(
 ) -> Callable[[], Tensor]:
     network, image = _network_and_image(build, volume, device)
     network = way.prepare(network, image[..., : window[0], : window[1], : window[2]])
-    inferer = SlidingWindowInferer(window, overlap=OVERLAP, mode="gaussian", runtime=way.runtime, amp=way.amp)
+    inferer = inferers.SlidingWindowSlabInferer(
+        window, overlap=OVERLAP, mode="gaussian", runtime=way.runtime, amp=way.amp
+    )
     return lambda: inferer(image, network)
 
 
@@ -300,5 +302,5 @@ def _plain_2015(
 def _our_2015(build: Build, size: Axes, tile: Axes, way: Way, device: torch.device) -> Callable[[], Tensor]:
     network, image = _network_and_image(build, size, device)
     network = way.prepare(network, torch.rand((1, 1, *tile)).to(device))
-    inferer = OverlapTileInferer(tile, runtime=way.runtime, amp=way.amp)
+    inferer = inferers.OverlapTileInferer(tile, runtime=way.runtime, amp=way.amp)
     return lambda: inferer(image, network)

@@ -107,7 +107,7 @@ def _surface_distance(size: int) -> Callable[[], np.ndarray]:
 
 
 def _ours(size: int) -> Callable[[], np.ndarray]:
-    from scripts.metrics import surface_scores
+    from scripts.judging import surface_scores
 
     pred, truth = _class_maps(size)
 

@@ -16,8 +16,8 @@ from monai.networks.nets import BasicUNet, DynUNet
 from torch import Tensor, nn
 
 from bundle.benchmark.runner import CEILING, Entry
-from scripts import memory
-from scripts.acceleration import accelerate, mixed_precision
+from scripts.compute import memory
+from scripts.compute.acceleration import accelerate, mixed_precision
 from scripts.networks import UNet
 from scripts.process import bundle_root
 
@@ -32,7 +32,7 @@ HALF = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 @dataclass(frozen=True)
 class Variant:
-    """How a network is made fast: arguments of `scripts.acceleration.accelerate`, and what a GPU adds.
+    """How a network is made fast: arguments of `scripts.compute.acceleration.accelerate`, and of a GPU.
 
     Attributes:
         precision: one of `precisions`.
@@ -172,7 +172,7 @@ def nnunet_or_ours(dims: int, channels: Sequence[int], classes: int) -> tuple[st
 
 
 def operations(build: Build, shape: Sequence[int], training: bool = False) -> float:
-    """Floating point operations of the network that is built, see `scripts.memory.operations`."""
+    """Floating point operations of the network that is built, see `scripts.compute.memory.operations`."""
     with torch.device("meta"):
         network = build()
     return memory.operations(network, shape, training)

@@ -18,7 +18,7 @@ from PIL import Image
 from bundle.figures.diagram import configured, draw_architecture
 from bundle.figures.mechanisms import draw_elastic, draw_tiles, draw_weights, even_cells, spoil
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import atomic_write
 from scripts.pictures import draw_instances, save_figure
 from scripts.process import bundle_root
 
@@ -77,8 +77,8 @@ def write_figures(names: Sequence[str], output_dir: Path) -> list[Path]:
                 reduced = picture.convert("RGB").quantize(
                     256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
                 )
-            with written_whole(path) as beside:
-                reduced.save(beside, optimize=True)
+            with atomic_write(path) as temporary:
+                reduced.save(temporary, optimize=True)
         paths.append(path)
     return paths
 

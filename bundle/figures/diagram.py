@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from monai.bundle import ConfigParser
 from torch import nn
 
-from scripts.memory import dry_run
+from scripts.compute.memory import dry_run
 from scripts.networks import UNet
 from scripts.networks.blocks import (
     Concatenate,

@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy import ndimage
 
+from bundle.data.phantom import draw_cells
 from bundle.figures.diagram import configured, times
-from bundle.phantom import draw_cells
-from scripts.inferers import OverlapTileInferer
+from scripts.compute.inferers import OverlapTileInferer
 from scripts.labels import IGNORE_LABEL
 from scripts.pictures import CLASS_COLOURS, distinct_colours
 from scripts.transforms import (

@@ -9,7 +9,6 @@ The Decathlon's own `test` list has no labels and is left alone.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
@@ -31,6 +30,7 @@ from scripts.data.checks import (
 )
 from scripts.dicom import DICOM_READER, SeriesFinder
 from scripts.errors import InputError
+from scripts.files import read_json
 from scripts.labels import IGNORE_NAME
 
 logger = logging.getLogger(__name__)
@@ -91,24 +91,6 @@ def list_images(folder: Path) -> list[Path]:
         and not file.name.startswith(".")
         and (image_suffix(file) or file.suffix.lower() not in SIDECAR_SUFFIXES)
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        InputError: if it is missing, no JSON or no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise InputError(f"{path} {reason}; it must be a JSON file; correct the path or the file.") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} holds a {type(content).__name__}; a JSON object {{...}} is expected; correct the file."
-        )
-    return content
 
 
 def dataset_labels(description: Mapping[str, Any], path: Path) -> dict[str, int]:
@@ -385,7 +367,7 @@ def _series(place: Path, finder: SeriesFinder, section: str | None) -> list[dict
     sizes = ", ".join(f"{name} ({len(files)} files)" for name, files in found.series.items())
     logger.info("%s: %d series: %s", place, len(found.series), sizes)
     if found.left_out:
-        logger.warning("%s: left out: %s", place, found.told())
+        logger.warning("%s: left out: %s", place, found.describe())
     return [{"image": str(place / name), "case": name} for name in found.series]
 
 

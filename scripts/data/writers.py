@@ -10,7 +10,7 @@ from monai.data import ImageWriter, NibabelWriter, PILWriter
 from monai.utils import convert_to_numpy
 
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import atomic_write
 from scripts.labels import label_type
 
 
@@ -26,8 +26,8 @@ class _WholeWriter(ImageWriter):
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file whole."""
-        with written_whole(str(filename)) as beside:
-            super().write(str(beside), verbose=verbose, **kwargs)
+        with atomic_write(str(filename)) as temporary:
+            super().write(str(temporary), verbose=verbose, **kwargs)
 
 
 class WholeNibabelWriter(_WholeWriter, NibabelWriter):  # type: ignore[misc]

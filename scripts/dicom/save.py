@@ -21,13 +21,13 @@ from scripts.dicom.segmentation import (
     Algorithm,
     make_segmentation,
     make_segments,
-    nothing_told,
     require_highdicom,
+    silence_pydicom,
     source_headers,
 )
 from scripts.dicom.series import BadSeries, Series, SeriesFinder
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import atomic_write
 from scripts.labels import IGNORE_NAME, class_names, whole_numbers
 from scripts.transforms.labels import class_map, source_of
 
@@ -108,7 +108,7 @@ class SaveSegmentationd(MapTransform):
         files = {"segmentation": f"{series.name}_seg.dcm", "structured_report": f"{series.name}_report.dcm"}
         volumes = measure(series, slices, segments)
         told = summary(series, slices, segments, self.algorithm, files)
-        with nothing_told():
+        with silence_pydicom():
             headers = source_headers(series)
             try:
                 segmentation = make_segmentation(series, headers, slices, segments, self.algorithm)
@@ -128,7 +128,7 @@ class SaveSegmentationd(MapTransform):
         try:
             with ExitStack() as stack:  # renamed when all of them are there
                 for name, content in contents.items():
-                    stack.enter_context(written_whole(self.output_dir / name)).write_bytes(content)
+                    stack.enter_context(atomic_write(self.output_dir / name)).write_bytes(content)
         except OSError as error:
             raise InputError(
                 f"{self.output_dir / files['segmentation']} and its report cannot be written "

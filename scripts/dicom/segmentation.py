@@ -133,7 +133,7 @@ def make_segments(
 
 
 @contextmanager
-def nothing_told() -> Iterator[None]:
+def silence_pydicom() -> Iterator[None]:
     """Keep pydicom and highdicom quiet: they warn of unusual names by citing them."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
@@ -256,7 +256,7 @@ def read_segmentation(path: str | Path, source: str | Path, labels: Mapping[str,
     require_highdicom()
     from highdicom.seg import segread
 
-    with nothing_told():
+    with silence_pydicom():
         try:
             segmentation = segread(Path(path))
             uids = segmentation.get_source_image_uids()

@@ -227,7 +227,7 @@ class Found:
     series: dict[str, list[tuple[Source, Dataset]]]
     left_out: Counter[str]
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """What was left out and how many, in words; empty if nothing was."""
         return ", ".join(f"{kind} ({count})" for kind, count in sorted(self.left_out.items()))
 
@@ -325,8 +325,8 @@ def _look(place: Path) -> Found:
     found = Found(dict(sorted(series.items())), left_out)
     if not series:
         raise InputError(
-            f"{place} holds no DICOM images ({found.told() or 'no files'}): hand the folder or zip file of "
-            "CT, MR or PET images"
+            f"{place} holds no DICOM images ({found.describe() or 'no files'}): hand the folder or zip file "
+            "of CT, MR or PET images"
         )
     return found
 

@@ -1,6 +1,6 @@
 """Transforms that MONAI lacks; one file for each kind, dictionary transforms end in ``d``."""
 
-from scripts.transforms.hosts import Spacingd, ToLabelMapd
+from scripts.transforms.hosts import IsolatedSpacingd, ToLabelMapd
 from scripts.transforms.instances import (
     ClassesToInstancesd,
     ComponentsToInstancesd,
@@ -19,10 +19,10 @@ __all__ = [
     "ComponentsToInstancesd",
     "IgnoreToBackgroundd",
     "InstancesToClassesd",
+    "IsolatedSpacingd",
     "LabelsToClassesd",
     "RandSpatialPatchd",
     "SeparateInstancesd",
-    "Spacingd",
     "ToLabelMapd",
     "WatershedInstancesd",
     "border_weight_map",

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import MapTransform
-from monai.transforms import Spacingd as MonaiSpacingd
+from monai.transforms import MapTransform, Spacingd
 from monai.utils import convert_to_numpy
 
 from scripts.labels import label_type
 
 
-class Spacingd(MonaiSpacingd):
+class IsolatedSpacingd(Spacingd):
     """MONAI's Spacingd, which sees the keys it is given and nothing else.
 
     MONAI's writes the meta data of a NIfTI file to every entry whose name begins with the key, and fails

@@ -200,7 +200,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         units: "pixel", or "mm" to honour the voxel size of the image (its MetaTensor's affine).
         ignore_label: value of label voxels outside the scan.
         outside: what images show there: "zeros", or "mirror" for the scan mirrored at its end voxels, which
-            is the context that `scripts.inferers.OverlapTileInferer` gives.
+            is the context that `scripts.compute.inferers.OverlapTileInferer` gives.
 
     Raises:
         InputError: an argument breaks its rule; a case has another number of axes than ``patch_size``, or its

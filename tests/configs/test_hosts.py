@@ -14,9 +14,9 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Invertd, SaveImaged
 
-from bundle.experiments import resolved
-from bundle.package import leave_probabilities_to_scoring
-from bundle.phantom import Kind, write_phantom
+from bundle.data.phantom import Kind, write_phantom
+from bundle.runs.experiments import resolved
+from bundle.ship.package import leave_probabilities_to_scoring
 from scripts.networks import UNet
 from tests.commands import CONFIGS, ROOT, TINY, read_array, run
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundle.phantom import Kind, write_phantom
+from bundle.data.phantom import Kind, write_phantom
 from tests.commands import CONFIGS, TINY, read_array, run, written
 
 pytestmark = pytest.mark.workflow

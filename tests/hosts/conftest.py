@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.experiments import read_experiment
+from bundle.runs.experiments import read_experiment
 from tests.commands import CONFIGS, ROOT, SHARED_DATA, command, workbench
 from tests.hosts.server import PYTHON, Server, serving
 

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundle.package import sha256
+from scripts.files import sha256
 from tests.commands import read_array
 from tests.hosts.conftest import HIPPOCAMPUS, LABELLED, NUCLEI, Kind, Report
 from tests.hosts.server import CallError, Server, call, wait_until_up

@@ -12,25 +12,25 @@ import pytest
 import torch
 
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import atomic_write
 
 
 def test_writes_the_file_and_makes_its_folder(tmp_path):
     path = tmp_path / "new" / "folder" / "table.csv"
-    with written_whole(path) as beside:
-        beside.write_text("done")
+    with atomic_write(path) as temporary:
+        temporary.write_text("done")
         assert not path.exists()
-        assert beside.parent == path.parent
+        assert temporary.parent == path.parent
     assert path.read_text() == "done"
     assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "weights.pt", "noextension"])
 def test_name_beside_is_hidden_and_keeps_the_suffixes(tmp_path, name):
-    with written_whole(str(tmp_path / name)) as beside:
-        beside.touch()
-    assert beside.name.startswith(".")
-    assert beside.name.endswith(name)
+    with atomic_write(str(tmp_path / name)) as temporary:
+        temporary.touch()
+    assert temporary.name.startswith(".")
+    assert temporary.name.endswith(name)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -41,8 +41,8 @@ def test_failure_leaves_what_was_there_before(tmp_path, error, old):
         path.write_text(old)
 
     def write() -> None:
-        with written_whole(path) as beside:
-            beside.write_text("half of it")
+        with atomic_write(path) as temporary:
+            temporary.write_text("half of it")
             raise error("power cut")
 
     with pytest.raises(error, match="power"):
@@ -54,7 +54,7 @@ def test_failure_leaves_what_was_there_before(tmp_path, error, old):
 def test_a_body_that_writes_nothing_is_an_error_and_changes_nothing(tmp_path):
     path = tmp_path / "summary.json"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError), written_whole(path):
+    with pytest.raises(FileNotFoundError), atomic_write(path):
         pass
     assert path.read_text() == "old"
 
@@ -62,8 +62,8 @@ def test_a_body_that_writes_nothing_is_an_error_and_changes_nothing(tmp_path):
 def test_replaces_the_file_only_at_the_end(tmp_path):
     path = tmp_path / "summary.json"
     path.write_text("old")
-    with written_whole(path) as beside:
-        beside.write_text("new")
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
 
@@ -74,7 +74,7 @@ def test_full_disk_is_one_sentence(tmp_path, number):
     path.write_text("old")
 
     def write() -> None:
-        with written_whole(path):
+        with atomic_write(path):
             raise OSError(number, os.strerror(number))
 
     with pytest.raises(
@@ -101,8 +101,8 @@ def test_weights_on_a_full_disk_are_one_sentence(small_disk):
     (small_disk / "model.pt").write_text("old")
 
     def write() -> None:
-        with written_whole(small_disk / "model.pt") as beside:
-            torch.save({"weight": torch.zeros(1_000_000)}, beside)
+        with atomic_write(small_disk / "model.pt") as temporary:
+            torch.save({"weight": torch.zeros(1_000_000)}, temporary)
 
     with pytest.raises(InputError, match=r"model\.pt could not be written, as the disk of"):
         write()

@@ -13,7 +13,7 @@ from monai.losses import DeepSupervisionLoss, DiceLoss
 
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
-from scripts.losses import DiceCELoss
+from scripts.losses import WeightedDiceCELoss
 
 SHAPES = [(2, 3, 6, 5), (2, 4, 4, 5, 3), (1, 2, 4, 4)]
 
@@ -40,7 +40,7 @@ def test_annotated_batch_equals_monai_and_pytorch(shape, alpha, include_backgrou
     logits, target = make_batch(shape)
     dice = DiceLoss(include_background, to_onehot_y=True, softmax=True, batch=batch)(logits, target)
     expected = alpha * F.cross_entropy(logits, target[:, 0].long()) + (1 - alpha) * dice
-    loss = DiceCELoss(alpha, include_background=include_background, batch=batch)(logits, target)
+    loss = WeightedDiceCELoss(alpha, include_background=include_background, batch=batch)(logits, target)
     torch.testing.assert_close(loss, expected)
 
 
@@ -51,7 +51,7 @@ def test_value_counted_by_hand():
     cross_entropy = -(math.log(1 / 2) + math.log(3 / 4) + math.log(3 / 4)) / 3
     dice = 1 - 2 * (1 / 2 + 3 / 4) / ((1 / 2 + 3 / 4 + 1 / 4) + 2)
     for alpha in (0, 0.25, 1):
-        loss = DiceCELoss(alpha)(logits, target)
+        loss = WeightedDiceCELoss(alpha)(logits, target)
         assert loss.item() == pytest.approx(alpha * cross_entropy + (1 - alpha) * dice, abs=1e-5)
 
 
@@ -62,7 +62,7 @@ def test_weighted_value_counted_by_hand():
     cross_entropy = -(3 * math.log(1 / 2) + 0.5 * math.log(3 / 4)) / 3
     dice = 1 - 2 * (1 / 2 + 3 / 4) / ((1 / 2 + 3 / 4 + 1 / 4) + 2)
     for alpha in (0, 0.25, 1):
-        loss = DiceCELoss(alpha)(logits, target)
+        loss = WeightedDiceCELoss(alpha)(logits, target)
         assert loss.item() == pytest.approx(alpha * cross_entropy + (1 - alpha) * dice, abs=1e-5)
 
 
@@ -71,8 +71,10 @@ def test_gradient_of_a_voxel_is_proportional_to_its_weight(shape):
     logits, classes = make_batch(shape)
     logits.requires_grad_()
     weight = torch.rand(classes.shape, generator=torch.Generator().manual_seed(2))
-    (plain,) = torch.autograd.grad(DiceCELoss(1.0)(logits, classes), logits)
-    (weighted,) = torch.autograd.grad(DiceCELoss(1.0)(logits, torch.cat([classes, weight], 1)), logits)
+    (plain,) = torch.autograd.grad(WeightedDiceCELoss(1.0)(logits, classes), logits)
+    (weighted,) = torch.autograd.grad(
+        WeightedDiceCELoss(1.0)(logits, torch.cat([classes, weight], 1)), logits
+    )
     torch.testing.assert_close(weighted, plain * weight)
 
 
@@ -81,7 +83,7 @@ def test_several_heads_take_weights():
     logits, classes = make_batch((2, 3, 8, 8))
     target = torch.cat([classes, torch.full_like(classes, 2.0)], 1)
     heads = [logits, logits[..., ::2, ::2]]
-    one, two = (DeepSupervisionLoss(DiceCELoss(1.0))(heads, t) for t in (classes, target))
+    one, two = (DeepSupervisionLoss(WeightedDiceCELoss(1.0))(heads, t) for t in (classes, target))
     torch.testing.assert_close(two, 2 * one)
 
 
@@ -94,7 +96,7 @@ def test_ignored_voxels_count_as_if_they_were_cut_out(shape, batch):
     seen, known = logits[..., 1:], target[..., 1:]
     dice = DiceLoss(False, to_onehot_y=True, softmax=True, batch=batch)(seen, known)
     expected = 0.4 * F.cross_entropy(seen, known[:, 0].long()) + 0.6 * dice
-    torch.testing.assert_close(DiceCELoss(0.4, batch=batch)(logits, target), expected)
+    torch.testing.assert_close(WeightedDiceCELoss(0.4, batch=batch)(logits, target), expected)
 
 
 @settings(max_examples=25, deadline=None)
@@ -102,7 +104,7 @@ def test_ignored_voxels_count_as_if_they_were_cut_out(shape, batch):
 def test_ignored_logits_change_nothing_and_get_no_gradient(value, alpha, include_background):
     logits, target = make_batch((2, 3, 5, 4))
     target, ignored = with_holes(target)
-    loss = DiceCELoss(alpha, include_background=include_background)
+    loss = WeightedDiceCELoss(alpha, include_background=include_background)
     expected = loss(logits, target)
     replaced = torch.where(ignored, value * torch.tensor([1.0, -1, 0.5])[None, :, None, None], logits)
     replaced.requires_grad_()
@@ -118,7 +120,7 @@ def test_ignored_logits_change_nothing_and_get_no_gradient(value, alpha, include
 def test_nothing_annotated_teaches_nothing(alpha):
     logits, target = make_batch((2, 3, 4, 4))
     logits.requires_grad_()
-    loss = DiceCELoss(alpha)(logits, torch.full_like(target, IGNORE_LABEL))
+    loss = WeightedDiceCELoss(alpha)(logits, torch.full_like(target, IGNORE_LABEL))
     assert loss.item() == 0
     loss.backward()
     assert not logits.grad.any()
@@ -127,7 +129,7 @@ def test_nothing_annotated_teaches_nothing(alpha):
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan")])
 def test_alpha_out_of_range_is_refused(alpha):
     with pytest.raises(InputError, match=rf"alpha is {alpha}: give .* from 0 to 1"):
-        DiceCELoss(alpha)
+        WeightedDiceCELoss(alpha)
 
 
 def test_class_absent_from_truth_costs_what_is_predicted_of_it():
@@ -135,14 +137,14 @@ def test_class_absent_from_truth_costs_what_is_predicted_of_it():
     target = torch.ones(1, 1, 4, 4)
     sure = torch.full((1, 3, 4, 4), -30.0)
     sure[:, 1] = 30
-    assert DiceCELoss(0)(sure, target).item() == pytest.approx(0, abs=1e-3)
+    assert WeightedDiceCELoss(0)(sure, target).item() == pytest.approx(0, abs=1e-3)
     unsure = sure.clone()
     unsure[..., 0, 0] = torch.tensor([-30.0, -30, 30])[None, :]
-    loss = DiceCELoss(0)(unsure, target)
+    loss = WeightedDiceCELoss(0)(unsure, target)
     # class 1: 2 * 15 / (15 + 16), class 2: nothing, both halves of the mean
     assert loss.item() == pytest.approx(1 - (30 / 31 + 0) / 2, abs=1e-4)
     logits = torch.zeros(1, 3, 4, 4, requires_grad=True)
-    found = DiceCELoss(0.5)(logits, torch.zeros(1, 1, 4, 4))
+    found = WeightedDiceCELoss(0.5)(logits, torch.zeros(1, 1, 4, 4))
     found.backward()
     assert 0 < found.item() < 2
     assert torch.isfinite(logits.grad).all()
@@ -155,9 +157,9 @@ def test_class_weights_scale_each_voxel_whatever_their_type():
     voxelwise = F.cross_entropy(logits, classes, ignore_index=IGNORE_LABEL, reduction="none")
     weight = (classes == 0) * 1.0 + (classes == 1) * 4.0 + (classes == 2) * 2.0
     expected = (weight * voxelwise).sum() / (classes != IGNORE_LABEL).sum()
-    torch.testing.assert_close(DiceCELoss(1, class_weights=[1, 4, 2])(logits, target), expected)
+    torch.testing.assert_close(WeightedDiceCELoss(1, class_weights=[1, 4, 2])(logits, target), expected)
     torch.testing.assert_close(
-        DiceCELoss(1, class_weights=[1, 4, 2])(logits.double(), target), expected.double()
+        WeightedDiceCELoss(1, class_weights=[1, 4, 2])(logits.double(), target), expected.double()
     )
 
 
@@ -168,7 +170,7 @@ def test_class_weights_scale_each_voxel_whatever_their_type():
 def test_deep_supervision_is_the_weighted_sum_over_picked_voxels(spatial, sizes):
     target, _ = with_holes(make_batch((2, 3, *spatial))[1])
     outputs = [make_batch((2, 3, *size), seed)[0] for seed, size in enumerate(sizes)]
-    loss = DiceCELoss(0.5)
+    loss = WeightedDiceCELoss(0.5)
     expected, declared = torch.zeros(()), {0.0, 1.0, 2.0, float(IGNORE_LABEL)}
     for level, (logits, size) in enumerate(zip(outputs, sizes, strict=True)):
         picked = target

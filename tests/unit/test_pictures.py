@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundle.phantom import draw_cells
+from bundle.data.phantom import draw_cells
 from scripts.errors import InputError
 from scripts.pictures import CellErrors, cell_errors, distinct_colours, draw_instances
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.experiments import for_inference, resolved
-from bundle.phantom import Kind, write_phantom
+from bundle.data.phantom import Kind, write_phantom
+from bundle.runs.experiments import for_inference, resolved
 from tests.commands import TINY
 from tests.workflows.packaging import CARD, package
 

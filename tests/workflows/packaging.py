@@ -8,7 +8,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from bundle.__main__ import app
-from bundle.package import ABOUT
+from bundle.ship.package import ABOUT
 
 CARD: dict[str, Any] = {
     "folder": "cells_segmentation_unet",

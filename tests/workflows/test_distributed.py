@@ -34,7 +34,7 @@ PLAIN: dict[str, Any] = {
     "val_interval": 2,
     "learning_rate": 0.2,
     "amp": False,
-    "loss": {"_target_": "scripts.losses.DiceCELoss", "alpha": "@alpha", "batch": False},
+    "loss": {"_target_": "scripts.losses.WeightedDiceCELoss", "alpha": "@alpha", "batch": False},
     "optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": "@learning_rate"},
     "augment": [
         {

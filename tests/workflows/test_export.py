@@ -17,11 +17,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import bundle.export
+import bundle.ship.export
 from bundle.__main__ import app
-from bundle.export import FORMATS, Model, read_model, tile_sizes, write
+from bundle.ship.export import FORMATS, Model, read_model, tile_sizes, write
+from scripts.compute.exported import Exported
 from scripts.errors import InputError
-from scripts.exported import Exported
 from scripts.networks import UNet
 from tests.commands import CONFIGS, command, read_array, run, unchanged_process, written
 
@@ -198,8 +198,8 @@ def model_of(name: str, folder: Path) -> Model:
     experiment = {"config_file": [f"configs/{file}.json" for file in ("train", *overlays)], **ids}
     (folder / "experiment.json").write_text(json.dumps({**experiment, "output_dir": str(folder)}))
     torch.manual_seed(0)
-    config = bundle.export.resolved(*bundle.export.for_inference(experiment))
-    network = bundle.export.ConfigParser(config).get_parsed_content("network_def")
+    config = bundle.ship.export.resolved(*bundle.ship.export.for_inference(experiment))
+    network = bundle.ship.export.ConfigParser(config).get_parsed_content("network_def")
     torch.save(network.state_dict(), folder / "model.pt")
     return read_model(folder / "experiment.json", None, folder)
 
@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_others_done(
             target.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
-    monkeypatch.setattr(bundle.export.shutil, "copyfile", fill)
+    monkeypatch.setattr(bundle.ship.export.shutil, "copyfile", fill)
     result = export(packaged, tmp_path, "--format", "pt2", "--format", "torchscript")
     assert str(result.exception) == "--format torchscript failed: what is wrong and what to do stands above"
     assert (
@@ -281,7 +281,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_others_done(
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from bundle.export import read_model, write
+from bundle.ship.export import read_model, write
 
 model = read_model(Path(sys.argv[1]), None, Path(sys.argv[2]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # as if the disk were full
@@ -315,14 +315,16 @@ def test_a_format_that_fails_is_told_and_the_others_are_done(
 
 
 def test_a_result_that_is_no_number_is_the_largest_difference() -> None:
-    result = bundle.export.Result()
+    result = bundle.ship.export.Result()
     for value in (0.5, float("nan"), 0.25):
         result.compare(torch.tensor([value, 0.0]), torch.zeros(2))
     assert np.isnan(result.difference)
 
 
 def test_missing_packages_are_named(packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle.export, "find_spec", lambda name: None if name.startswith("onnx") else name)
+    monkeypatch.setattr(
+        bundle.ship.export, "find_spec", lambda name: None if name.startswith("onnx") else name
+    )
     result = export(packaged, tmp_path, "--format", "onnx")
     assert (
         "onnx: not made: onnx is not installed: run pip install -r requirements-runtimes.txt" in result.output
@@ -339,7 +341,7 @@ def test_tensorrt_is_monais_command(packaged: Path, tmp_path: Path, monkeypatch:
         filepath.write(b"engine")
 
     monkeypatch.setattr(monai.bundle, "trt_export", trt_export)
-    monkeypatch.setattr(bundle.export, "lacking", lambda name: "")
+    monkeypatch.setattr(bundle.ship.export, "lacking", lambda name: "")
     result = write("tensorrt", read_model(packaged, None, tmp_path), tmp_path / "out")
     assert [file.read_text() for file in result.files] == ["engine"]
     assert (asked["net_id"], asked["precision"]) == ("network_def", "fp32")
@@ -347,4 +349,4 @@ def test_tensorrt_is_monais_command(packaged: Path, tmp_path: Path, monkeypatch:
     assert Path(asked["ckpt_file"]).name == "model.pt"
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "torch_tensorrt is not installed" in bundle.export.lacking("tensorrt")
+    assert "torch_tensorrt is not installed" in bundle.ship.export.lacking("tensorrt")

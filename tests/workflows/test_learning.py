@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundle.baseline import dice_per_class, otsu_components
-from bundle.phantom import Kind, write_phantom
+from bundle.data.phantom import Kind, write_phantom
+from bundle.runs.baseline import dice_per_class, otsu_components
 from tests.commands import read_array, run
 
 pytestmark = pytest.mark.workflow

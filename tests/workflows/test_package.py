@@ -11,10 +11,11 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-import bundle.package
-from bundle.experiments import for_inference, read_experiment, resolved
-from bundle.package import CARDS, list_large_files, metadata, read_card, sha256
+import bundle.ship.package
+from bundle.runs.experiments import for_inference, read_experiment, resolved
+from bundle.ship.package import CARDS, list_large_files, metadata, read_card
 from scripts.errors import InputError
+from scripts.files import sha256
 from scripts.networks import UNet
 from tests.commands import CONFIGS, TINY, bundle_run, command, config_files, last_line, read_array, written
 from tests.workflows.packaging import CARD, package
@@ -81,7 +82,7 @@ def test_valid_convolutions_have_their_own_sizes() -> None:
     inference = resolved(*for_inference(experiment))
     with torch.device("meta"):
         network = ConfigParser(inference).get_parsed_content("network_def")
-    formats = bundle.package.data_format(inference, network, "EM")
+    formats = bundle.ship.package.data_format(inference, network, "EM")
     assert formats["inputs"]["image"]["spatial_shape"] == [572, 572]
     assert formats["outputs"]["pred"]["spatial_shape"] == [388, 388]
 
@@ -135,7 +136,7 @@ def test_large_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "small.txt").write_bytes(b"x" * 10)
     list_large_files(tmp_path, None)
     assert not (tmp_path / "large_files.yml").exists()
-    monkeypatch.setattr(bundle.package, "LARGE_FILE", 50)
+    monkeypatch.setattr(bundle.ship.package, "LARGE_FILE", 50)
     with pytest.raises(InputError, match=r"model\.pt has .*give --large_files_url"):
         list_large_files(tmp_path, None)
     list_large_files(tmp_path, "https://example.org/files/")

@@ -11,7 +11,7 @@ import monai.bundle
 import pytest
 from typer.testing import CliRunner
 
-import bundle.study
+import bundle.runs.study
 from bundle.__main__ import app
 from tests.commands import ROOT, TINY, unchanged_process
 
@@ -33,8 +33,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(arguments[2])
         assert CliRunner().invoke(app, arguments[2:]).exit_code == 0
 
-    monkeypatch.setattr(bundle.study, "run_bundle", run_bundle)
-    monkeypatch.setattr(bundle.study, "run_python", run_python)
+    monkeypatch.setattr(bundle.runs.study, "run_bundle", run_bundle)
+    monkeypatch.setattr(bundle.runs.study, "run_python", run_python)
     return done
 
 

@@ -20,10 +20,10 @@ from skimage.measure import label as connected_components
 from typer.testing import CliRunner
 
 from bundle.__main__ import app
-from bundle.datalist import datalist
-from bundle.tune import Case, predict
+from bundle.data.datalist import datalist
+from bundle.runs.tune import Case, predict
 from scripts.data import read_split
-from scripts.metrics import instance_scores
+from scripts.judging import instance_scores
 from tests.commands import CONFIGS, config_files, input_error, read_array, run, written
 
 pytestmark = pytest.mark.workflow

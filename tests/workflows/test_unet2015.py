@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.datalist import datalist
-from bundle.phantom import Kind, write_phantom
+from bundle.data.datalist import datalist
+from bundle.data.phantom import Kind, write_phantom
 from tests.commands import CONFIGS, ROOT, TINY, command, read_array, run
 
 pytestmark = pytest.mark.workflow

@@ -14,12 +14,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import bundle.verify
+import bundle.ship.verify
 from bundle.__main__ import app
-from bundle.audit import executed
-from bundle.package import sha256
-from bundle.study import read_scores
-from bundle.verify import (
+from bundle.runs.study import read_scores
+from bundle.ship.audit import executed
+from bundle.ship.verify import (
     READING,
     RUNNING,
     Bundle,
@@ -31,6 +30,7 @@ from bundle.verify import (
     unpack,
 )
 from scripts.errors import InputError
+from scripts.files import sha256
 from scripts.networks import UNet
 from tests.commands import CONFIGS, workbench
 
@@ -247,7 +247,7 @@ def test_files(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     shutil.copy(copy / "models/other.pt", copy / "models/a.pt")
     (copy / "LICENSE").unlink()
     (copy / "docs/link.txt").symlink_to(tmp_path)
-    monkeypatch.setattr(bundle.verify, "LARGE_FILE", 60_000)
+    monkeypatch.setattr(bundle.ship.verify, "LARGE_FILE", 60_000)
     (copy / "docs/large.bin").write_bytes(bytes(70_000))
     sentences = "\n".join(check_files(read_bundle(copy)))
     for message in (
@@ -270,7 +270,7 @@ def test_weights_of_another_network(copy: Path) -> None:
 
 
 def test_network_that_takes_too_long(packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle.verify, "TIMEOUT", 0.01)
+    monkeypatch.setattr(bundle.ship.verify, "TIMEOUT", 0.01)
     (sentence,) = check_network(read_bundle(packaged))
     assert sentence.endswith("does not run on [1, 1, 16, 16]: it was stopped after 0.01 seconds")
 

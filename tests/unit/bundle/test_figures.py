@@ -25,8 +25,8 @@ from bundle.figures.mechanisms import (
     source_positions,
     spoil,
 )
+from scripts.compute.inferers import OverlapTileInferer
 from scripts.errors import InputError
-from scripts.inferers import OverlapTileInferer
 from scripts.networks import UNet
 from scripts.networks.blocks import (
     Concatenate,

@@ -22,9 +22,10 @@ from scripts.data.checks import (
     require_sound,
 )
 from scripts.errors import InputError
+from tests.commands import SHARED_DATA
 
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
-DATA = Path(__file__).parents[3] / "../shared/data"
+DATA = SHARED_DATA
 BAD = DATA / "bad_inputs"
 needs_bad = pytest.mark.skipif(not BAD.is_dir(), reason="the shared data set bad_inputs is absent")
 

@@ -23,9 +23,10 @@ from scripts.data.datalist import (
     read_split,
 )
 from scripts.errors import InputError
+from tests.commands import SHARED_DATA
 
 LABELS = {"background": 0, "cell": 1}
-DATA = Path(__file__).parents[3] / "../shared/data"
+DATA = SHARED_DATA
 SETTINGS: dict[str, Any] = {"spatial_dims": 2, "in_channels": 1, "labels": LABELS}
 
 

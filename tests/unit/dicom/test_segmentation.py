@@ -285,7 +285,7 @@ def test_nobody_is_named(
 
 
 def test_libraries_are_quiet_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
-    with writing.nothing_told():
+    with writing.silence_pydicom():
         logging.getLogger("highdicom.base").warning("first")
         logging.getLogger("pydicom").error("second")
     logging.getLogger("highdicom.base").warning("third")

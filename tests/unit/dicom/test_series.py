@@ -279,7 +279,7 @@ def test_a_folder_with_everything_in_it(tmp_path: Path) -> None:
         "broken files": 1,
         "files that are not DICOM": 1,
     }
-    assert found.told().startswith("MR Image Storage, localizer (1), ")
+    assert found.describe().startswith("MR Image Storage, localizer (1), ")
     finder = SeriesFinder()
     for part, truth in ((images, volume), (others, other_volume)):
         name = series_name(part[0].SeriesInstanceUID)

@@ -10,10 +10,10 @@ from ignite.engine import Engine
 from monai.networks.nets import BasicUNet
 from torch import nn
 
-from scripts.acceleration import accelerate
+from scripts.compute.acceleration import accelerate
+from scripts.compute.inferers import OverlapTileInferer
 from scripts.errors import InputError
 from scripts.handlers import WeightsLoader
-from scripts.inferers import OverlapTileInferer
 from scripts.networks import Ensemble, UNet, output_size
 
 

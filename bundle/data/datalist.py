@@ -1,0 +1,607 @@
+"""`python -m bundle datalist`: from folders of images and labels to the data list and the config overlay.
+
+It reads every file, lists all problems at once, and writes `dataset.json` (Medical Segmentation Decathlon
+form with a `fold` per training case, read by `scripts.data.datalist`) and `task.json` (what the data say of
+dimensions, channels, labels, patch and voxel size; an overlay on `configs/train.json`).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from scripts.data.checks import (
+    PICTURE_SUFFIXES,
+    Facts,
+    Problem,
+    format_table,
+    image_suffix,
+    inspect_cases,
+    read_dims,
+)
+from scripts.data.datalist import (
+    DEFAULT_FOLDS,
+    assign_folds,
+    dataset_labels,
+    file_stem,
+    list_images,
+    read_entries,
+    read_splits_file,
+)
+from scripts.errors import InputError
+from scripts.files import atomic_write, read_json
+
+PATCH_MULTIPLE = 16  # four levels of halving
+PATCH_CAP = {2: 256, 3: 96}
+PATCH_VOXELS = {2: 256 * 256, 3: 80 * 80 * 80}
+MAX_SAMPLES_PER_CASE = 8
+MAX_FOUND_LABELS = 64  # more values than this are no classes that somebody forgot to name
+KEPT_KEYS = ("name", "description", "reference", "licence", "release")
+
+_USUAL_ENDING = re.compile(r"(?:[_-](?:image|img|labels?|masks?|seg|gt|0000))+$", re.IGNORECASE)
+_USUAL_BEGINNING = re.compile(r"^(?:image|img|labels?|masks?|seg|gt)(?:[_-]|(?=\d))", re.IGNORECASE)
+
+
+@dataclass
+class Source:
+    """Cases of a source as they lie on the disk.
+
+    Args:
+        cases: `{"image", "label", "case"}`; a case whose partner is missing lacks that key.
+        in_channels: as declared; None: to be seen from the files.
+        labels: name to value as declared; None: to be seen from the files.
+        about: keys that the new dataset.json keeps.
+        problems: files that could not be matched.
+    """
+
+    cases: list[dict[str, Any]]
+    in_channels: int | None = None
+    labels: dict[str, int] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def match_folders(images: Path, labels: Path) -> Source:
+    """Pair two folders: by equal ids, then without usual words such as `_mask` at the end or `img_` before.
+
+    Raises:
+        InputError: if a folder is missing or empty, or both are the same.
+    """
+    if images.absolute() == labels.absolute():
+        raise InputError(f"--images and --labels are both {images}; they must be two folders; move one kind.")
+    left = {"image": _files(images, "--images"), "label": _files(labels, "--labels")}
+    cases: list[dict[str, Any]] = []
+    for identify in (file_stem, _bare_stem):
+        groups = {kind: _group(left[kind], identify) for kind in left}
+        for name in sorted(groups["image"].keys() & groups["label"].keys()):
+            image, label = groups["image"][name], groups["label"][name]
+            if len(image) == len(label) == 1:
+                case_name = name if identify is file_stem else _USUAL_ENDING.sub("", file_stem(image[0]))
+                cases.append({"image": str(image[0]), "label": str(label[0]), "case": case_name})
+                left["image"].remove(image[0])
+                left["label"].remove(label[0])
+    twice = {name for name, times in Counter(case["case"] for case in cases).items() if times > 1}
+    for case in cases:
+        if case["case"] in twice:
+            case["case"] = file_stem(case["image"])
+    rivals = {kind: _group(left[kind], _bare_stem) for kind in left}
+    problems = [
+        _unmatched(file, kind, rivals["label" if kind == "image" else "image"].get(_bare_stem(file), []))
+        for kind in left
+        for file in left[kind]
+    ]
+    return Source(sorted(cases, key=lambda case: case["case"]), problems=problems)
+
+
+def read_nnunet(folder: Path) -> Source:
+    """Cases of an nnU-Net v1 or v2 raw data set: dataset.json, imagesTr and labelsTr.
+
+    Raises:
+        InputError: if the folder or its dataset.json is not usable.
+    """
+    path = folder / "dataset.json"
+    description = read_json(path)
+    channels = description.get("channel_names", description.get("modality"))
+    if not channels:
+        raise InputError(f"{path} has no 'channel_names' (v2) or 'modality' (v1); nnU-Net needs one; add it.")
+    ending = description.get("file_ending", ".nii.gz")
+    images = {file.name: file for file in _files(folder / "imagesTr", "--nnunet")}
+    cases: list[dict[str, Any]] = []
+    # A colour picture holds its channels in one file, although channel_names has three entries.
+    single = not any(name.endswith(f"_0001{ending}") for name in images)
+    expected = 1 if single else len(channels)
+    for label in _files(folder / "labelsTr", "--nnunet"):
+        name = file_stem(label)
+        files = [f"{name}_{channel:04d}{ending}" for channel in range(expected)]
+        case: dict[str, Any] = {"label": str(label), "case": name}
+        if any(file in images for file in files):
+            paths = [str(images.pop(file, folder / "imagesTr" / file)) for file in files]
+            case["image"] = paths if len(paths) > 1 else paths[0]
+        cases.append(case)
+    problems = [_unmatched(file, "image", []) for file in images.values()]
+    labels = dataset_labels(description, path) or None
+    return Source(cases, len(channels), labels, _about(description), problems)
+
+
+def read_msd(folder: Path) -> Source:
+    """Labelled cases of a Medical Segmentation Decathlon folder: the `training` list of its dataset.json.
+
+    Raises:
+        InputError: if the folder or its dataset.json is not usable.
+    """
+    path = folder / "dataset.json"
+    description = read_json(path)
+    entries = read_entries(description, "training", path)
+    if not entries:
+        raise InputError(
+            f"{path} has no cases under 'training'; --msd needs some; for an nnU-Net v2 folder use --nnunet."
+        )
+    cases = [
+        {str(key): entry[key] for key in ("image", "label", "case") if key in entry} for entry in entries
+    ]
+    channels = len(description["modality"]) if description.get("modality") else None
+    return Source(cases, channels, dataset_labels(description, path) or None, _about(description))
+
+
+def plan_task(
+    facts: Sequence[Facts],
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    labels: Mapping[str, int],
+    instances: bool = False,
+    pictures: bool = False,
+) -> dict[str, Any]:
+    """What the data say about the task, as an overlay on configs/train.json and configs/inference.json.
+
+    The patch has the median image size, rounded up to a multiple of 16 and capped; its largest axis then
+    shrinks by 16 until the patch has no more than `PATCH_VOXELS`.
+
+    Args:
+        facts: of all cases.
+        spatial_dims: 2 or 3.
+        in_channels: channels of an image.
+        labels: name to value; not used for instances, which are learnt as interior and border.
+        instances: labels number the instances.
+        pictures: images are PNG, TIFF, BMP or JPEG, not NIfTI.
+
+    Returns:
+        The overlay; `patch_size` in voxels along RAS axes in 3D and (width, height) in 2D, `spacing` in mm.
+    """
+    median = np.median([case.shape for case in facts], axis=0)
+    patch = [
+        min(math.ceil(size / PATCH_MULTIPLE) * PATCH_MULTIPLE, PATCH_CAP[spatial_dims])
+        for size in median.tolist()
+    ]
+    while math.prod(patch) > PATCH_VOXELS[spatial_dims]:
+        patch[patch.index(max(patch))] -= PATCH_MULTIPLE
+    patches = round(float(np.prod(median)) / math.prod(patch))
+    task: dict[str, Any] = {
+        "spatial_dims": spatial_dims,
+        "in_channels": in_channels,
+        "labels": dict(sorted(labels.items(), key=lambda label: label[1])),
+        "patch_size": patch,
+        "samples_per_case": min(max(patches, 1), MAX_SAMPLES_PER_CASE),
+    }
+    if spatial_dims == 3:
+        task["spacing"] = [round(float(size), 4) for size in np.median([c.spacing for c in facts], axis=0)]
+    else:
+        task["geometry"] = []
+    if pictures:
+        task |= {"reader": "PILReader", "output_ext": ".png"}
+    if instances:
+        task |= {
+            "instances": True,
+            "labels": {"background": 0, "interior": 1, "border": 2},
+            "targets": [{"_target_": "scripts.transforms.InstancesToClassesd", "keys": "label"}],
+            "to_labels": [{"_target_": "scripts.transforms.WatershedInstancesd", "keys": "pred"}],
+        }
+    return task
+
+
+def datalist(
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where dataset.json and task.json go")],
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of images")] = None,
+    labels: Annotated[Path | None, typer.Option("--labels", help="Folder of their labels")] = None,
+    nnunet: Annotated[Path | None, typer.Option("--nnunet", help="nnU-Net raw folder (v1 or v2)")] = None,
+    msd: Annotated[Path | None, typer.Option("--msd", help="Medical Segmentation Decathlon folder")] = None,
+    folds: Annotated[int, typer.Option("--folds", help="Folds for cross-validation")] = DEFAULT_FOLDS,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of folds and held-out cases")] = 0,
+    test_fraction: Annotated[float, typer.Option("--test_fraction", help="Share of cases held out")] = 0.0,
+    subject_pattern: Annotated[
+        str | None,
+        typer.Option("--subject_pattern", help="Regex on the case id; its first group: the subject"),
+    ] = None,
+    subjects: Annotated[Path | None, typer.Option("--subjects", help="CSV with columns case,subject")] = None,
+    splits: Annotated[
+        Path | None, typer.Option("--splits", help="JSON with fixed train, val, test ids")
+    ] = None,
+    label_names: Annotated[
+        str | None, typer.Option("--label_names", help="Label values by name: background=0,membrane=255")
+    ] = None,
+    instances: Annotated[bool, typer.Option("--instances", help="Labels number the instances")] = False,
+) -> None:
+    """Write dataset.json and task.json for images with labels, after reading every file."""
+    _require_no_other_splits(output_dir, splits)
+    source = _read_source(images, labels, nnunet, msd)
+    if instances and label_names:
+        raise InputError("--label_names does not go with --instances, whose labels are numbers; drop one.")
+    declared = _parse_label_names(label_names) if label_names else source.labels
+    spatial_dims, in_channels = _dims(source)
+
+    inspected = inspect_cases(
+        source.cases, spatial_dims=spatial_dims, in_channels=in_channels, labels=declared, instances=instances
+    )
+    problems = source.problems + [problem for found, _ in inspected for problem in found]
+    subject_of, subject_problems = _subjects(source.cases, subject_pattern, subjects)
+    _report(problems + subject_problems + _repeated_ids(source.cases))
+    facts = [case_facts for _, case_facts in inspected if case_facts is not None]
+    values = sorted({value for case in facts for value in case.voxels})
+    names = {"background": 0} if instances else (declared or _name_values(values))
+
+    lists = _split(source.cases, folds, seed, test_fraction, subject_of, splits)
+    pictures = all(_is_picture(case) for case in source.cases)
+    dataset = _describe(source, lists, output_dir, spatial_dims, in_channels, names, instances)
+    task = plan_task(
+        facts,
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        labels=names,
+        instances=instances,
+        pictures=pictures,
+    )
+    paths = output_dir / "dataset.json", output_dir / "task.json"
+    with atomic_write(paths[0]) as dataset_file, atomic_write(paths[1]) as task_file:
+        dataset_file.write_text(json.dumps(dataset, indent=2) + "\n", encoding="utf-8")
+        task_file.write_text(json.dumps(task, indent=2) + "\n", encoding="utf-8")
+    for line in _summary(source.cases, lists, facts, names, instances):
+        typer.echo(line)
+    typer.echo(f"Wrote {paths[0]} and {paths[1]}. To train:")
+    typer.echo(
+        f"python -m monai.bundle run --config_file \"['configs/train.json','{paths[1]}']\" "
+        f'--dataset_dir "{output_dir}" --output_dir "runs/{output_dir.absolute().name}"'
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `python -m bundle`."""
+    app.command("datalist")(datalist)
+
+
+def _read_source(images: Path | None, labels: Path | None, nnunet: Path | None, msd: Path | None) -> Source:
+    given = [images is not None or labels is not None, nnunet is not None, msd is not None]
+    if sum(given) != 1 or (images is None) != (labels is None):
+        raise InputError(
+            "the source of the data is not clear; exactly one of --images with --labels, --nnunet and --msd "
+            "is needed; give one."
+        )
+    if images is not None and labels is not None:
+        return match_folders(images, labels)
+    return read_nnunet(nnunet) if nnunet is not None else read_msd(msd)  # type: ignore[arg-type]
+
+
+def _files(folder: Path, option: str) -> list[Path]:
+    files = list_images(folder) if folder.is_dir() else []
+    if not files:
+        reason = "holds no images" if folder.is_dir() else "is no folder"
+        raise InputError(f"{option}: {folder} {reason}; image files are expected in it; correct the path.")
+    return files
+
+
+def _bare_stem(path: str | Path) -> str:
+    return _USUAL_BEGINNING.sub("", _USUAL_ENDING.sub("", file_stem(path)))
+
+
+def _group(files: Iterable[Path], identify: Any) -> dict[str, list[Path]]:
+    groups: defaultdict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        groups[identify(file)].append(file)
+    return groups
+
+
+def _unmatched(file: Path, kind: str, rivals: Sequence[Path]) -> Problem:
+    other = "label" if kind == "image" else "image"
+    found = f"{'an' if kind == 'image' else 'a'} {kind} without {'a' if other == 'label' else 'an'} {other}"
+    if rivals:
+        found += f" of its own ({', '.join(file.name for file in rivals)} could belong to several)"
+    return Problem(
+        file_stem(file),
+        str(file),
+        found,
+        "each image needs one label, each label one image",
+        f"add or rename its {other}, or move it away (channels in files of their own: --nnunet)",
+    )
+
+
+def _about(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: description[key] for key in KEPT_KEYS if key in description}
+
+
+def _is_picture(case: Mapping[str, Any]) -> bool:
+    return image_suffix(_first_file(case)).lower() in PICTURE_SUFFIXES
+
+
+def _first_file(case: Mapping[str, Any]) -> str:
+    image = case.get("image", "")
+    return image[0] if isinstance(image, list) else image
+
+
+def _dims(source: Source) -> tuple[int, int]:
+    """Spatial dimensions and channels: as declared, else those that most images have."""
+    seen = [(case, read_dims(_first_file(case))) for case in source.cases]
+    dims = Counter((found[0], _channel_files(case) or found[1]) for case, found in seen if found)
+    if not dims:
+        _report(source.problems)
+        raise InputError(
+            "no image of the source can be read; image files with labels are expected; correct the paths."
+        )
+    spatial_dims, in_channels = dims.most_common(1)[0][0]
+    return spatial_dims, source.in_channels or in_channels
+
+
+def _channel_files(case: Mapping[str, Any]) -> int:
+    return len(case["image"]) if isinstance(case["image"], list) else 0
+
+
+def _parse_label_names(text: str) -> dict[str, int]:
+    """`background=0,membrane=255` as a dict in the order of the values."""
+    pairs = [pair.strip().rpartition("=") for pair in text.split(",")]
+    if not all(re.fullmatch(r"[\w .-]+", name) and number.isdecimal() for name, _, number in pairs):
+        raise InputError(
+            f"--label_names '{text}' is not understood; it is name=value pairs with whole numbers; write for "
+            "example background=0,membrane=255."
+        )
+    labels = {name: int(number) for name, _, number in sorted(pairs, key=lambda pair: int(pair[2]))}
+    if not len(pairs) == len(labels) == len(set(labels.values())):
+        raise InputError(
+            f"--label_names '{text}' has a name or value twice; each must be unique; rename one."
+        )
+    return labels
+
+
+def _name_values(values: Sequence[int]) -> dict[str, int]:
+    """Names for values that nobody named: the lowest is the background."""
+    if not 2 <= len(values) <= MAX_FOUND_LABELS:
+        raise InputError(
+            f"the labels hold {len(values)} different value(s); classes are 2 to {MAX_FOUND_LABELS} values; "
+            "add --instances if they number objects, or name them with --label_names."
+        )
+    return {f"label{index}" if index else "background": value for index, value in enumerate(values)}
+
+
+def _subjects(
+    cases: Sequence[Mapping[str, Any]], pattern: str | None, table: Path | None
+) -> tuple[dict[str, str], list[Problem]]:
+    """Case id to subject; a case is its own subject if neither pattern nor table is given."""
+    ids = [case["case"] for case in cases]
+    if pattern is not None and table is not None:
+        raise InputError(
+            "--subject_pattern and --subjects both say who is who; one is allowed; drop the other."
+        )
+    if pattern is not None:
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"--subject_pattern '{pattern}' is no regex ({error}); correct it.") from error
+        if not regex.groups:
+            raise InputError(
+                f"--subject_pattern '{pattern}' has no group; the first group is the subject; put the "
+                "subject's part in parentheses."
+            )
+        matches = {case: regex.search(case) for case in ids}
+        known = {case: match[1] for case, match in matches.items() if match and match[1]}
+        rule, fix = f"--subject_pattern '{pattern}' must match every case id", "widen the pattern"
+    elif table is not None:
+        listed = _read_subjects(table)
+        known = {case: listed[case] for case in ids if case in listed}
+        rule, fix = f"{table} must name the subject of every case", "add a line for it"
+    else:
+        return {case: case for case in ids}, []
+    problems = [
+        Problem(case["case"], _first_file(case), "no subject", rule, fix)
+        for case in cases
+        if case["case"] not in known
+    ]
+    return known, problems
+
+
+def _read_subjects(table: Path) -> dict[str, str]:
+    if not table.is_file():
+        raise InputError(f"--subjects {table} does not exist; it must be a CSV table; correct the path.")
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        if not {"case", "subject"} <= set(reader.fieldnames or []):
+            raise InputError(
+                f"--subjects {table} has the columns {reader.fieldnames}; 'case' and 'subject' are needed; "
+                "add a first line 'case,subject'."
+            )
+        return {row["case"]: row["subject"] for row in reader if row["subject"]}
+
+
+def _repeated_ids(cases: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    count = Counter(case["case"] for case in cases)
+    return [
+        Problem(
+            case["case"],
+            _first_file(case),
+            f"the case id '{case['case']}' {count[case['case']]} times",
+            "a case id is unique, as results are named by it",
+            "rename the file or drop the entry",
+        )
+        for case in cases
+        if count[case["case"]] > 1
+    ]
+
+
+def _report(problems: Sequence[Problem]) -> None:
+    """Show all problems; leave with status 1 if there is an error."""
+    errors = sum(problem.severity == "error" for problem in problems)
+    if problems:
+        typer.echo(format_table(problems), err=True)
+    if errors:
+        typer.echo(f"error: {errors} problem(s), nothing was written; mend them and run again.", err=True)
+        raise typer.Exit(1)
+
+
+def _require_no_other_splits(output_dir: Path, splits: Path | None) -> None:
+    """A splits.json beside dataset.json wins over its folds, so it must be the one that is meant."""
+    beside = output_dir / "splits.json"
+    if beside.is_file() and (splits is None or splits.resolve() != beside.resolve()):
+        raise InputError(
+            f"{beside} exists and would win over the split made here; there can be one; hand it as "
+            "--splits or choose another --output_dir."
+        )
+
+
+def _split(
+    cases: Sequence[dict[str, Any]],
+    folds: int,
+    seed: int,
+    test_fraction: float,
+    subject_of: Mapping[str, str],
+    splits: Path | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """The lists of dataset.json; training entries have a `fold` unless `splits` fixes the validation."""
+    by_id = {case["case"]: case for case in cases}
+    if splits is not None:
+        if test_fraction:
+            raise InputError(f"--test_fraction {test_fraction} does not go with --splits {splits}; drop one.")
+        ids = read_splits_file(splits, by_id)
+        _require_whole_subjects(ids, subject_of, splits)
+        return {name: [by_id[case] for case in ids[name]] for name in ids}
+    if not 0 <= test_fraction < 1:
+        raise InputError(f"--test_fraction {test_fraction} is outside [0, 1); it is a share; correct it.")
+    held_out = hold_out(subject_of, test_fraction, seed)
+    rest = [case for case in by_id if case not in held_out]
+    fold_of = assign_folds(rest, folds, seed, subject_of)
+    return {
+        "training": [by_id[case] | {"fold": fold_of[case]} for case in rest],
+        "validation": [],
+        "testing": [by_id[case] for case in by_id if case in held_out],
+    }
+
+
+def hold_out(subject_of: Mapping[str, str], fraction: float, seed: int) -> set[str]:
+    """Cases of whole subjects, drawn until `fraction` of the cases is reached.
+
+    Args:
+        subject_of: case id to subject.
+        fraction: share of cases, in [0, 1).
+        seed: seed of the draw.
+
+    Returns:
+        Ids of the held-out cases.
+    """
+    order = sorted(set(subject_of.values()))
+    random.Random(seed).shuffle(order)
+    held_out: set[str] = set()
+    for subject in order:
+        if len(held_out) >= round(fraction * len(subject_of)):
+            break
+        held_out |= {case for case in subject_of if subject_of[case] == subject}
+    return held_out
+
+
+def _require_whole_subjects(
+    splits: Mapping[str, Sequence[str]], subject_of: Mapping[str, str], path: Path
+) -> None:
+    seen: dict[str, str] = {}
+    for name, ids in splits.items():
+        for case in ids:
+            if seen.setdefault(subject_of[case], name) != name:
+                raise InputError(
+                    f"{path} has cases of subject '{subject_of[case]}' under {seen[subject_of[case]]} and "
+                    f"{name}; a subject belongs to one split; move its cases together."
+                )
+
+
+def _describe(
+    source: Source,
+    lists: Mapping[str, Sequence[Mapping[str, Any]]],
+    output_dir: Path,
+    spatial_dims: int,
+    in_channels: int,
+    labels: Mapping[str, int],
+    instances: bool,
+) -> dict[str, Any]:
+    """The content of dataset.json."""
+    entries = {name: [_entry(case, output_dir.absolute()) for case in lists[name]] for name in lists}
+    return {
+        "name": output_dir.absolute().name,
+        **source.about,
+        "tensorImageSize": f"{spatial_dims}D",
+        "modality": {str(channel): f"channel {channel}" for channel in range(in_channels)},
+        "labels": {str(value): name for name, value in labels.items()},
+        **({"instances": True} if instances else {}),
+        "numTraining": len(entries["training"]),
+        "numTest": 0,
+        "training": entries["training"],
+        **{name: entries[name] for name in ("validation", "testing") if entries[name]},
+        "test": [],
+    }
+
+
+def _entry(case: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
+    image = case["image"]
+    paths = [_listed(file, output_dir) for file in (image if isinstance(image, list) else [image])]
+    entry = {"case": case["case"], "image": paths if isinstance(image, list) else paths[0]}
+    entry["label"] = _listed(case["label"], output_dir)
+    return entry | ({"fold": case["fold"]} if "fold" in case else {})
+
+
+def _listed(path: str, output_dir: Path) -> str:
+    """A path as dataset.json holds it: relative to its folder if beneath it, else absolute."""
+    absolute = Path(path).absolute()
+    beneath = absolute.is_relative_to(output_dir)
+    return (absolute.relative_to(output_dir) if beneath else absolute).as_posix()
+
+
+def _summary(
+    cases: Sequence[Mapping[str, Any]],
+    lists: Mapping[str, Sequence[Mapping[str, Any]]],
+    facts: Sequence[Facts],
+    labels: Mapping[str, int],
+    instances: bool,
+) -> Iterable[str]:
+    """What was found, in a few lines."""
+    counts = ", ".join(f"{len(entries)} {name}" for name, entries in lists.items() if entries)
+    yield f"{len(cases)} cases: {counts}"
+    left_out = len(cases) - sum(map(len, lists.values()))
+    if left_out:
+        yield f"{left_out} cases are in no split and were left out"
+    folds = Counter(case["fold"] for case in lists["training"] if "fold" in case)
+    if folds:
+        yield f"{len(folds)} folds of {', '.join(str(folds[fold]) for fold in sorted(folds))} cases"
+    yield f"shape: {_span([case.shape for case in facts])}"
+    spacings = [case.spacing for case in facts if case.spacing is not None]
+    if spacings:
+        yield f"spacing in mm: {_span(spacings)}"
+    voxels: Counter[int] = Counter()
+    for case in facts:
+        voxels.update(case.voxels)
+    if instances:
+        per_case = [sum(value > 0 for value in case.voxels) for case in facts]
+        yield f"{sum(per_case)} instances, {min(per_case)} to {max(per_case)} a case"
+    for name, value in labels.items():
+        yield f"label {name} = {value}: {voxels[value] / voxels.total():.2%} of voxels"
+
+
+def _span(rows: Sequence[Sequence[float]]) -> str:
+    """Median, lowest and highest of each axis."""
+    table = np.array(rows)
+    low, middle, high = (
+        " x ".join(f"{value:.4g}" for value in row)
+        for row in (table.min(axis=0), np.median(table, axis=0), table.max(axis=0))
+    )
+    return middle if low == high else f"median {middle}, from {low} to {high} on each axis"

@@ -1,0 +1,99 @@
+"""`python -m bundle demo`: a 2D and a volumetric U-Net learn, are judged and segment, on generated data."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import nibabel as nib
+import numpy as np
+import typer
+from PIL import Image
+
+from bundle.runs.baseline import dice_per_class, otsu_components
+from bundle.runs.commands import run_bundle, run_python, say
+from scripts.errors import InputError
+from scripts.files import read_json
+from scripts.process import bundle_root
+
+#: Kind of phantom, and the experiment that learns it.
+EXPERIMENTS = {"cells": "phantom_cells", "organ": "phantom_organ"}
+
+
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", help="Folder of data, models and pictures")
+    ] = Path(bundle_root(), "runs", "demo"),
+) -> None:
+    """Generate data, train, evaluate and segment in 2D and 3D; print every command and where to look."""
+    started = time.monotonic()
+    output_dir = output_dir.resolve()
+    for kind in EXPERIMENTS:
+        say(f"generating {kind}")
+        run_python("-m", "bundle", "phantom", kind, "--output_dir", str(output_dir / "data" / kind))
+    for kind, experiment in EXPERIMENTS.items():
+        task = f"configs/task/{experiment}.json"
+        data, run = str(output_dir / "data" / kind), str(output_dir / experiment)
+        say(f"{experiment}: training")
+        run_bundle(["configs/train.json", task], dataset_dir=data, output_dir=run)
+        say(f"{experiment}: judging on held-out cases")
+        run_bundle(["configs/train.json", task, "configs/evaluate.json"], dataset_dir=data, output_dir=run)
+        say(f"{experiment}: segmenting the held-out images")
+        run_bundle(
+            ["configs/inference.json", task],
+            dataset_dir=f"{data}/imagesTs",
+            checkpoint=f"{run}/model.pt",
+            output_dir=f"{run}/segmentations",
+        )
+    typer.echo(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Dice on the held-out cases:\n")
+    typer.echo(f"{'experiment':<16}{'U-Net':>8}{'Otsu + components':>20}")
+    for kind, experiment in EXPERIMENTS.items():
+        unet, otsu = compare_with_otsu(output_dir / "data" / kind, output_dir / experiment / "segmentations")
+        typer.echo(f"{experiment:<16}{unet:>8.3f}{otsu:>20.3f}")
+    typer.echo("\nLook at:")
+    for experiment in EXPERIMENTS.values():
+        for name in ("evaluation/cases.png", "evaluation/summary.csv", "learning_curve.png", "pictures"):
+            typer.echo(f"  {output_dir / experiment / name}")
+
+
+def compare_with_otsu(data: Path, segmentations: Path) -> tuple[float, float]:
+    """Mean Dice of saved segmentations and of Otsu's threshold with components, over the held-out cases.
+
+    Instance maps count as one class, cell or not.
+
+    Args:
+        data: the phantom's folder.
+        segmentations: folder of `<case>_seg` files.
+
+    Returns:
+        (segmentations, Otsu), means over cases and foreground classes, in [0, 1].
+
+    Raises:
+        InputError: a held-out case has no segmentation.
+    """
+    description = read_json(data / "dataset.json")
+    n_classes = len(description["labels"])
+    scores = []
+    for case in description["testing"]:
+        image, truth = (_array(data / case[key]) for key in ("image", "label"))
+        name, suffix = Path(case["image"]).name.split(".", 1)
+        segmented = segmentations / f"{name}_seg.{suffix}"
+        if not segmented.is_file():
+            raise InputError(f"{segmented}: no such segmentation; run inference on {data}/imagesTs first")
+        pred = _array(segmented)
+        if description.get("instances"):
+            truth, pred = (truth > 0).astype(np.uint8), (pred > 0).astype(np.uint8)
+        otsu = otsu_components(image, truth, n_classes)
+        scores.append([np.nanmean(dice_per_class(guess, truth, n_classes)) for guess in (pred, otsu)])
+    unet, baseline = np.mean(scores, axis=0)
+    return float(unet), float(baseline)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the workbench."""
+    app.command()(demo)
+
+
+def _array(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)) if path.suffix == ".png" else np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]

@@ -1,0 +1,245 @@
+"""`python -m bundle study`: a training repeated with several seeds, and with settings changed one at a time.
+
+Each training resumes where it was cut, and one that is judged is not repeated: a study that was interrupted
+goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Any
+
+import typer
+from matplotlib.figure import Figure
+
+from bundle.runs.commands import run_bundle, run_python, say
+from bundle.runs.experiments import for_inference, read_experiment
+from bundle.runs.score import MEASURES, number, table
+from scripts.data.datalist import cases_of, sections
+from scripts.errors import InputError
+from scripts.files import atomic_write, read_json
+from scripts.pictures import save_figure
+
+#: What the picture shows, and what the printed table begins with, of the scores of each measure.
+SHOWN = {
+    "classes": ("dice", "iou", "hd95"),
+    "instances": ("ap50", "ap", "pq", "seg"),
+    "membranes": ("v_rand", "v_info", "pixel_error", "warping_error"),
+}
+
+#: The training without any change.
+UNCHANGED = "unchanged"
+
+#: In place of a seed: the mean of the probabilities of all seeds.
+ENSEMBLE = "ensemble"
+
+Row = dict[str, Any]
+
+
+def study(
+    args_file: Annotated[
+        Path, typer.Option("--args_file", help="An experiment: an args file of `monai.bundle run`")
+    ],
+    dataset_dir: Annotated[Path, typer.Option("--dataset_dir", help="Folder with dataset.json")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where runs, table and picture go")],
+    measure: Annotated[str, typer.Option("--measure", help=f"One of {', '.join(MEASURES)}")],
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds, with commas between")] = "0,1,2",
+    variants: Annotated[
+        Path | None,
+        typer.Option("--variants", help="JSON with what to change, such as in bundle/runs/variants"),
+    ] = None,
+    section: Annotated[
+        str, typer.Option("--section", help="What is judged: testing, validation or training")
+    ] = "testing",
+    inferer: Annotated[
+        Path | None, typer.Option("--inferer", help="An overlay for inference, such as configs/inferer's")
+    ] = None,
+) -> None:
+    """Train every variant with every seed, judge all, and write study.csv and study.png."""
+    if measure not in MEASURES:
+        raise InputError(f"--measure is {measure!r}: give one of {', '.join(MEASURES)}")
+    numbers = _seeds(seeds)
+    changes = read_variants(variants)
+    experiment = read_experiment(args_file)
+    truth = _labels_folder(dataset_dir, section)
+    results = section if inferer is None else f"{section}_{inferer.stem}"
+    output_dir = output_dir.resolve()
+    places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
+    rows: list[Row] = []
+
+    def judge(variant: str, seed: int | str, folder: Path, checkpoint: Any, *more: str) -> None:
+        judged = folder / results
+        if not (judged / "summary.json").is_file():
+            files, shared = for_inference({**experiment, **changes[variant]})
+            run_bundle(
+                [*files, *([] if inferer is None else [str(inferer.resolve())]), *more],
+                **shared,
+                dataset_dir=places["dataset_dir"],
+                section=section,
+                checkpoint=checkpoint,
+                output_dir=str(judged),
+                save_probabilities=measure == "membranes",
+            )
+            run_python(
+                *("-m", "bundle", "score", str(judged), str(truth)),
+                *("--measure", measure, "--output_dir", str(judged)),
+            )
+        scores = read_scores(judged / "summary.json")
+        rows.append({"variant": variant, "seed": seed, **scores, "minutes": _minutes(folder)})
+        write(rows, output_dir / results, measure)
+
+    for seed in numbers:
+        for variant, overrides in changes.items():
+            folder = output_dir / folder_name(variant) / f"seed{seed}"
+            if not (folder / results / "summary.json").is_file():
+                say(f"{variant}, seed {seed}")
+                run_bundle(**{**places, **overrides}, seed=seed, resume=True, output_dir=str(folder))
+            judge(variant, seed, folder, str(folder / "model.pt"))
+    for variant in changes if len(numbers) > 1 else ():
+        folder = output_dir / folder_name(variant)
+        say(f"{variant}, mean of {len(numbers)} networks")
+        checkpoints = [str(folder / f"seed{seed}" / "model.pt") for seed in numbers]
+        together = folder / "_".join([ENSEMBLE, *map(str, sorted(numbers))])  # of other seeds, another one
+        judge(variant, ENSEMBLE, together, checkpoints, "configs/ensemble.json")
+    typer.echo(f"\n{summary_table(rows, measure)}\n\nTable and picture: {output_dir / results}")
+
+
+def read_variants(path: Path | None) -> dict[str, Row]:
+    """Names of the variants and the ids that each changes; without a file the unchanged training alone.
+
+    Args:
+        path: {"common": {"id": value}, "variants": {"name": {"id": value}}}: what all change, and what each.
+
+    Raises:
+        InputError: another form, or two names that give one folder.
+    """
+    if path is None:
+        return {UNCHANGED: {}}
+    content = read_json(path)
+    common, variants = content.get("common", {}), content.get("variants")
+    objects = [common, variants, *(variants.values() if isinstance(variants, dict) else ())]
+    if not variants or not all(isinstance(value, dict) for value in objects):
+        raise InputError(
+            f'{path} lists no variants: write {{"common": {{}}, "variants": {{"name": {{"id": value}}}}}}'
+        )
+    folders = [folder_name(variant) for variant in variants]
+    clash = next((name for name in folders if folders.count(name) > 1 or not name), None)
+    if clash is not None:
+        raise InputError(f"{path} has several variants for the folder {clash!r}: give other names")
+    return {variant: {**common, **overrides} for variant, overrides in variants.items()}
+
+
+def folder_name(variant: str) -> str:
+    """A variant's name as that of a folder."""
+    return re.sub(r"\W+", "_", variant).strip("_").lower()
+
+
+def read_scores(path: Path) -> Row:
+    """The mean scores over the cases, from a summary.json of `python -m bundle score` or evaluate.json."""
+    summary = read_json(path)
+    if "summary" not in summary:  # instances or membranes
+        return summary["mean"]
+    means = {(entry["class"], entry["score"]): entry["mean"] for entry in summary["summary"]}
+    classes = list(dict.fromkeys(name for name, _ in means))
+    overall = "mean" if "mean" in classes else classes[-1]
+    return {score: mean for (name, score), mean in means.items() if name == overall}
+
+
+def summary_table(rows: Sequence[Row], measure: str) -> str:
+    """A line for each variant: the mean over the seeds, their standard deviation, and the ensemble."""
+    lines = []
+    for variant, own in _by_variant(rows).items():
+        seeds = [row for row in own if row["seed"] != ENSEMBLE]
+        line: Row = {"variant": variant, "seeds": len(seeds)}
+        for score in SHOWN[measure]:
+            values = [row[score] for row in seeds if row[score] is not None]
+            spread = f" ± {number(score, stdev(values))}" if len(values) > 1 else ""
+            line[score] = f"{number(score, fmean(values))}{spread}" if values else "-"
+        line["minutes"] = f"{fmean(row['minutes'] for row in seeds):.1f}"
+        together = next((row[SHOWN[measure][0]] for row in own if row["seed"] == ENSEMBLE), math.nan)
+        line[f"{SHOWN[measure][0]} of {ENSEMBLE}"] = together
+        lines.append(line)
+    return table(list(lines[0]), lines)
+
+
+def write(rows: Sequence[Row], output_dir: Path, measure: str) -> None:
+    """Write study.csv, a row for each training, and study.png."""
+    with atomic_write(output_dir / "study.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(rows, SHOWN[measure], output_dir / "study.png")
+
+
+def draw(rows: Sequence[Row], scores: Sequence[str], path: Path) -> None:
+    """Save the scores of every training: a panel for each score, a line for each variant, from top to bottom.
+
+    Args:
+        rows: with "variant", "seed" and the scores.
+        scores: which of them.
+        path: the PNG to write.
+    """
+    variants = _by_variant(rows)
+    figure = Figure(figsize=(1.8 + 2.6 * len(scores), 1.2 + 0.4 * len(variants)), layout="constrained")
+    for axis, score in zip(
+        figure.subplots(1, len(scores), sharey=True, squeeze=False)[0], scores, strict=True
+    ):
+        for line, own in enumerate(variants.values()):
+            seeds = [row[score] for row in own if row["seed"] != ENSEMBLE and row[score] is not None]
+            axis.scatter(seeds, [line] * len(seeds), s=18, color="#0072b2", alpha=0.7)
+            if len(seeds) > 1:
+                axis.vlines(fmean(seeds), line - 0.3, line + 0.3, color="black")
+            together = [row[score] for row in own if row["seed"] == ENSEMBLE and row[score] is not None]
+            axis.scatter(together, [line] * len(together), s=30, marker="D", color="#d55e00")
+        axis.set_xlabel(score)
+        axis.locator_params(axis="x", nbins=4)
+        axis.grid(axis="x", alpha=0.3)
+    first = figure.axes[0]
+    first.set_yticks(range(len(variants)), list(variants))
+    first.set_ylim(len(variants) - 0.5, -0.5)
+    figure.suptitle("point: a seed; line: their mean; diamond: mean of their probabilities", fontsize=9)
+    save_figure(figure, path)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the workbench."""
+    app.command()(study)
+
+
+def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    return {
+        variant: [row for row in rows if row["variant"] == variant]
+        for variant in dict.fromkeys(row["variant"] for row in rows)
+    }
+
+
+def _seeds(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if not numbers or len(set(numbers)) != len(text.split(",")):
+        raise InputError(f"--seeds is {text!r}: give different whole numbers with commas between, 0,1,2")
+    return numbers
+
+
+def _labels_folder(dataset_dir: Path, section: str) -> Path:
+    """The one folder of the label files of a section."""
+    folders = {Path(case["label"]).parent for case in cases_of(sections(dataset_dir), section)}
+    if len(folders) != 1:
+        raise InputError(
+            f"--section is {section!r}, whose labels lie in {len(folders)} folders: put them into one and "
+            f"list them again in {dataset_dir}"
+        )
+    return folders.pop()
+
+
+def _minutes(folder: Path) -> float | None:
+    """Minutes of a training, from its learning curve; None where there is none."""
+    path = folder / "learning_curve.csv"
+    if not path.is_file():
+        return None
+    with path.open() as file:
+        return math.fsum(float(row["minutes"]) for row in csv.DictReader(file))

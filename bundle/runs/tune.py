@@ -1,0 +1,347 @@
+"""`python -m bundle tune`: the parameters of WatershedInstancesd that suit a trained network best.
+
+The network predicts every validation case once. Then parameters are tried, one at a time, and judged by the
+instances that come out. Only the validation cases are read, never the test cases: a parameter chosen on those
+would make their scores worthless. The score of the best parameters flatters, as they were chosen by it.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import inspect
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, Transform
+from monai.utils import CommonKeys as Keys
+from skimage.measure import label as connected_components
+from tqdm import tqdm
+
+from scripts.checkpoints import read_checkpoint
+from scripts.data import cases_of
+from scripts.data.checks import check_cases, require_sound
+from scripts.errors import InputError
+from scripts.files import atomic_write
+from scripts.judging import INSTANCE_SCORES, instance_scores, v_rand
+from scripts.labels import IGNORE_LABEL, count_classes
+from scripts.pictures import save_figure
+from scripts.transforms import WatershedInstancesd
+
+#: What can be asked for; of all of them the highest is the best.
+MEASURES = (*INSTANCE_SCORES, "v_rand")
+
+#: Values tried for each parameter of WatershedInstancesd, in the order in which they are tried.
+GRID: dict[str, tuple[float, ...]] = {
+    "seed_threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    "neck": (0, 0.5, 1, 2, 3, 5),
+    "threshold": (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    "min_size": (1, 5, 10, 20, 50, 100),
+    "max_hole": (0, 20, 100),
+}
+
+#: Most combinations that are tried.
+MAX_TRIALS = 100
+
+#: Rows of the table that is printed.
+TABLE_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination of parameters and the mean score over the cases that it reached."""
+
+    parameters: dict[str, Any]
+    score: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A validation case on the grid of its file.
+
+    Attributes:
+        probabilities: file of (classes, *spatial), float32.
+        truth: instance map, (*spatial).
+        ignored: where nobody annotated, (*spatial), boolean.
+    """
+
+    probabilities: Path
+    truth: np.ndarray
+    ignored: np.ndarray
+
+
+def search(
+    judge: Callable[[dict[str, Any]], float],
+    start: Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    limit: int = MAX_TRIALS,
+) -> list[Trial]:
+    """Try one parameter at a time, with the best values so far for the others, until nothing gets better.
+
+    Args:
+        judge: from parameters to a score; the higher the better.
+        start: the parameters to begin with; those without an entry in ``grid`` stay as they are.
+        grid: values for each parameter.
+        limit: most combinations that are judged.
+
+    Returns:
+        The trials in their order, ``start`` first; no combination twice.
+    """
+    trials: dict[tuple[Any, ...], Trial] = {}
+
+    def best() -> Trial:
+        return max(trials.values(), key=lambda trial: trial.score)  # of equals the first
+
+    def attempt(parameters: dict[str, Any]) -> None:
+        key = tuple(parameters[name] for name in grid)
+        if key not in trials and len(trials) < limit:
+            trials[key] = Trial(parameters, judge(parameters))
+
+    attempt(dict(start))
+    before = None
+    while before != best():
+        before = best()
+        for name, values in grid.items():
+            others = best().parameters
+            for value in values:
+                attempt({**others, name: value})
+    return list(trials.values())
+
+
+def mean_score(cases: Sequence[Case], transform: Transform, measure: str) -> float:
+    """The mean score of the instances that a transform makes of the probabilities.
+
+    Args:
+        cases: at least one.
+        transform: takes {"pred": (classes, *spatial)}, gives {"pred": (1, *spatial)}.
+        measure: one of MEASURES.
+
+    Returns:
+        The mean over the cases; those that say nothing (NaN) are left out.
+    """
+    scores = []
+    for case in cases:
+        data = {Keys.PRED: torch.from_numpy(np.load(case.probabilities))}
+        pred = np.asarray(transform(data)[Keys.PRED][0])
+        pred = np.where(case.ignored, 0, pred)
+        rand = measure == "v_rand"
+        scores.append(v_rand(pred, case.truth) if rand else instance_scores(pred, case.truth)[measure])
+    return float(np.nanmean(scores))
+
+
+def predict(parser: ConfigParser, folder: Path) -> list[Case]:
+    """Probabilities and true instances of the validation cases, on the grid of their files.
+
+    Args:
+        parser: the configs of the training; changed on the way.
+        folder: where the probabilities go.
+
+    Raises:
+        InputError: no or bad validation cases; labels without instances; a checkpoint of another network.
+    """
+    instances, labels = parser.get_parsed_content("instances"), parser.get_parsed_content("labels")
+    if not instances and count_classes(labels) != 2:
+        raise InputError(
+            f"labels names {count_classes(labels)} classes and instances is false: tune needs label files "
+            "that number the objects (instances true), or two classes of which the second is the objects"
+        )
+    parser["split::check"] = False  # that would read the test cases too
+    listed = cases_of(parser.get_parsed_content("split"), "validation")
+    facts = {key: parser.get_parsed_content(key) for key in ("spatial_dims", "in_channels")}
+    require_sound(check_cases(listed, **facts, labels=labels, instances=instances))
+    softmax = {"_target_": "Activationsd", "keys": "pred", "softmax": True}
+    back = {"_target_": "Invertd", "keys": "pred", "orig_keys": "image", "nearest_interp": False}
+    back |= {"transform": "@validate::preprocessing", "to_tensor": True}
+    weights = {
+        "_target_": "scripts.handlers.WeightsLoader",
+        "network": "@network",
+        "load_path": "@checkpoint",
+    }
+    changes = {
+        "geometry_keys": ["image"],  # the truth stays on the grid of its file
+        "validate::dataset::data": listed,
+        "validate::dataset::cache_rate": 0.0,
+        "validate::postprocessing": {"_target_": "Compose", "transforms": [softmax, back]},
+        "validate::key_metric": None,
+        "validate::handlers": [weights, {"_target_": "scripts.handlers.ProgressBar", "desc": "predicting"}],
+    }
+    if instances:
+        changes["targets"] = []
+    for key, value in changes.items():
+        parser[key] = value
+    evaluator = parser.get_parsed_content("validate::evaluator")
+    cases: list[Case] = []
+
+    def keep(engine: Engine) -> None:
+        for output in engine.state.output:  # type: ignore[union-attr]
+            file = folder / f"{len(cases)}.npy"
+            np.save(file, np.asarray(output[Keys.PRED].float().cpu()))
+            label = np.asarray(output[Keys.LABEL][0].cpu())
+            if instances:
+                cases.append(Case(file, label.astype(np.int64), np.zeros(label.shape, dtype=bool)))
+            else:
+                truth = connected_components(label == 1, connectivity=1)
+                cases.append(Case(file, truth, label == IGNORE_LABEL))
+
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
+    evaluator.run()
+    if not any(case.truth.any() for case in cases):
+        raise InputError(
+            f"the labels of all {len(cases)} validation cases are empty: there are no instances to compare "
+            "with; choose another fold, or label some"
+        )
+    return cases
+
+
+def tune(
+    config_file: Annotated[
+        str, typer.Option("--config_file", help="Configs of the training, as for `monai.bundle run`")
+    ],
+    dataset_dir: Annotated[Path, typer.Option("--dataset_dir", help="Folder with dataset.json")],
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the results go")],
+    measure: Annotated[str, typer.Option("--measure", help=f"One of {', '.join(MEASURES)}")] = "ap50",
+) -> None:
+    """Choose the parameters of WatershedInstancesd on the validation cases; write postprocessing.json."""
+    if measure not in MEASURES:
+        raise InputError(f"--measure is {measure!r}: give one of {', '.join(MEASURES)}")
+    files = _config_files(config_file)
+    read_checkpoint(checkpoint)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"--output_dir {output_dir} is a file: give a folder")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    parser = ConfigParser()
+    parser.read_config(files)
+    for key, path in (("dataset_dir", dataset_dir), ("checkpoint", checkpoint), ("output_dir", output_dir)):
+        parser[key] = str(path)
+    parser.get_parsed_content("set_up")
+
+    with tempfile.TemporaryDirectory(dir=output_dir) as folder:
+        cases = predict(parser, Path(folder))
+        configured = parser.get_parsed_content("to_labels") if "to_labels" in parser else []
+        trials, default = _try_all(cases, configured, measure)
+        current = mean_score(cases, Compose(configured), measure) if configured else None
+    best = trials[0]
+    step = {"_target_": "scripts.transforms.WatershedInstancesd", "keys": "pred", **best.parameters}
+    with atomic_write(output_dir / "postprocessing.json") as temporary:
+        temporary.write_text(json.dumps({"to_labels": [step]}, indent=4) + "\n", encoding="utf-8")
+    rows = [{**trial.parameters, measure: trial.score} for trial in trials]
+    with atomic_write(output_dir / "tune.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    draw_trials(trials, measure, output_dir / "tune.png")
+
+    typer.echo(_table(trials[:TABLE_ROWS], measure))
+    typer.echo(f"\n{measure}, mean over {len(cases)} validation cases:")
+    typer.echo(f"  {best.score:.4f} with the best of {len(trials)} combinations")
+    typer.echo(f"  {default.score:.4f} with the defaults of WatershedInstancesd")
+    if current is not None:
+        typer.echo(f"  {current:.4f} with to_labels as it stands in the configs")
+        if current > best.score:
+            typer.echo("to_labels as it stands is better: keep it.")
+    typer.echo(f"Wrote {output_dir / 'postprocessing.json'}, an overlay for inference and evaluation.")
+
+
+def draw_trials(trials: Sequence[Trial], measure: str, path: Path) -> None:
+    """Save the score against each parameter of GRID.
+
+    Args:
+        trials: the best one first.
+        measure: what stands at the axis.
+        path: the PNG to write.
+    """
+    best = trials[0].parameters
+    figure = Figure(figsize=(3 * len(GRID), 3.3), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(GRID), sharey=True), GRID, strict=True):
+        values = sorted({trial.parameters[name] for trial in trials})
+        axis.scatter(
+            [values.index(trial.parameters[name]) for trial in trials],
+            [trial.score for trial in trials],
+            s=12,
+            color="#999999",
+        )
+        line = sorted(
+            (t.parameters[name], t.score) for t in trials if {**t.parameters, name: best[name]} == best
+        )
+        axis.plot([values.index(v) for v, _ in line], [s for _, s in line], color="#0072b2", marker="o")
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.set_xlabel(name)
+        axis.grid(axis="y", alpha=0.3)
+    scores = [trial.score for trial in trials]
+    low, high = np.percentile(scores, 10), max(scores)  # a few bad values would squeeze all others
+    figure.axes[0].set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
+    figure.axes[0].set_ylabel(measure)
+    figure.suptitle(
+        "blue: with the best values of the other parameters; grey: all combinations but the worst tenth",
+        fontsize=9,
+    )
+    save_figure(figure, path)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the workbench."""
+    app.command()(tune)
+
+
+def _try_all(
+    cases: Sequence[Case], configured: Sequence[Transform], measure: str
+) -> tuple[list[Trial], Trial]:
+    """All trials, the best first, and that of the defaults; begins with what the configs have."""
+    arguments = list(inspect.signature(WatershedInstancesd).parameters.values())[1:]
+    defaults = {argument.name: argument.default for argument in arguments}
+    start = defaults
+    if len(configured) == 1 and isinstance(configured[0], WatershedInstancesd):
+        start = {name: getattr(configured[0], name) for name in defaults}
+    of_a_round = sum(map(len, GRID.values())) - len(GRID) + 1
+    with tqdm(total=of_a_round, desc="trying parameters", mininterval=1) as bar:
+
+        def judge(parameters: dict[str, Any]) -> float:
+            if bar.n >= bar.total:  # the round before made it better, so there is another
+                bar.total += of_a_round
+            score = mean_score(cases, WatershedInstancesd(Keys.PRED, **parameters), measure)
+            bar.set_postfix_str(f"{measure} {score:.4f}", refresh=False)
+            bar.update()
+            return score
+
+        trials = search(judge, start, GRID)
+        default = next((trial for trial in trials if trial.parameters == defaults), None)
+        if default is None:
+            default = Trial(defaults, judge(defaults))
+            trials.append(default)
+    return sorted(trials, key=lambda trial: -trial.score), default
+
+
+def _config_files(text: str) -> list[str]:
+    """The files of `--config_file`: one path, or a list as Python writes it."""
+    try:
+        files = ast.literal_eval(text) if text.lstrip().startswith("[") else [text]
+    except (SyntaxError, ValueError):
+        raise InputError(
+            f"--config_file is {text}: give a path, or a list such as ['configs/train.json','task.json']"
+        ) from None
+    missing = [str(file) for file in files if not Path(file).is_file()]
+    if missing:
+        raise InputError(f"--config_file names {missing[0]}, which is no file: correct the path")
+    return [str(file) for file in files]
+
+
+def _table(trials: Sequence[Trial], measure: str) -> str:
+    """A plain table, one line for each trial."""
+    names = list(trials[0].parameters)
+    lines = ["  ".join(f"{name:>{max(len(name), 8)}}" for name in (measure, *names))]
+    for trial in trials:
+        cells = [f"{trial.score:.4f}", *(str(value) for value in trial.parameters.values())]
+        widths = [max(len(name), 8) for name in (measure, *names)]
+        lines.append("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    return "\n".join(lines)

@@ -1,0 +1,336 @@
+"""`python -m bundle package`: a trained experiment as a bundle of its own, in the form of MONAI's Model Zoo.
+
+The overlays of the experiment are resolved into one train.json and one inference.json; metadata, model card
+and licence of the data come from a card (`bundle/ship/cards`), the rest from the run and from the network
+itself. What leaves the house is `configs`, `models`, `scripts`, `docs` and `LICENSE`, and the same again as a
+zip that is the same byte for byte when it is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from monai.bundle import ConfigParser
+
+from bundle.runs.experiments import PLACES, for_inference, read_experiment, resolved
+from bundle.runs.score import number
+from bundle.runs.study import read_scores
+from scripts.checkpoints import check_weights, read_weights
+from scripts.errors import InputError
+from scripts.files import atomic_write, read_json, sha256
+from scripts.labels import class_names
+from scripts.networks import UNet, output_size
+from scripts.process import bundle_root
+
+CARDS = Path(__file__).with_name("cards")
+
+#: What a card says; the first of them goes into metadata.json as it stands, and holds at least ABOUT.
+CARD = ("metadata", "folder", "modality", "data", "limits", "data_license")
+ABOUT = (
+    *("name", "task", "description", "authors", "copyright", "data_source", "data_type"),
+    *("image_classes", "label_classes", "pred_classes", "intended_use", "references"),
+)
+
+#: Files of the repository that go along unchanged. The overlays name ids that every train.json has.
+TAKEN_ALONG = (
+    "LICENSE",
+    "configs/logging.conf",
+    "configs/evaluate.json",
+    "configs/multi_gpu_train.json",
+    "configs/ensemble.json",
+    "configs/exported.json",
+    "configs/dicom.json",
+)
+
+#: The Model Zoo's limit; what is larger is named in large_files.yml.
+LARGE_FILE = 25 * 1024**2
+
+#: The earliest time that a zip file can hold.
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+def package(
+    args_file: Annotated[
+        Path, typer.Option("--args_file", help="The experiment: an args file of `monai.bundle run`")
+    ],
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the bundle and its zip go")],
+    card: Annotated[
+        Path | None,
+        typer.Option("--card", help="Texts of the bundle; bundle/ship/cards/NAME.json unless given"),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="summary.json of an evaluation or of `score`")
+    ] = None,
+    large_files_url: Annotated[
+        str | None, typer.Option("--large_files_url", help="Where files above 25 MB will lie")
+    ] = None,
+) -> None:
+    """Make a bundle for the Model Zoo from a trained experiment."""
+    experiment = read_experiment(args_file)
+    texts = read_card(card or CARDS / args_file.name)
+    inference = resolved(*for_inference(experiment))
+    files = experiment.pop("config_file")
+    train = resolved(files, {key: value for key, value in experiment.items() if key not in PLACES})
+    leave_probabilities_to_scoring(inference)
+    network = _network(inference)
+    weights = read_weights(checkpoint)
+    check_weights(network, weights, checkpoint)
+    measured = _measured(scores)
+
+    place = output_dir / texts["folder"]
+    if place.exists() and not (place / "configs" / "metadata.json").is_file() and any(place.iterdir()):
+        raise InputError(f"{place} holds something other than an earlier package: give another --output_dir")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir) as workshop:
+        made = Path(workshop) / texts["folder"]
+        for name in TAKEN_ALONG:
+            _copy(Path(bundle_root(), name), made / name)
+        for source in sorted(Path(bundle_root(), "scripts").rglob("*.py")):
+            _copy(source, made / source.relative_to(bundle_root()))
+        for name, config in (
+            ("train", train),
+            ("inference", inference),
+            ("metadata", metadata(texts, inference, network, measured)),
+        ):
+            (made / "configs" / f"{name}.json").write_text(json.dumps(config, indent=4) + "\n", "utf-8")
+        (made / "docs").mkdir()
+        readme = model_card(texts, train, network, measured, _save(weights, made / "models" / "model.pt"))
+        (made / "docs" / "README.md").write_text(readme, encoding="utf-8")
+        (made / "docs" / "data_license.txt").write_text(_lines(texts["data_license"]), encoding="utf-8")
+        list_large_files(made, large_files_url)
+        if place.exists():
+            place.rename(Path(workshop) / "replaced")
+        made.rename(place)
+    with atomic_write(output_dir / f"{texts['folder']}.zip") as temporary:
+        write_zip(place, temporary)
+    typer.echo(f"Wrote {place} and {output_dir / texts['folder']}.zip")
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The texts of a bundle that no run can tell.
+
+    Raises:
+        InputError: it is missing, or lacks one of CARD or ABOUT.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is not there: write the texts of this bundle after one of {CARDS}")
+    card = read_json(path)
+    for what, texts, keys in (("", card, CARD), (" in 'metadata'", card.get("metadata", {}), ABOUT)):
+        missing = [key for key in keys if not texts.get(key)]
+        if missing:
+            raise InputError(f"{path} has no {missing[0]!r}{what}: give {', '.join(keys)}")
+    return card
+
+
+def metadata(
+    card: Mapping[str, Any], inference: Mapping[str, Any], network: torch.nn.Module, scores: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Content of metadata.json.
+
+    Args:
+        card: see `read_card`.
+        inference: the resolved inference.json.
+        network: the network of it.
+        scores: name to value of what was measured.
+    """
+    ours = read_json(Path(bundle_root(), "configs/metadata.json"))
+    own = card["metadata"]
+    version = own.get("version", ours["version"])
+    changelog = {version: "first release", **own.get("changelog", {})}
+    about = {
+        **{
+            key: value
+            for key, value in ours.items()
+            if key.endswith(("_version", "schema", "supported_apps"))
+        },
+        **own,
+        **{"version": version, "changelog": changelog},
+    }
+    if scores:
+        about["eval_metrics"] = dict(scores)
+    return {**about, "network_data_format": data_format(inference, network, card["modality"])}
+
+
+def data_format(inference: Mapping[str, Any], network: torch.nn.Module, modality: str) -> dict[str, Any]:
+    """What goes into the network and what comes out, as the Model Zoo's metadata describe it.
+
+    Args:
+        inference: the resolved inference.json.
+        network: the network of it.
+        modality: of the images.
+    """
+    parser = ConfigParser(dict(inference))
+    patch = tuple(parser.get_parsed_content("patch_size"))
+    names = class_names(parser.get_parsed_content("labels"))
+    seen, predicted = map(list[Any], (patch, output_size(network, patch)))
+    if isinstance(network, UNet) and network.padding == "same":
+        factors = [math.prod(axis) for axis in zip(*network.encoder.strides, strict=True)]
+        # twice the factor: of a single voxel on the lowest level an instance norm can take no statistics
+        seen = predicted = [f"{2 * factor}*n" for factor in factors]
+    common = {"type": "image", "dtype": "float32", "value_range": [], "is_patch_data": True}
+    channels = parser.get_parsed_content("in_channels")
+    image = {
+        **{"format": "magnitude", "modality": modality, "num_channels": channels, "spatial_shape": seen},
+        "channel_def": {str(i): "image" if channels == 1 else f"image {i}" for i in range(channels)},
+    }
+    pred = {
+        **{"format": "segmentation", "num_channels": len(names), "spatial_shape": predicted},
+        "channel_def": {str(i): name for i, name in enumerate(names)},
+    }
+    return {"inputs": {"image": {**common, **image}}, "outputs": {"pred": {**common, **pred}}}
+
+
+def leave_probabilities_to_scoring(inference: dict[str, Any]) -> None:
+    """Have the postprocessing stop at probabilities where a host raised the dropout of the network.
+
+    MONAI Label does so to score how sure the network is of an image: by the entropy of what the whole
+    postprocessing gives, which of labels says nothing.
+
+    Args:
+        inference: the resolved inference.json; is changed in place.
+    """
+    if "dropout" in inference["network_def"]:
+        dropout = ConfigParser(dict(inference)).get_parsed_content("network_def::dropout")
+        post = inference["postprocessing"]
+        post["transforms"] += f" if @network_def::dropout == {dropout} else @restore"
+
+
+def model_card(
+    card: Mapping[str, Any],
+    train: Mapping[str, Any],
+    network: torch.nn.Module,
+    scores: Mapping[str, Any],
+    digest: str,
+) -> str:
+    """docs/README.md, under the headings of the Model Zoo.
+
+    Args:
+        card: see `read_card`.
+        train: the resolved train.json.
+        network: the network of it.
+        scores: name to value of what was measured.
+        digest: SHA-256 of models/model.pt.
+    """
+    parser = ConfigParser(dict(train))
+    about, value = card["metadata"], parser.get_parsed_content
+    parameters = sum(weights.numel() for weights in network.parameters())
+    figures = [f"| {name} | {number(name, score)} |" for name, score in scores.items()]
+    performance = (
+        ["| score | mean over the test cases |", "|---|---|", *figures] if scores else ["Not measured."]
+    )
+    run = "python -m monai.bundle run --config_file"
+    return _lines(
+        [
+            *("# Model Overview", "", about["description"], "", about["intended_use"], ""),
+            *("## Data", "", *card["data"], "", "See [data_license.txt](data_license.txt).", ""),
+            *("## Training configuration", ""),
+            f"- Network: {train['network_def']['_target_']}, {parameters:,} parameters",
+            f"- Patch: {' x '.join(map(str, value('patch_size')))}; batch size {value('batch_size')}",
+            f"- {value('max_epochs')} epochs; optimizer {train['optimizer']['_target_'].rpartition('.')[2]}, "
+            f"learning rate {value('learning_rate')}; the weights with the best validation are kept",
+            *(f"- SHA-256 of `models/model.pt`: `{digest}`", ""),
+            *("### Input", "", about["image_classes"], ""),
+            *("### Output", "", about["pred_classes"], ""),
+            *("## Performance", "", *performance, "", *card["limits"], ""),
+            *("## MONAI Bundle Commands", "", "#### Execute training:", "", "```bash"),
+            *(f"{run} configs/train.json --dataset_dir DATA --output_dir OUT", "```", ""),
+            *(
+                "#### Override the `train` config to execute evaluation with the trained model:",
+                "",
+                "```bash",
+            ),
+            f"{run} \"['configs/train.json','configs/evaluate.json']\" --dataset_dir DATA --output_dir OUT "
+            "--checkpoint models/model.pt",
+            *("```", "", "#### Execute inference:", "", "```bash"),
+            *(f"{run} configs/inference.json --dataset_dir IMAGES --output_dir OUT", "```", ""),
+            *("# References", ""),
+            *(f"[{i}] {reference}\n" for i, reference in enumerate(about["references"], start=1)),
+            *("# License", "", "The code is licensed under the Apache License, Version 2.0; see ../LICENSE."),
+        ]
+    )
+
+
+def list_large_files(folder: Path, url: str | None) -> None:
+    """Write large_files.yml where a file is larger than the Model Zoo takes.
+
+    Args:
+        folder: the bundle.
+        url: where these files will lie.
+
+    Raises:
+        InputError: there is such a file and no address.
+    """
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    large = [file for file in files if file.stat().st_size > LARGE_FILE]
+    if not large:
+        return
+    if url is None:
+        raise InputError(
+            f"{large[0].name} has {large[0].stat().st_size / 1024**2:.0f} MB and the Model Zoo takes 25: "
+            "give --large_files_url, the address below which it will lie"
+        )
+    lines = ["large_files:"]
+    for file in large:
+        path = file.relative_to(folder).as_posix()
+        lines += [f'- path: "{path}"', f'  url: "{url.rstrip("/")}/{path}"']
+        lines += [f'  hash_val: "{sha256(file)}"', '  hash_type: "sha256"']
+    (folder / "large_files.yml").write_text(_lines(lines), encoding="utf-8")
+
+
+def write_zip(folder: Path, path: Path) -> None:
+    """A folder as a zip: sorted, without times and owners, so that equal content gives equal bytes.
+
+    Args:
+        folder: becomes the only folder at the top of the zip.
+        path: the file to write.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                entry = zipfile.ZipInfo(file.relative_to(folder.parent).as_posix(), ZIP_TIME)
+                entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                archive.writestr(entry, file.read_bytes(), compresslevel=6)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the workbench."""
+    app.command()(package)
+
+
+def _network(inference: Mapping[str, Any]) -> torch.nn.Module:
+    """The network of a config, without weights."""
+    with torch.device("meta"):
+        network: torch.nn.Module = ConfigParser(dict(inference)).get_parsed_content("network_def")
+    return network
+
+
+def _measured(path: Path | None) -> dict[str, float]:
+    """The mean scores of a summary.json, those that say something."""
+    scores = {} if path is None else read_scores(path)
+    return {name: value for name, value in scores.items() if value is not None}
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _save(weights: Mapping[str, torch.Tensor], path: Path) -> str:
+    """Write a plain state dictionary; its SHA-256."""
+    path.parent.mkdir(parents=True)
+    torch.save(dict(weights), path)
+    return sha256(path)
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "\n".join(lines) + "\n"

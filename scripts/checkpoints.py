@@ -1,0 +1,80 @@
+"""Files of weights: written whole by one process, read without running code, held against the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from scripts.errors import InputError
+from scripts.files import atomic_write
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Read a checkpoint without running code from it.
+
+    Raises:
+        InputError: the file is missing, or not a checkpoint of weights.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; train first, or name one with --checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); "
+            "name the model.pt that a training wrote"
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds a {type(state).__name__}; a checkpoint is a dictionary of weights")
+    return state
+
+
+def read_weights(path: Path) -> dict:
+    """The network's weights in a checkpoint: `model.pt`, `last.pt`, or what MONAI's CheckpointSaver wrote.
+
+    Raises:
+        InputError: see `read_checkpoint`.
+    """
+    state = read_checkpoint(path)
+    return state.get("network", state.get("model", state))
+
+
+def check_weights(network: nn.Module, weights: dict, path: Path) -> None:
+    """Refuse weights that do not belong to the network.
+
+    Raises:
+        InputError: names the first differences and the fix.
+    """
+    own = {name: tuple(value.shape) for name, value in unwrap(network).state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    differences = [
+        f"{name} is {list(given[name]) if name in given else 'missing'} in the file"
+        f" and {list(own[name]) if name in own else 'missing'} in the network"
+        for name in [*own, *(name for name in given if name not in own)]
+        if own.get(name) != given.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{path}: a checkpoint of another network ({len(differences)} of {len(own)} weights differ: "
+            f"{'; '.join(differences[:2])}); give the same network and task overlays as in training"
+        )
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the weights as a plain state dictionary, from one process of several."""
+    if is_first():
+        with atomic_write(path) as temporary:
+            torch.save(unwrap(network).state_dict(), temporary)
+
+
+def is_first() -> bool:
+    """Whether this process is the only one, or the first of several."""
+    return not (dist.is_initialized() and dist.get_rank() > 0)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside a DistributedDataParallel wrapper."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

@@ -1,0 +1,209 @@
+"""Mixed precision, memory format and compilation of a network, where the machine has what they need."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from scripts.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+MEMORY_FORMATS = ("contiguous", "channels_last")
+
+
+def mixed_precision(device: torch.device) -> torch.dtype | None:
+    """The type in which a device multiplies faster than in float32, or None.
+
+    bfloat16 on processors that multiply it in hardware (AVX-512 BF16, AMX) and on GPUs from Ampere on;
+    float16, which needs a loss scaler in training, on older GPUs. A processor that only emulates bfloat16
+    is slower with it.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return torch.bfloat16
+    return None
+
+
+def needs_scaler(amp: bool, device: torch.device | str) -> bool:
+    """Whether mixed precision on this device is float16, whose small gradients vanish unless scaled.
+
+    This is what the `amp` of MONAI's trainer stands for here: it brings the scaler, and it opens autocast on
+    a GPU alone; `accelerate` opens it everywhere.
+    """
+    return amp and mixed_precision(torch.device(device)) == torch.float16
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile finds what it generates code with: a C++ compiler, or Triton on a GPU."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return has_triton()
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+def accelerate(
+    network: nn.Module,
+    device: torch.device | str,
+    amp: bool = False,
+    memory_format: str = "contiguous",
+    compile: bool = False,
+) -> nn.Module:
+    """Move a network to a device and make its forward pass as fast as the machine allows.
+
+    The network stays the same object with the same state dictionary. Inputs and outputs stay float32.
+
+    Args:
+        network: takes and gives (B, C, *spatial), float32; may give a list of them.
+        device: where it runs; a string, as MONAI Label hands it in, is fine.
+        amp: mixed precision, see `mixed_precision`; where the device has none, one log line says so.
+        memory_format: "contiguous", or "channels_last", the order in which convolutions and pooling are
+            faster on processors, and on GPUs with tensor cores. A network with strided 1x1 convolutions keeps
+            "contiguous" in mixed precision on the CPU: oneDNN's backward pass of those (brgconv_strided in
+            bfloat16, channels last, fewer than 16 channels, batch of one) writes beyond its memory.
+        compile: fuse the layers with torch.compile at the first step of every input size, which takes a
+            minute; where the machine has no compiler, one log line says so.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        InputError: an unknown memory format.
+    """
+    if memory_format not in MEMORY_FORMATS:
+        raise InputError(f"memory_format is {memory_format!r}: give one of {', '.join(MEMORY_FORMATS)}")
+    device = torch.device(device)
+    network = network.to(device)
+    dtype = mixed_precision(device) if amp else None
+    if amp and dtype is None:
+        logger.info("amp: this processor has no half precision in hardware; going on in float32")
+    last = memory_format == "channels_last"
+    if last and device.type == "cpu" and dtype is not None and _has_strided_points(network):
+        logger.info("memory_format: the network has strided 1x1 convolutions; going on with contiguous")
+        last = False
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                module.forward = partial(_convolve, module)  # type: ignore[method-assign]
+    if last:
+        _to_channels_last(network, keep_norms=device.type == "cpu" and not compile)
+    network.forward = _Forward(network.forward, device, dtype, last)  # type: ignore[method-assign]
+    if compile and can_compile(device):
+        network.compile()
+    elif compile:
+        logger.info("compile: no compiler was found; going on without")
+    return network
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network as its classes compute it, on the same weights, without what `accelerate` put around it.
+
+    For converters that read a network's layers. A layer that stands in two places still does.
+    """
+    bare: dict[nn.Module, nn.Module] = {}
+    for module in network.modules():  # each once
+        bare[module] = copy.copy(module)  # leaves out what Module.compile made
+        bare[module].__dict__.pop("forward", None)
+    for module in bare.values():
+        children = module._modules.items()
+        module._modules = {name: child if child is None else bare[child] for name, child in children}
+    return bare[network]
+
+
+class _Forward:
+    """A network's forward pass in a given precision and memory format."""
+
+    def __init__(
+        self, forward: Callable, device: torch.device, dtype: torch.dtype | None, channels_last: bool
+    ) -> None:
+        self.forward = forward
+        self.device = device
+        self.dtype = dtype
+        self.channels_last = channels_last
+
+    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # MetaTensor's bookkeeping at every layer costs time and stops the compiler
+        x = x.as_tensor() if isinstance(x, MetaTensor) else x
+        if self.channels_last:
+            x = x.to(memory_format=_channels_last(x.ndim))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            output = self.forward(x, *args, **kwargs)
+        return tree_map(lambda y: y.float() if isinstance(y, torch.Tensor) else y, output)
+
+
+def _channels_last(ndim: int) -> torch.memory_format:
+    return torch.channels_last if ndim == 4 else torch.channels_last_3d
+
+
+def _has_strided_points(network: nn.Module) -> bool:
+    return any(
+        max(module.kernel_size) == 1 < max(module.stride)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d | nn.Conv3d)
+    )
+
+
+def _to_channels_last(network: nn.Module, keep_norms: bool) -> None:
+    """Reorder the weights of every convolution, two- and three-dimensional alike.
+
+    Args:
+        network: is changed in place.
+        keep_norms: let instance norms give the order that they get. PyTorch's copy to contiguous and give
+            that, and every layer after them mixes two orders.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim in (4, 5):
+            parameter.data = parameter.data.contiguous(memory_format=_channels_last(parameter.ndim))
+    if keep_norms:
+        for module in network.modules():
+            if isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d) and not module.track_running_stats:
+                module.forward = partial(_instance_norm, module)  # type: ignore[method-assign]
+
+
+def _convolve(convolution: nn.Conv2d | nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution, in float32 where the image is smaller than the kernel along an axis.
+
+    There oneDNN's backward pass in bfloat16 reads memory that nobody wrote (the weights' gradient, whatever
+    the memory format and the channels): now and then a gradient is NaN.
+
+    Args:
+        convolution: for its weights and settings.
+        x: (B, C, *spatial).
+    """
+    forward: Callable = type(convolution).forward
+    if all(n >= k for n, k in zip(x.shape[2:], convolution.kernel_size, strict=True)):
+        return forward(convolution, x)
+    with torch.autocast("cpu", enabled=False):
+        return forward(convolution, x.float())
+
+
+def _instance_norm(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: torch.Tensor) -> torch.Tensor:
+    """Instance norm as one batch norm for each sample, which keeps channels last.
+
+    Args:
+        norm: for its weights and epsilon.
+        x: (B, C, *spatial).
+    """
+    samples = [
+        F.batch_norm(sample, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        for sample in x.split(1)
+    ]
+    return torch.cat(samples) if len(samples) > 1 else samples[0]

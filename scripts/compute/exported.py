@@ -1,0 +1,114 @@
+"""Networks in the files that `python -m bundle export` writes, each computed by the runtime of its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from scripts.compute.runtimes import Predict, onnxruntime_session, openvino_model
+from scripts.errors import InputError
+from scripts.networks import output_size
+
+
+class Exported(nn.Module):
+    """A network in a file, for inference and evaluation, see `configs/exported.json`.
+
+    To an inferer it is the network that was exported. Nothing of it is computed by that network, which only
+    tells what sizes are legal.
+
+    Args:
+        path: its suffix names the runtime: `.pt2` (torch.export) and `.ts` (TorchScript, TensorRT in it),
+            computed by PyTorch; `.onnx`, by ONNX Runtime on the CPU; `.xml` with its `.bin`, by OpenVINO on
+            the CPU.
+        network: the network that was exported; its weights are not read.
+        device: where PyTorch computes.
+
+    Raises:
+        InputError: no such file, another suffix, a runtime that is not installed, or a file that it refuses.
+    """
+
+    def __init__(self, path: str, network: nn.Module, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        file = Path(path)
+        if file.suffix not in _LOADERS:
+            raise InputError(f"checkpoint is {path}: an exported network ends in {', '.join(_LOADERS)}")
+        if not file.is_file():
+            raise InputError(f"checkpoint is {path}, which is not there: run python -m bundle export first")
+        package, load = _LOADERS[file.suffix]
+        if not find_spec(package):
+            raise InputError(
+                f"checkpoint is {path}, for which {package} is not installed: "
+                "run pip install -r requirements-runtimes.txt"
+            )
+        self.network = network.eval()
+        self.device = torch.device(device)
+        try:
+            self._predict = load(path, self.device)
+        except Exception as error:
+            raise InputError(
+                f"checkpoint is {path}, which {package} cannot read ({type(error).__name__}): export it again"
+            ) from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute logits.
+
+        Args:
+            x: (B, C, *spatial), float32.
+
+        Returns:
+            (B, classes, *spatial), float32, on the device of ``x``.
+
+        Raises:
+            InputError: a size that is illegal for the network.
+        """
+        output_size(self.network, x.shape[2:])
+        image = x.as_tensor() if isinstance(x, MetaTensor) else x
+        with torch.no_grad():
+            return self._predict(image).to(x.device)
+
+    def __getattr__(self, name: str) -> Any:
+        """Of sizes (`UNet.output_size`, `UNet.margin`) the network tells, if it can."""
+        if name in ("output_size", "margin"):
+            return getattr(self.network, name)
+        return super().__getattr__(name)
+
+
+def _torch_export(path: str, device: torch.device) -> Predict:
+    program = torch.export.load(path)
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    module = program.module()
+    return lambda x: module(x.to(device))
+
+
+def _torchscript(path: str, device: torch.device) -> Predict:
+    if device.type == "cuda" and find_spec("torch_tensorrt"):
+        import torch_tensorrt  # noqa: F401  # registers the operator of a TensorRT engine
+    module = torch.jit.load(path, map_location=device).eval()
+    return lambda x: module(x.to(device))
+
+
+def _onnx(path: str, device: torch.device) -> Predict:
+    predict = onnxruntime_session(path)
+    return lambda x: predict(x.cpu())
+
+
+def _openvino(path: str, device: torch.device) -> Predict:
+    predict = openvino_model(path)
+    return lambda x: predict(x.cpu())
+
+
+_LOADERS: dict[str, tuple[str, Callable[[str, torch.device], Predict]]] = {
+    ".pt2": ("torch", _torch_export),
+    ".ts": ("torch", _torchscript),
+    ".onnx": ("onnxruntime", _onnx),
+    ".xml": ("openvino", _openvino),
+}

@@ -1,0 +1,329 @@
+"""What computes a network's forward pass: PyTorch, or a library that the network is converted for."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache
+from importlib.util import find_spec
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from scripts.compute.acceleration import can_compile, mixed_precision, unwrap
+from scripts.compute.memory import forward_bytes, resident_bytes
+from scripts.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "auto")
+
+#: Runtimes that are packages of their own, from requirements-runtimes.txt.
+OPTIONAL = ("onnxruntime", "openvino")
+
+#: "auto" takes a runtime whose logits for the first tile give at least this share of voxels the class that
+#: float32 PyTorch gives them,
+SAME_CLASS = 0.99
+
+#: and whose probabilities lie on average at most this far from float32 PyTorch's.
+MEAN_DIFFERENCE = 0.01
+
+#: Peak of a forward pass over what its tensors need (scripts.compute.memory.forward_bytes), what a runtime's
+#: code needs whatever the network, and how many copies of the weights a conversion makes. Upper bounds of
+#: what networks of 2 to 17 million weights took on tiles of 48 to 128 voxels.
+PEAK_FACTOR = 1.25
+CODE_BYTES = {
+    "torch": 100_000_000,
+    "compile": 500_000_000,
+    "onnxruntime": 300_000_000,
+    "openvino": 250_000_000,
+    "auto": 300_000_000,
+}
+WEIGHT_COPIES = 3
+
+Predict = Callable[[Tensor], Tensor]
+
+
+class Runtime:
+    """Calls a network by way of a runtime; converts it at the first tile of a size and when weights change.
+
+    A conversion holds for one tile size. A network in training mode, one that is no module and one that is
+    called with further arguments is left to PyTorch.
+
+    Args:
+        runtime: "torch"; "compile", PyTorch compiled for a minute or more; "openvino" and "onnxruntime",
+            which compute on the CPU; or "auto": on a GPU PyTorch, on the CPU the fastest of OpenVINO and
+            PyTorch, with mixed precision and without, that agrees with PyTorch in float32 on the first tile
+            (see `SAME_CLASS` and `MEAN_DIFFERENCE`).
+        amp: mixed precision where the hardware has it; ONNX Runtime stays with float32.
+
+    Attributes:
+        reserved: bytes by which the process grew when the network was converted.
+
+    Raises:
+        InputError: an unknown runtime, or one that is not installed.
+    """
+
+    def __init__(self, runtime: str = "torch", amp: bool = False) -> None:
+        if runtime not in RUNTIMES:
+            raise InputError(f"runtime is {runtime!r}: use {', '.join(map(repr, RUNTIMES))}")
+        if runtime in OPTIONAL and not find_spec(runtime):
+            raise InputError(
+                f"runtime is {runtime!r}, which is not installed: "
+                "run pip install -r requirements-runtimes.txt, or use 'auto'"
+            )
+        self.runtime = runtime
+        self.amp = amp
+        self.reserved = 0
+        self._network: nn.Module | None = None
+        self._weights: tuple = ()
+        self._choice: tuple[str, torch.dtype | None] | None = None
+        self._converted: dict[tuple[int, ...], Predict] = {}
+        self._said: set[str] = set()
+
+    def __call__(self, network: Callable[..., Any], tile: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the logits of some tiles, without gradients.
+
+        Args:
+            network: takes (B, C, *spatial), gives logits (B, classes, *spatial); a list counts by its first.
+            tile: (B, C, *spatial), float32.
+            *args: further positional arguments of the network.
+            **kwargs: further keyword arguments of the network.
+
+        Returns:
+            (B, classes, *spatial), float32, on the tile's device.
+
+        Raises:
+            InputError: a runtime that computes on the CPU is asked for a network on a GPU.
+        """
+        with torch.no_grad():
+            if (
+                self.runtime == "torch"
+                or not isinstance(network, nn.Module)
+                or network.training
+                or args
+                or kwargs
+            ):
+                return _run_torch(network, self._precision(tile.device), tile, *args, **kwargs)
+            self._follow(network)
+            size = tuple(tile.shape)
+            if size in self._converted:
+                return self._converted[size](tile)
+            before = resident_bytes()
+            if self._choice is None:
+                self._choice = self._choose(network, tile)
+            if size not in self._converted:
+                name, dtype = self._choice
+                self._converted[size] = _CONVERTERS[name](network, tile, dtype)
+            logits = self._converted[size](tile)
+            self.reserved += max(resident_bytes() - before - logits.nbytes, 0)
+            return logits
+
+    def peak_bytes(self, network: nn.Module, size: Sequence[int]) -> tuple[int, int]:
+        """What the process needs at most, beside what it holds, to compute the logits of some tiles.
+
+        Args:
+            network: see `__call__`.
+            size: (B, C, *spatial) of the tiles.
+
+        Returns:
+            Bytes, and the classes of the logits.
+        """
+        if self.runtime == "torch":
+            count, classes = forward_bytes(network, size, self._precision(torch.device("cpu")))
+        else:  # conversions start from float32, and "auto" judges by it
+            count, classes = forward_bytes(unwrap(network), size)
+        need = PEAK_FACTOR * count + CODE_BYTES[self.runtime]
+        if self.runtime not in ("torch", "compile"):
+            need += WEIGHT_COPIES * sum(weight.nbytes for weight in network.parameters())
+        return int(need), classes
+
+    def _follow(self, network: nn.Module) -> None:
+        """Forget the conversions of another network or of other weights."""
+        tensors = chain(network.parameters(), network.buffers())
+        # a compiled network reads its weights where they lie
+        weights = () if self.runtime == "compile" else tuple((t.data_ptr(), t._version) for t in tensors)
+        if network is not self._network or weights != self._weights:
+            self._network, self._weights = network, weights
+            self._choice = None
+            self._converted.clear()
+            self.reserved = 0
+
+    def _choose(self, network: nn.Module, tile: Tensor) -> tuple[str, torch.dtype | None]:
+        """The runtime to convert for, and its type of mixed precision or None."""
+        mixed = self._precision(tile.device)
+        on_cpu = tile.device.type == "cpu"
+        if self.runtime == "auto":
+            return self._judge(network, tile, mixed) if on_cpu else ("torch", mixed)
+        if self.runtime in OPTIONAL and not on_cpu:
+            raise InputError(
+                f"runtime is {self.runtime!r}, which computes on the CPU, and the network lies on "
+                f"{tile.device}: use 'torch', 'compile' or 'auto'"
+            )
+        if self.runtime == "compile" and not can_compile(tile.device):
+            self._say("runtime: no compiler was found; going on with torch")
+            return "torch", mixed
+        return self.runtime, mixed
+
+    def _judge(
+        self, network: nn.Module, tile: Tensor, mixed: torch.dtype | None
+    ) -> tuple[str, torch.dtype | None]:
+        """The first candidate, from fast to slow, that agrees with PyTorch in float32."""
+        candidates = [("openvino", mixed), ("torch", mixed)] if mixed else []
+        reference = _float32(network, tile, None)(tile)
+        for name, dtype in [*candidates, ("openvino", None)]:
+            called = f"{name} in {str(dtype or torch.float32).removeprefix('torch.')}"
+            if not find_spec(name):
+                self._say(f"runtime auto: {name} is not installed, see requirements-runtimes.txt")
+                continue
+            try:
+                predict = _CONVERTERS[name](network, tile, dtype)
+                same, apart = agreement(predict(tile), reference)
+            except Exception as error:
+                logger.warning("runtime auto: left out %s, which failed: %s", called, error)
+                continue
+            judged = f"{same:.4f} of the voxels in the same class, probabilities {apart:.1e} apart"
+            if same >= SAME_CLASS and apart <= MEAN_DIFFERENCE:
+                self._say(f"runtime auto: took {called} ({judged})")
+                self._converted[tuple(tile.shape)] = predict
+                return name, dtype
+            logger.warning("runtime auto: left out %s (%s)", called, judged)
+        return "float32" if mixed else "torch", None
+
+    def _precision(self, device: torch.device) -> torch.dtype | None:
+        dtype = mixed_precision(device) if self.amp else None
+        if self.amp and dtype is None:
+            self._say("amp: this processor has no half precision in hardware; going on in float32")
+        return dtype
+
+    def _say(self, message: str) -> None:
+        """Log a message unless it was logged before."""
+        if message not in self._said:
+            self._said.add(message)
+            logger.info(message)
+
+
+def agreement(logits: Tensor, reference: Tensor) -> tuple[float, float]:
+    """How well logits agree with a reference.
+
+    Args:
+        logits: (B, classes, *spatial).
+        reference: of the same shape.
+
+    Returns:
+        Share of voxels with the same most probable class, and mean absolute difference of probabilities.
+    """
+    same = (logits.argmax(1) == reference.argmax(1)).double().mean()
+    apart = (logits.softmax(1) - reference.softmax(1)).abs().mean()
+    return float(same), float(apart)
+
+
+def _run_torch(
+    network: Callable[..., Any], dtype: torch.dtype | None, tile: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    # float32 leaves an autocast that a caller opened as it is
+    with torch.autocast(tile.device.type, dtype) if dtype else nullcontext():
+        logits = network(tile, *args, **kwargs)
+    return (logits if isinstance(logits, Tensor) else logits[0]).float()
+
+
+def _torch(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
+    return lambda x: _run_torch(network, dtype, x)
+
+
+def _float32(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
+    """PyTorch in float32, whatever precision `accelerate` gave the network."""
+    bare = unwrap(network)
+    return lambda x: _run_torch(bare, None, x)
+
+
+def _compile(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
+    compiled = torch.compile(unwrap(network), dynamic=False)
+    return lambda x: _run_torch(compiled, dtype, x)
+
+
+def onnxruntime_session(model: str | bytes) -> Predict:
+    """An ONNX model in ONNX Runtime on the CPU, in float32, on as many threads as PyTorch has.
+
+    Args:
+        model: path of the file, or its content.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
+
+
+def _onnxruntime(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # each rewriting step is told about
+        logging.getLogger(name).setLevel(logging.ERROR)
+    program = cast(
+        "torch.onnx.ONNXProgram", torch.onnx.export(unwrap(network), (tile,), dynamo=True, verbose=False)
+    )
+    return onnxruntime_session(program.model_proto.SerializeToString())
+
+
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the life of the process.
+
+    Its CPU plugin sets aside a stack for signal handlers. Where several are taken down the process is left
+    with one that is gone, and the next signal, of a data loader's worker or of Ctrl-C, ends it.
+    """
+    from openvino import Core
+
+    return Core()
+
+
+def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
+    # The steps of openvino.convert_model, which reports each use over the internet.
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit.trace: that it is old, and that sizes become constants
+        decoder = TorchScriptPythonDecoder(
+            unwrap(network),
+            example_input=(tile,),
+            shared_memory=True,
+            trace_kwargs={"check_trace": False},  # which would compute the network three times more
+        )
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape(list(tile.shape))
+    return openvino_model(model, dtype)
+
+
+def openvino_model(model: Any, dtype: torch.dtype | None = None) -> Predict:
+    """A model in OpenVINO on the CPU, on as many threads as PyTorch has.
+
+    Args:
+        model: path of an .xml or .onnx file, or a model of OpenVINO.
+        dtype: type of mixed precision, or None for float32.
+    """
+    compiled = openvino_core().compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+        },
+    )
+    return lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0])
+
+
+_CONVERTERS: dict[str, Callable[[nn.Module, Tensor, torch.dtype | None], Predict]] = {
+    "torch": _torch,
+    "float32": _float32,
+    "compile": _compile,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}

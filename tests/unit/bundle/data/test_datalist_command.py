@@ -1,0 +1,403 @@
+"""The command turns folders into a data list that the reader takes, or says all that is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from bundle.data.datalist import PATCH_CAP, PATCH_VOXELS, hold_out, plan_task, register
+from scripts.data.checks import Facts
+from scripts.data.datalist import read_split
+from scripts.errors import InputError
+from tests.commands import SHARED_DATA
+
+DATA = SHARED_DATA
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are absent")
+LABELS = {"background": 0, "label1": 1}
+
+
+def call(*options: object) -> Any:
+    app = typer.Typer()
+    register(app)
+    return CliRunner().invoke(app, [str(option) for option in options])
+
+
+def make(output_dir: Path, *options: object) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Run the command; the two files and the output."""
+    result = call("--output_dir", output_dir, *options)
+    assert result.exit_code == 0, result.output
+    dataset, task = ((output_dir / name).read_text() for name in ("dataset.json", "task.json"))
+    assert sorted(file.name for file in output_dir.iterdir() if file.is_file()) == [
+        "dataset.json",
+        "task.json",
+    ]
+    return json.loads(dataset), json.loads(task), result.output
+
+
+def refused(message: str, *options: object) -> None:
+    result = call(*options)
+    assert isinstance(result.exception, InputError), result.output
+    with pytest.raises(InputError, match=message):
+        raise result.exception
+
+
+def picture(path: Path, value: int = 1, shape: tuple[int, ...] = (30, 20)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros(shape, np.uint8)
+    array[: shape[0] // 2] = value
+    Image.fromarray(array).save(path)
+
+
+def volume(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+
+
+def folders(root: Path, number: int = 6, value: int = 1) -> tuple[object, ...]:
+    for n in range(number):
+        picture(root / f"i/c{n}.png")
+        picture(root / f"l/c{n}.png", value)
+    return "--images", root / "i", "--labels", root / "l"
+
+
+def test_folders_by_equal_ids(tmp_path: Path) -> None:
+    dataset, task, output = make(tmp_path, *folders(tmp_path), "--folds", 3)
+    assert dataset["labels"] == {"0": "background", "1": "label1"}
+    assert dataset["tensorImageSize"] == "2D"
+    assert dataset["training"][0] == {
+        "case": "c0",
+        "image": "i/c0.png",
+        "label": "l/c0.png",
+        "fold": dataset["training"][0]["fold"],
+    }
+    assert sorted(entry["fold"] for entry in dataset["training"]) == [0, 0, 1, 1, 2, 2]
+    assert task == {
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "labels": LABELS,
+        "patch_size": [32, 32],  # 20 x 30 rounded up
+        "samples_per_case": 1,
+        "geometry": [],
+        "reader": "PILReader",
+        "output_ext": ".png",
+    }
+    assert "6 cases: 6 training" in output
+    assert "label label1 = 1: 50.00% of voxels" in output
+    assert f"\"['configs/train.json','{tmp_path}/task.json']\" --dataset_dir" in output
+    split = read_split(tmp_path, spatial_dims=2, in_channels=1, labels=task["labels"], fold=2)
+    assert [len(split[name]) for name in split] == [4, 2, 0]
+
+
+def test_paths_outside_the_output_folder_are_absolute(tmp_path: Path) -> None:
+    dataset, _, _ = make(tmp_path / "out", *folders(tmp_path))
+    assert dataset["training"][0]["image"] == str(tmp_path / "i/c0.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "name"),
+    [
+        ("img_{}.png", "img_{}_mask.png", "img_{}"),
+        ("img_{}.png", "mask_{}.png", "img_{}"),
+        ("image-{}.tif", "{}-gt.png", "image-{}"),
+        ("{}_image.png", "{}_GT.tif", "{}"),
+        ("case{}_0000.png", "case{}.png", "case{}"),
+        ("a_{:04}.png", "a_{:04}.png", "a_{:04}"),
+    ],
+)
+def test_usual_words_are_matched(tmp_path: Path, image: str, label: str, name: str) -> None:
+    for n in range(5):
+        picture(tmp_path / "i" / image.format(n))
+        picture(tmp_path / "l" / label.format(n))
+    dataset, _, _ = make(tmp_path, "--images", tmp_path / "i", "--labels", tmp_path / "l")
+    assert [entry["case"] for entry in dataset["training"]] == [name.format(n) for n in range(5)]
+    for n, entry in enumerate(dataset["training"]):
+        assert entry["image"] == "i/" + image.format(n)
+        assert entry["label"] == "l/" + label.format(n)
+
+
+def test_all_problems_are_listed_and_nothing_is_written(tmp_path: Path) -> None:
+    options = folders(tmp_path)
+    picture(tmp_path / "i/lonely.png")
+    picture(tmp_path / "l/orphan.png")
+    picture(tmp_path / "i/two.png")
+    picture(tmp_path / "l/two_mask.png")
+    picture(tmp_path / "l/two_seg.png")
+    (tmp_path / "i/c1.png").write_bytes((tmp_path / "i/c1.png").read_bytes()[:50])
+    picture(tmp_path / "i/c2.png", shape=(30, 21))
+    result = call("--output_dir", tmp_path / "out", *options, "--subject_pattern", "c([0-4])")
+    assert result.exit_code == 1
+    assert not (tmp_path / "out").exists()
+    for line in (
+        "lonely   | i/lonely.png   | an image without a label",
+        "orphan   | l/orphan.png   | a label without an image",
+        "two      | i/two.png      | an image without a label of its own (two_mask.png, two_seg.png could",
+        "two_mask | l/two_mask.png | a label without an image of its own (two.png could",
+        "c1       | i/c1.png       | a truncated or corrupt .png file",
+        "c2       | l/c2.png       | shape (20, 30) where the image has (21, 30)",
+        "c5       | i/c5.png       | no subject",
+    ):
+        assert line in result.output
+    assert "8 problem(s), nothing was written" in result.output
+
+
+def test_an_empty_label_is_told_and_allowed(tmp_path: Path) -> None:
+    options = folders(tmp_path)
+    picture(tmp_path / "l/c3.png", value=0)
+    _, _, output = make(tmp_path / "out", *options)
+    assert "(warning) an empty label" in output
+
+
+def test_label_names_and_other_values(tmp_path: Path) -> None:
+    options = folders(tmp_path, value=255)
+    dataset, task, _ = make(tmp_path / "found", *options)
+    assert task["labels"] == {"background": 0, "label1": 255}
+    dataset, task, _ = make(tmp_path / "named", *options, "--label_names", "cell=255, outer ring=0")
+    assert list(task["labels"].items()) == [("outer ring", 0), ("cell", 255)]
+    assert dataset["labels"] == {"0": "outer ring", "255": "cell"}
+    result = call("--output_dir", tmp_path / "out", *options, "--label_names", "background=0,cell=1")
+    assert "label values 255 that are not declared" in result.output
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("text", ["cell", "cell=x", "cell=-1", "=1", "a=1,a=2", "a=1,b=1"])
+def test_bad_label_names(tmp_path: Path, text: str) -> None:
+    options = folders(tmp_path)
+    refused("--label_names", "--output_dir", tmp_path / "out", *options, "--label_names", text)
+
+
+def test_values_that_are_no_classes(tmp_path: Path) -> None:
+    options = folders(tmp_path)
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(30, 20)).save(tmp_path / "l/c0.png")
+    refused("hold 600 different value.*--instances", "--output_dir", tmp_path / "out", *options)
+    _, task, output = make(tmp_path / "out", *options, "--instances")
+    assert task["labels"] == {"background": 0, "interior": 1, "border": 2}
+    assert "604 instances, 1 to 599 a case" in output
+
+
+def test_subjects_stay_together(tmp_path: Path) -> None:
+    for n in range(12):
+        picture(tmp_path / f"i/p{n // 3}_s{n % 3}.png")
+        picture(tmp_path / f"l/p{n // 3}_s{n % 3}.png")
+    source = "--images", tmp_path / "i", "--labels", tmp_path / "l", "--folds", 3, "--test_fraction", 0.2
+    with (tmp_path / "who.csv").open("w", newline="") as table:
+        rows = [(f"p{n // 3}_s{n % 3}", f"p{n // 3}") for n in range(12)]
+        csv.writer(table).writerows([("case", "subject"), *rows, ("absent", "p9")])
+    by_pattern, _, output = make(tmp_path / "a", *source, "--subject_pattern", r"(p\d)_")
+    by_table, _, _ = make(tmp_path / "b", *source, "--subjects", tmp_path / "who.csv")
+    assert by_pattern["training"] == by_table["training"]
+    assert "12 cases: 9 training, 3 testing" in output
+    assert len({entry["case"][:2] for entry in by_pattern["testing"]}) == 1
+    folds = {(entry["case"][:2], entry["fold"]) for entry in by_pattern["training"]}
+    assert len(folds) == 3
+    assert {fold for _, fold in folds} == {0, 1, 2}
+
+
+@given(
+    subject_of=st.dictionaries(
+        st.text("abcd12", min_size=1, max_size=4), st.sampled_from("PQRST"), min_size=1
+    ),
+    fraction=st.floats(0, 0.9),
+)
+def test_whole_subjects_are_held_out(subject_of: dict[str, str], fraction: float) -> None:
+    held_out = hold_out(subject_of, fraction, 0)
+    assert not {subject_of[c] for c in held_out} & {subject_of[c] for c in subject_of.keys() - held_out}
+    wanted = round(fraction * len(subject_of))
+    largest = max(list(subject_of.values()).count(subject) for subject in subject_of.values())
+    assert wanted <= len(held_out) < wanted + largest or len(held_out) == wanted == 0
+
+
+def test_fixed_splits(tmp_path: Path) -> None:
+    options = folders(tmp_path)
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps({"train": ["c0", "c3"], "val": ["c1"], "test": ["c5"]}))
+    dataset, _, output = make(tmp_path / "out", *options, "--splits", path)
+    names = {name: [e["case"] for e in dataset[name]] for name in ("training", "validation", "testing")}
+    assert names == {"training": ["c0", "c3"], "validation": ["c1"], "testing": ["c5"]}
+    assert not any("fold" in entry for entry in dataset["training"])
+    assert "2 cases are in no split" in output
+    source = "--output_dir", tmp_path / "out2", *options, "--splits", path
+    refused("--test_fraction 0.5 does not go", *source, "--test_fraction", 0.5)
+    refused("cases of subject 'c' under training and validation", *source, "--subject_pattern", "(c)")
+    refused("splits.json exists and would win", "--output_dir", tmp_path, *options)
+
+
+def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
+    options = folders(tmp_path)
+    out = "--output_dir", tmp_path / "out"
+    refused("exactly one of", *out)
+    refused("exactly one of", *out, *options[:2])
+    refused("exactly one of", *out, *options, "--msd", tmp_path)
+    refused("are both .* two folders", *out, "--images", tmp_path / "i", "--labels", tmp_path / "i")
+    refused("--images: .*none is no folder", *out, "--images", tmp_path / "none", *options[2:])
+    refused("does not go with --instances", *out, *options, "--instances", "--label_names", "a=0")
+    refused("7 folds cannot be made of 6 subjects", *out, *options, "--folds", 7)
+    refused(r"--test_fraction 1.0 is outside \[0, 1\)", *out, *options, "--test_fraction", 1)
+    refused("is no regex", *out, *options, "--subject_pattern", "(")
+    refused("has no group", *out, *options, "--subject_pattern", "c")
+    refused("both say who is who", *out, *options, "--subject_pattern", "(c)", "--subjects", "t.csv")
+    refused("t.csv does not exist", *out, *options, "--subjects", tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("name,who\nc0,a\n")
+    refused("'case' and 'subject' are needed", *out, *options, "--subjects", tmp_path / "t.csv")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_nnunet_folders(tmp_path: Path, version: int) -> None:
+    rng = np.random.default_rng(0)
+    affine = np.array([[0, 0.5, 0, 0], [2, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]])
+    for n in range(5):
+        truth = np.zeros((40, 60, 20), np.uint8)
+        truth[:10] = 2
+        volume(tmp_path / f"labelsTr/c{n}.nii.gz", truth, affine)
+        for channel in range(2):
+            image = rng.normal(size=truth.shape).astype(np.float32)
+            volume(tmp_path / f"imagesTr/c{n}_000{channel}.nii.gz", image, affine)
+    first = {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "2": "tumour"}}
+    second = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "tumour": 2}}
+    description = first if version == 1 else second | {"file_ending": ".nii.gz", "name": "Brain"}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    dataset, task, output = make(tmp_path / "out", "--nnunet", tmp_path)
+    assert dataset["training"][0]["image"] == [str(tmp_path / f"imagesTr/c0_000{c}.nii.gz") for c in (0, 1)]
+    assert dataset["name"] == ("out" if version == 1 else "Brain")
+    assert task == {
+        "spatial_dims": 3,
+        "in_channels": 2,
+        "labels": {"background": 0, "tumour": 2},
+        "patch_size": [64, 48, 32],  # axes 0 and 1 change places in RAS
+        "samples_per_case": 1,
+        "spacing": [0.5, 2.0, 1.0],
+    }
+    assert "label tumour = 2: 25.00% of voxels" in output
+    read_split(tmp_path / "out", spatial_dims=3, in_channels=2, labels=task["labels"])
+    (tmp_path / "imagesTr/c3_0001.nii.gz").unlink()
+    (tmp_path / "labelsTr/c4.nii.gz").unlink()
+    result = call("--output_dir", tmp_path / "out", "--nnunet", tmp_path)
+    assert "imagesTr/c3_0001.nii.gz | no such file" in result.output
+    assert "imagesTr/c4_0000.nii.gz | an image without a label" in result.output
+    assert result.exit_code == 1
+
+
+def test_nnunet_colour_pictures(tmp_path: Path) -> None:
+    for n in range(5):
+        picture(tmp_path / f"imagesTr/c{n}_0000.png", shape=(30, 20, 3))
+        picture(tmp_path / f"labelsTr/c{n}.png")
+    description = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
+    (tmp_path / "dataset.json").write_text(json.dumps(description | {"labels": {"background": 0, "cell": 1}}))
+    _, task, _ = make(tmp_path / "out", "--nnunet", tmp_path)
+    assert (task["in_channels"], task["spatial_dims"]) == (3, 2)
+
+
+def test_msd_folder_with_4d_images(tmp_path: Path) -> None:
+    for n in range(5):
+        volume(tmp_path / f"imagesTr/c{n}.nii.gz", np.ones((20, 20, 20, 4), np.int16))
+        volume(tmp_path / f"labelsTr/c{n}.nii.gz", np.eye(20, dtype=np.uint8)[..., None].repeat(20, 2))
+    entries = [{"image": f"./imagesTr/c{n}.nii.gz", "label": f"./labelsTr/c{n}.nii.gz"} for n in range(5)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries, "test": ["./imagesTs/x.nii.gz"]}))
+    dataset, task, _ = make(tmp_path / "out", "--msd", tmp_path)
+    assert task["in_channels"] == 4
+    assert len(dataset["training"]) == 5
+    again, _, _ = make(tmp_path / "again", "--msd", tmp_path / "out")
+    assert again["training"] == dataset["training"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries + entries[:1]}))
+    result = call("--output_dir", tmp_path / "third", "--msd", tmp_path)
+    assert "the case id 'c0' 2 times" in result.output
+    refused("no cases under 'training'", "--output_dir", tmp_path, "--msd", _folder_without_cases(tmp_path))
+
+
+def _folder_without_cases(root: Path) -> Path:
+    (root / "none").mkdir()
+    (root / "none/dataset.json").write_text("{}")
+    return root / "none"
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "samples"),
+    [
+        ((35, 50, 36), [48, 64, 48], 1),
+        ((512, 512, 90), [80, 80, 80], 8),
+        ((512, 512, 20), [96, 96, 32], 8),
+        ((5, 5, 5), [16, 16, 16], 1),
+        ((512, 512), [256, 256], 4),
+        ((1388, 1040), [256, 256], 8),
+        ((100, 700), [112, 256], 2),
+    ],
+)
+def test_patch_and_samples(shape: tuple[int, ...], patch: list[int], samples: int) -> None:
+    facts = [Facts(shape, (1.0,) * len(shape), {})] * 3
+    task = plan_task(facts, spatial_dims=len(shape), in_channels=1, labels=LABELS)
+    assert task["patch_size"] == patch
+    assert task["samples_per_case"] == samples
+
+
+@given(st.integers(2, 3).flatmap(lambda n: st.lists(st.integers(1, 3000), min_size=n, max_size=n)))
+def test_any_patch_is_legal(shape: list[int]) -> None:
+    dims = len(shape)
+    task = plan_task(
+        [Facts(tuple(shape), (1.0,) * dims, {})], spatial_dims=dims, in_channels=1, labels=LABELS
+    )
+    patch = task["patch_size"]
+    assert all(size % 16 == 0 and 16 <= size <= PATCH_CAP[dims] for size in patch)
+    assert math.prod(patch) <= PATCH_VOXELS[dims]
+    assert all(size < extent + 16 for size, extent in zip(patch, shape, strict=True))
+    assert 1 <= task["samples_per_case"] <= 8
+
+
+@needs_data
+@pytest.mark.data
+def test_hippocampus(tmp_path: Path) -> None:
+    folder = DATA / "msd_task04_hippocampus"
+    dataset, task, output = make(tmp_path / "out", "--msd", folder, "--splits", folder / "splits.json")
+    assert [len(dataset[name]) for name in ("training", "validation", "testing")] == [180, 30, 50]
+    assert "260 cases: 180 training, 30 validation, 50 testing" in output
+    assert "median 35 x 50 x 36, from 31 x 40 x 24 to 43 x 59 x 47" in output  # as its README says
+    assert task["labels"] == {"background": 0, "Anterior": 1, "Posterior": 2}
+    assert (task["patch_size"], task["spacing"]) == ([48, 64, 48], [1.0, 1.0, 1.0])
+
+
+@needs_data
+@pytest.mark.data
+def test_membranes(tmp_path: Path) -> None:
+    source = "--images", DATA / "isbi2012_em/images", "--labels", DATA / "isbi2012_em/labels"
+    dataset, task, output = make(tmp_path / "out", *source, "--test_fraction", 0.2)
+    assert [len(dataset["training"]), len(dataset["testing"])] == [24, 6]
+    assert task["labels"] == {"background": 0, "label1": 255}
+    assert "label background = 0: 21.96% of voxels" in output  # its README: membrane 22.0 %
+    assert task["samples_per_case"] == 4
+
+
+@needs_data
+@pytest.mark.data
+def test_nuclei(tmp_path: Path) -> None:
+    source = "--images", DATA / "dsb2018_nuclei/images", "--labels", DATA / "dsb2018_nuclei/labels"
+    dataset, task, output = make(tmp_path / "out", *source, "--instances")
+    assert len(dataset["training"]) == 541
+    assert dataset["instances"] is task["instances"] is True
+    assert "23096 instances, 1 to 375 a case" in output  # as its README says
+    assert task["targets"][0]["_target_"] == "scripts.transforms.InstancesToClassesd"
+    assert [step["_target_"] for step in task["to_labels"]] == ["scripts.transforms.WatershedInstancesd"]
+
+
+@needs_data
+@pytest.mark.data
+def test_planted_pairs(tmp_path: Path) -> None:
+    folder = DATA / "bad_inputs/hippocampus_planted"
+    source = "--images", folder / "imagesTr", "--labels", folder / "labelsTr"
+    result = call("--output_dir", tmp_path / "out", *source)
+    assert result.exit_code == 1
+    assert "hippocampus_118.nii.gz | an image without a label" in result.output
+    assert "hippocampus_010.nii.gz | a label without an image" in result.output
+    assert "hippocampus_281.nii.gz | a label without an image" in result.output
+    assert ".DS_Store" not in result.output
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,137 @@
+"""Seeds and variants of a training: what is read, handed on, and summed up."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from bundle.runs.study import (
+    ENSEMBLE,
+    UNCHANGED,
+    folder_name,
+    read_scores,
+    read_variants,
+    study,
+    summary_table,
+    write,
+)
+from scripts.errors import InputError
+from tests.commands import CONFIGS, ROOT
+
+ROWS = [
+    {"variant": "whole", "seed": 0, "v_rand": 0.9, "v_info": 0.8, "minutes": 2.0},
+    {"variant": "less", "seed": 0, "v_rand": 0.5, "v_info": None, "minutes": 3.0},
+    {"variant": "whole", "seed": 1, "v_rand": 0.7, "v_info": 0.8, "minutes": 4.0},
+    {"variant": "whole", "seed": ENSEMBLE, "v_rand": 0.95, "v_info": 0.9, "minutes": None},
+]
+for row in ROWS:
+    row |= {"pixel_error": 0.1, "warping_error": 0.000131}
+
+
+def written(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_variants_have_what_is_common_and_their_own(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "v.json", {"common": {"a": 1, "b": 2}, "variants": {"whole": {}, "less b": {"b": 0}}}
+    )
+    assert read_variants(file) == {"whole": {"a": 1, "b": 2}, "less b": {"a": 1, "b": 0}}
+    assert read_variants(None) == {UNCHANGED: {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"whole": {}}, "lists no variants: write"),
+        ({"variants": {}}, "lists no variants"),
+        ({"variants": {"whole": 1}}, "lists no variants"),
+        ({"common": [], "variants": {"whole": {}}}, "lists no variants"),
+        ({"variants": {"Less B": {}, "less b": {}}}, "several variants for the folder 'less_b'"),
+    ],
+)
+def test_bad_variants(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_variants(written(tmp_path / "v.json", content))
+
+
+def test_folder_names_are_plain() -> None:
+    assert folder_name("Without w0 = 10/5, elastic") == "without_w0_10_5_elastic"
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "bundle/runs/variants").glob("*.json")), ids=lambda file: file.stem
+)
+def test_our_variants_change_what_is_there(file: Path) -> None:
+    """Each file is for the experiment of its name; MONAI would add a misspelt id in silence."""
+    experiment = json.loads((CONFIGS / f"experiments/{file.name}").read_text())
+    parser = ConfigParser()
+    parser.read_config([ROOT / name for name in experiment.pop("config_file")])
+    parser.update(experiment)
+    for overrides in read_variants(file).values():
+        for key in overrides:
+            parent, _, leaf = key.rpartition("::")
+            known = parser[parent] if parent else parser.get()
+            assert leaf in known or (key, known.get("_target_")) == (
+                "inferer::mirror",
+                "scripts.compute.inferers.OverlapTileInferer",
+            )
+
+
+@pytest.mark.parametrize("seeds", ["", "a", "1,1", "1,,2", "0,x"])
+def test_seeds_are_different_numbers(seeds: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--seeds is .*: give different whole numbers"):
+        study(tmp_path / "a.json", tmp_path, tmp_path, "membranes", seeds=seeds)
+
+
+def test_unknown_measure_and_experiment(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--measure is 'dice': give one of classes, instances, membranes"):
+        study(tmp_path / "a.json", tmp_path, tmp_path, "dice")
+    file = written(tmp_path / "a.json", {"config_file": "configs/train.json"})
+    with pytest.raises(InputError, match=r"a\.json has no list under 'config_file'"):
+        study(file, tmp_path, tmp_path, "classes")
+
+
+def test_labels_lie_in_one_folder(tmp_path: Path) -> None:
+    entries = [{"case": case, "image": f"i/{case}.png", "label": f"{case}/l.png"} for case in "abc"]
+    written(tmp_path / "dataset.json", {"training": entries[:2], "validation": entries[2:]})
+    file = written(tmp_path / "a.json", {"config_file": ["configs/train.json"]})
+    with pytest.raises(InputError, match="labels lie in 2 folders"):
+        study(file, tmp_path, tmp_path / "out", "classes", section="training")
+
+
+def test_mean_scores_of_each_measure(tmp_path: Path) -> None:
+    instances = written(tmp_path / "i.json", {"mean": {"ap50": 0.5}, "all_instances": {"ap50": 0.4}})
+    assert read_scores(instances) == {"ap50": 0.5}
+    entries = [
+        {"class": name, "score": "dice", "mean": mean}
+        for name, mean in (("a", 0.8), ("b", 0.6), ("mean", 0.7))
+    ]
+    assert read_scores(written(tmp_path / "c.json", {"summary": entries})) == {"dice": 0.7}
+    assert read_scores(written(tmp_path / "d.json", {"summary": entries[:1]})) == {"dice": 0.8}
+
+
+def test_table_has_mean_spread_and_ensemble() -> None:
+    header, whole, less = summary_table(ROWS, "membranes").splitlines()
+    assert header.split()[:3] == ["variant", "seeds", "v_rand"]
+    assert "0.8000 ± 0.1414" in whole
+    assert "0.9500" in whole
+    assert "0.000131 ± 0.000000" in whole
+    assert "3.0" in whole
+    assert whole.split()[:2] == ["whole", "2"]
+    assert "±" not in less
+    assert less.split()[:4] == ["less", "1", "0.5000", "-"]
+
+
+def test_rows_and_picture_are_written(tmp_path: Path) -> None:
+    write(ROWS, tmp_path, "membranes")
+    with (tmp_path / "study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["variant"], row["seed"]) for row in rows][-1] == ("whole", "ensemble")
+    assert rows[1]["v_info"] == ""
+    assert (tmp_path / "study.png").stat().st_size > 5000

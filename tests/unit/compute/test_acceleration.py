@@ -1,0 +1,243 @@
+"""Mixed precision, memory format and compilation change the speed of a network, not what it says."""
+
+import copy
+import logging
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch._inductor.config
+from monai.data import MetaTensor
+from torch import nn
+
+from scripts.compute import acceleration
+from scripts.compute.acceleration import accelerate, mixed_precision, needs_scaler, unwrap
+from scripts.errors import InputError
+from scripts.networks import UNet
+from scripts.networks.blocks import ResidualBlock
+from tests.commands import ROOT
+
+CPU = torch.device("cpu")
+
+
+def network(**keywords) -> UNet:
+    torch.manual_seed(0)
+    return UNet(
+        **{"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "channels": (8, 16, 32), **keywords}
+    )
+
+
+def image(dims: int = 2) -> torch.Tensor:
+    return torch.randn(2, 1, *(32,) * dims, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def half_precision(monkeypatch):
+    """Autocast to bfloat16 whatever the processor: it is emulated where the hardware lacks it."""
+    monkeypatch.setattr(acceleration, "mixed_precision", lambda device: torch.bfloat16)
+
+
+def test_without_switches_nothing_changes():
+    plain = network().eval()
+    assert torch.equal(accelerate(copy.deepcopy(plain), CPU)(image()), plain(image()))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_channels_last_gives_the_same_logits(dims):
+    plain = network(spatial_dims=dims).eval()
+    fast = accelerate(copy.deepcopy(plain), CPU, memory_format="channels_last")
+    assert torch.allclose(fast(image(dims)), plain(image(dims)), atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", acceleration.MEMORY_FORMATS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_mixed_precision_multiplies_in_half_and_answers_in_float32(half_precision, dims, memory_format):
+    plain = network(spatial_dims=dims).eval()
+    fast = accelerate(copy.deepcopy(plain), CPU, amp=True, memory_format=memory_format)
+    seen = []
+    fast.encoder.levels[0].block.convolutions[0][0].register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
+    logits, expected = fast(image(dims)), plain(image(dims))
+    assert seen == [torch.bfloat16]
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, expected)
+    assert torch.allclose(logits, expected, atol=0.05 * float(expected.abs().max().detach()))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norm_keeps_channels_last_its_values_and_its_gradients(dims, samples, affine):
+    kind = torch.nn.InstanceNorm2d if dims == 2 else torch.nn.InstanceNorm3d
+    order = torch.channels_last if dims == 2 else torch.channels_last_3d
+    plain = kind(4, affine=affine)
+    if affine:
+        torch.nn.init.normal_(plain.weight)
+        torch.nn.init.normal_(plain.bias)
+    fast = copy.deepcopy(plain)
+    fast.forward = partial(acceleration._instance_norm, fast)
+    x = torch.randn(samples, 4, *(6,) * dims, dtype=torch.float64).requires_grad_()
+    y = x.detach().contiguous(memory_format=order).requires_grad_()
+    results = [plain.double()(x), fast.double()(y)]
+    assert results[1].is_contiguous(memory_format=order)
+    assert torch.allclose(*results, atol=1e-10)
+    for result in results:
+        (result * torch.arange(result.numel()).view_as(result)).sum().backward()
+    pairs = [
+        (x.grad, y.grad),
+        *((p.grad, q.grad) for p, q in zip(plain.parameters(), fast.parameters(), strict=True)),
+    ]
+    assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-6) for a, b in pairs)
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="oneDNN leaves small images of one thread to others")
+@pytest.mark.parametrize("dims", [2, 3])
+def test_channels_last_holds_through_the_whole_network(dims):
+    fast = accelerate(network(spatial_dims=dims), CPU, memory_format="channels_last")
+    seen = []
+    for module in fast.modules():
+        if isinstance(module, torch.nn.InstanceNorm2d | torch.nn.InstanceNorm3d):
+            module.register_forward_hook(lambda module, inputs, output: seen.extend([*inputs, output]))
+    fast(image(dims))
+    order = torch.channels_last if dims == 2 else torch.channels_last_3d
+    assert len(seen) == 2 * 10
+    assert all(x.is_contiguous(memory_format=order) for x in seen)
+
+
+def test_strided_points_stay_contiguous_in_half_precision(half_precision, caplog):
+    strided = {"block": ResidualBlock, "pool": "conv"}
+    with caplog.at_level(logging.INFO):
+        kept = accelerate(network(**strided), CPU, amp=True, memory_format="channels_last")
+    assert "strided 1x1 convolutions" in caplog.text
+    assert all(p.is_contiguous() for p in kept.parameters())
+    changed = accelerate(network(**strided), CPU, memory_format="channels_last")
+    assert not all(p.is_contiguous() for p in changed.parameters())
+
+
+def test_gradients_are_float32_and_point_the_same_way(half_precision):
+    plain = network()
+    fast = accelerate(copy.deepcopy(plain), CPU, amp=True)
+    for net in (plain, fast):
+        net(image()).square().mean().backward()
+    for ours in fast.parameters():
+        assert ours.grad.dtype == torch.float32
+    flat = [torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (plain, fast)]
+    assert float(torch.cosine_similarity(*flat, dim=0)) > 0.99
+
+
+def test_every_head_of_deep_supervision_is_float32(half_precision):
+    heads = accelerate(network(channels=(4, 8, 16, 32), deep_supervision=2), CPU, amp=True).train()(image())
+    assert len(heads) > 1
+    assert {head.dtype for head in heads} == {torch.float32}
+
+
+def test_weights_go_in_and_out_as_before():
+    plain = network()
+    fast = accelerate(network(), CPU, amp=True, memory_format="channels_last")
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    fast.load_state_dict(plain.state_dict())
+
+
+def test_a_network_can_be_had_as_it_was(half_precision):
+    before = network().eval()
+    fast = accelerate(network().eval(), CPU, amp=True, memory_format="channels_last")
+    bare = unwrap(fast)
+    assert not any("forward" in vars(module) for module in bare.modules())
+    assert torch.allclose(bare(image()), before(image()), atol=1e-4)
+    assert all(p is q for p, q in zip(bare.parameters(), fast.parameters(), strict=True))
+    assert fast.encoder.levels[0].block.convolutions[0][1].forward.func is acceleration._instance_norm
+
+
+def test_metadata_does_not_travel_through_the_layers():
+    fast = accelerate(network(), CPU)
+    assert type(fast(MetaTensor(image()))) is torch.Tensor
+
+
+def test_a_machine_without_half_precision_says_so_and_goes_on(monkeypatch, caplog):
+    monkeypatch.setattr(acceleration, "mixed_precision", lambda device: None)
+    plain = network().eval()
+    with caplog.at_level(logging.INFO):
+        fast = accelerate(copy.deepcopy(plain), CPU, amp=True)
+    assert "no half precision" in caplog.text
+    assert torch.equal(fast(image()), plain(image()))
+
+
+def test_a_machine_without_a_compiler_says_so_and_goes_on(caplog):
+    plain = network().eval()
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        caplog.at_level(logging.INFO),
+    ):
+        fast = accelerate(copy.deepcopy(plain), CPU, compile=True)
+    assert "no compiler was found" in caplog.text
+    assert torch.equal(fast(image()), plain(image()))
+
+
+def test_the_processor_is_asked_for_its_half_precision(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for supported, dtype in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=supported: answer)
+        assert mixed_precision(CPU) == dtype
+    assert not needs_scaler(True, CPU)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+)
+def test_only_old_gpus_need_a_scaler(monkeypatch, capability, dtype):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert mixed_precision(gpu) == dtype
+    assert needs_scaler(True, gpu) == (dtype == torch.float16)
+    assert not needs_scaler(False, gpu)
+
+
+def test_an_unknown_memory_format_is_refused():
+    with pytest.raises(InputError, match=r"memory_format is 'nhwc'.*contiguous, channels_last"):
+        accelerate(network(), CPU, memory_format="nhwc")
+
+
+#: In a process of its own, which keeps the memory that was freed: so what nobody wrote is full of NaN.
+SMALL_MAPS = """
+import sys
+import torch
+from scripts.compute.acceleration import accelerate
+from scripts.networks import UNet
+from scripts.process import keep_memory
+
+keep_memory()
+torch.manual_seed(0)
+network = UNet(3, 1, 3, [4, 8, 16]).train()
+accelerate(network, torch.device("cpu"), amp=True, memory_format=sys.argv[1])
+for repetition in range(20):
+    loss = network(torch.rand(2, 1, 8, 8, 8)).square().mean()  # the lowest level has 2 x 2 x 2 voxels
+    filled = [torch.full((n,), float("nan")) for n in (64, 500, 2000, 5000, 20000, 100000) for _ in range(9)]
+    del filled
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters()), repetition
+    network.zero_grad()
+"""
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_maps_smaller_than_the_kernel_have_gradients(memory_format):
+    subprocess.run([sys.executable, "-c", SMALL_MAPS, memory_format], cwd=ROOT, check=True)
+
+
+def test_maps_smaller_than_the_kernel_are_computed_in_single_precision(half_precision):
+    """Along whichever axis; all others in half precision."""
+    convolution = accelerate(nn.Conv2d(1, 1, (3, 5), padding=(1, 2)), CPU, amp=True).forward.forward
+    for size, dtype in (((3, 5), torch.bfloat16), ((2, 5), torch.float32), ((9, 4), torch.float32)):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert convolution(torch.rand(1, 1, *size)).dtype == dtype
+
+
+@pytest.mark.parametrize("given", ["cpu", torch.device("cpu")])
+def test_device_is_an_object_or_its_name(given):
+    """MONAI Label hands in names."""
+    network = accelerate(nn.Conv2d(1, 1, 3), given, amp=True, memory_format="channels_last")
+    assert network(torch.zeros(1, 1, 8, 8)).dtype == torch.float32
+    assert needs_scaler(True, given) is False

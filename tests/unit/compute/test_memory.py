@@ -1,0 +1,59 @@
+"""What a forward pass needs, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import SegResNet
+from torch import nn
+
+from scripts.compute.memory import forward_bytes, next_smaller, resident_bytes
+from scripts.networks import UNet
+from scripts.process import release_memory
+
+
+def test_forward_bytes_by_hand():
+    """While a map is made input and map before live too; a convolution copies in blocks of 16 channels."""
+    network = nn.Sequential(nn.ReLU(), nn.Sigmoid(), nn.AvgPool2d(2))
+    voxels = 2 * 3 * 20 * 10
+    assert forward_bytes(network, (2, 3, 20, 10)) == (4 * 3 * voxels, 3)
+    convolution = nn.Conv2d(3, 20, 1)
+    pixels = 2 * 20 * 10
+    assert forward_bytes(convolution, (2, 3, 20, 10)) == (4 * pixels * (3 + 20 + 16 + 32), 20)
+
+
+def test_mixed_precision_halves_the_maps():
+    network = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.ReLU())
+    single, _ = forward_bytes(network, (1, 1, 100, 100))
+    half, _ = forward_bytes(network, (1, 1, 100, 100), torch.bfloat16)
+    assert half < 0.7 * single
+
+
+def test_forward_bytes_computes_nothing():
+    _, classes = forward_bytes(UNet(3, 1, 3, [16, 32, 64]).eval(), (8, 1, 512, 512, 512))  # terabytes
+    assert classes == 3
+
+
+@pytest.mark.parametrize(
+    ("network", "tile", "axis", "expected"),
+    [
+        (UNet(2, 1, 2, [2, 4, 8], strides=[[2, 1], 2]), (32, 24), 0, (28, 24)),
+        (UNet(2, 1, 2, [2, 4, 8], strides=[[2, 1], 2]), (32, 24), 1, (32, 20)),
+        (UNet(2, 1, 2, [2, 4], padding="valid"), (24, 24), 0, (20, 24)),
+        (UNet(2, 1, 2, [2, 4]), (2, 8), 0, None),
+        (SegResNet(init_filters=8), (64, 48, 16), 1, (64, 24, 16)),
+        (SegResNet(init_filters=8), (64, 48, 10), 2, None),
+    ],
+)
+def test_next_smaller_tile_is_legal(network, tile, axis, expected):
+    assert next_smaller(network, tile, axis) == expected
+
+
+def test_released_memory_leaves_the_process():
+    release_memory()
+    before = resident_bytes()
+    filled = torch.ones(25_000_000)
+    assert resident_bytes() - before > 95e6
+    del filled
+    release_memory()
+    assert resident_bytes() - before < 20e6

@@ -1,0 +1,272 @@
+"""Every runtime gives the logits that the network gives, and goes on giving them when the network changes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import pytest
+import torch
+from monai.networks.nets import DynUNet, SegResNet
+from torch import nn
+
+from scripts.compute import runtimes
+from scripts.compute.acceleration import accelerate, can_compile, mixed_precision
+from scripts.compute.runtimes import Runtime, agreement
+from scripts.errors import InputError
+from scripts.networks import UNet
+from scripts.networks.blocks import InterpolatedUp, ResidualBlock
+from tests.commands import ROOT
+
+CPU = torch.device("cpu")
+
+# Single precision through a few layers, summed in another order.
+TOLERANCE = 1e-4
+
+needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="openvino is not installed")
+OPENVINO = pytest.param("openvino", marks=needs_openvino)
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "plain 2D": lambda: UNet(2, 1, 3, [4, 8], dropout=0.5),
+    "plain 3D": lambda: UNet(3, 1, 3, [4, 8, 8], strides=[[1, 2, 2], 2], deep_supervision=1),
+    "residual": lambda: UNet(3, 1, 3, [4, 8], block=ResidualBlock, up=InterpolatedUp, pool="conv"),
+    "valid": lambda: UNet(3, 1, 3, [4, 8], padding="valid", norm=("batch", {"affine": False})),
+    "SegResNet": lambda: SegResNet(3, 8, 1, 3, blocks_down=(1, 1), blocks_up=(1,)),
+    "DynUNet": lambda: DynUNet(3, 1, 3, [3, 3, 3], [1, 2, 2], [2, 2], [4, 8, 8], deep_supervision=True),
+}
+
+
+@functools.cache
+def make_network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return NETWORKS[name]().eval()
+
+
+def make_tile(name: str, batch: int = 1) -> torch.Tensor:
+    sizes = {"plain 2D": (16, 24), "valid": (20, 20, 20)}
+    return torch.rand((batch, 1, *sizes.get(name, (16, 8, 12))), generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def logits_of(network: nn.Module, tile: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return network(tile)
+
+
+def check_conversion(runtime: str, name: str) -> None:
+    network, run = make_network(name), Runtime(runtime)
+    for batch in (1, 2, 1):
+        tile = make_tile(name, batch)
+        assert_same(run(network, tile), logits_of(network, tile))
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", NETWORKS)
+def test_openvino_gives_the_networks_logits(name):
+    check_conversion("openvino", name)
+
+
+@pytest.mark.skipif(not find_spec("onnxruntime"), reason="onnxruntime is not installed")
+@pytest.mark.parametrize("name", ["plain 3D", "SegResNet"])
+def test_onnxruntime_gives_the_networks_logits(name):
+    check_conversion("onnxruntime", name)
+
+
+#: In a process of its own, as compiling starts others.
+COMPILED = """
+import torch
+from torch import nn
+from scripts.compute.runtimes import Runtime
+
+network, run = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), Runtime("compile")
+tile = torch.rand(1, 1, 16, 24)
+for _ in range(2):
+    with torch.no_grad():
+        torch.testing.assert_close(run(network, tile), network(tile), atol=1e-4, rtol=1e-4)
+    network[0].bias.data += 1  # a compiled network reads its weights anew
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+"""
+
+
+@pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler")
+def test_compiled_network_gives_the_networks_logits():
+    subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, check=True)
+
+
+#: In a process of its own, as what goes wrong ends the process. The workers of data loaders make torch
+#: install a handler of this signal, which runs on the stack that faulthandler, OpenVINO and others set aside.
+SIGNALLED = """
+import faulthandler, signal, subprocess
+import torch
+from torch import nn
+from scripts.compute.runtimes import Runtime
+
+faulthandler.enable()
+handled = []
+signal.signal(signal.SIGCHLD, lambda *_: handled.append(True))
+runs = [Runtime("openvino"), Runtime("openvino")]
+for run in runs:
+    run(nn.Conv2d(1, 2, 3).eval(), torch.rand(1, 1, 8, 8))
+del runs[0], run  # the older one first
+del runs
+subprocess.run(["true"], check=True)
+assert handled
+"""
+
+
+@needs_openvino
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets a stack aside on Linux alone")
+def test_signals_find_a_stack_after_openvino():
+    subprocess.run([sys.executable, "-c", SIGNALLED], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("runtime", ["torch", OPENVINO])
+def test_conversion_follows_the_weights(runtime):
+    """An optimizer's step and loaded weights change them in place."""
+    torch.manual_seed(0)
+    network, run, tile = UNet(2, 1, 2, [2, 4]).eval(), Runtime(runtime), make_tile("plain 2D")
+    before = run(network, tile)
+    other = UNet(2, 1, 2, [2, 4])
+    for change in (
+        lambda: torch.optim.SGD([network.head.bias], lr=1.0).step(),
+        lambda: network.load_state_dict(other.state_dict()),
+    ):
+        network.head.bias.grad = torch.ones(2)
+        change()
+        after = run(network, tile)
+        assert (after - before).abs().max() > 0.1
+        assert_same(after, logits_of(network, tile))
+        before = after
+
+
+@needs_openvino
+def test_network_is_converted_once(monkeypatch):
+    converted = []
+    convert = runtimes._openvino
+    monkeypatch.setitem(runtimes._CONVERTERS, "openvino", lambda *a: converted.append(1) or convert(*a))
+    run = Runtime("openvino")
+    for _ in range(3):
+        run(make_network("plain 2D"), make_tile("plain 2D"))
+    assert len(converted) == 1
+
+
+@needs_openvino
+def test_accelerated_network_is_converted_as_its_class_computes_it():
+    """Its own mixed precision must not end up in a conversion to float32."""
+    torch.manual_seed(0)
+    network = UNet(2, 1, 3, [4, 8]).eval()
+    tile = make_tile("plain 2D")
+    expected = logits_of(network, tile)
+    accelerate(network, CPU, amp=True, memory_format="channels_last")
+    assert_same(Runtime("openvino")(network, tile), expected)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "auto", OPENVINO])
+def test_mixed_precision_is_close(runtime):
+    network, tile = make_network("plain 3D"), make_tile("plain 3D", 2)
+    logits = Runtime(runtime, amp=True)(network, tile)
+    assert logits.dtype == torch.float32
+    same, apart = agreement(logits, logits_of(network, tile))
+    assert same > 0.97
+    assert apart < 0.01
+    if mixed_precision(CPU) and runtime == "torch":
+        assert not torch.equal(logits, logits_of(network, tile))
+
+
+def test_dropout_stays_on_in_training_mode_whatever_the_runtime():
+    network = nn.Dropout(0.5)
+    for runtime in ("torch", "auto"):
+        assert (Runtime(runtime)(network.train(), torch.ones(1, 1, 99)) == 0).any()
+
+
+def test_list_counts_by_its_first():
+    network = make_network("plain 3D")
+    with torch.no_grad():
+        first = network.train()(make_tile("plain 3D"))[0]
+    assert torch.equal(Runtime()(network, make_tile("plain 3D")), first)
+    network.eval()
+
+
+def test_no_gradients():
+    assert not Runtime()(make_network("plain 2D"), make_tile("plain 2D")).requires_grad
+
+
+def test_auto_leaves_out_what_fails_or_disagrees(monkeypatch, caplog):
+    """Candidates that raise or compute something else are logged, and what remains is right."""
+
+    def fail(*_):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: True)
+    monkeypatch.setattr(runtimes, "mixed_precision", lambda device: torch.bfloat16)
+    monkeypatch.setitem(runtimes._CONVERTERS, "openvino", fail)
+    torch_ = runtimes._torch
+    monkeypatch.setitem(
+        runtimes._CONVERTERS, "torch", lambda n, t, d: (lambda x: -n(x)) if d else torch_(n, t, d)
+    )
+    network, run = make_network("plain 2D"), Runtime("auto", amp=True)
+    accelerated = accelerate(copy.deepcopy(network), CPU, amp=True, memory_format="channels_last")
+    with caplog.at_level(logging.INFO):
+        for batch in (1, 2):
+            tile = make_tile("plain 2D", batch)
+            torch.testing.assert_close(run(accelerated, tile), logits_of(network, tile))
+    assert [record.message.split(" (")[0].split(",")[0] for record in caplog.records] == [
+        "runtime auto: left out openvino in bfloat16",
+        "runtime auto: left out torch in bfloat16",
+        "runtime auto: left out openvino in float32",
+    ]
+    assert "no such operation" in caplog.text
+
+
+def test_auto_takes_the_first_that_agrees(monkeypatch, caplog):
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: True)
+    monkeypatch.setattr(runtimes, "mixed_precision", lambda device: None)
+    monkeypatch.setitem(runtimes._CONVERTERS, "openvino", lambda n, t, d: lambda x: n(x) + 0.001)
+    network, tile = make_network("plain 2D"), make_tile("plain 2D")
+    with caplog.at_level(logging.INFO):
+        logits = Runtime("auto", amp=True)(network, tile)
+    torch.testing.assert_close(logits, logits_of(network, tile) + 0.001)
+    assert "no half precision in hardware" in caplog.records[0].message
+    assert "took openvino in float32 (1.0000 of the voxels" in caplog.records[1].message
+
+
+def test_without_a_compiler_compile_is_torch(monkeypatch, caplog):
+    monkeypatch.setattr(runtimes, "can_compile", lambda device: False)
+    run = Runtime("compile")
+    with caplog.at_level(logging.INFO):
+        for name in ("plain 2D", "plain 3D"):
+            logits = run(make_network(name), make_tile(name))
+            assert torch.equal(logits, logits_of(make_network(name), make_tile(name)))
+    assert [record.message for record in caplog.records] == [
+        "runtime: no compiler was found; going on with torch"
+    ]
+
+
+def test_agreement_by_hand():
+    logits = torch.tensor([[[2.0, 0.0, 0.0, 5.0], [0.0, 1.0, 1.0, 0.0]]])
+    other = logits.clone()
+    other[0, :, 0] = torch.tensor([0.0, 2.0])  # one voxel of four changes sides
+    same, apart = agreement(logits, other)
+    assert same == 0.75
+    sigmoid = 1 / (1 + math.exp(-2))
+    assert apart == pytest.approx((sigmoid - (1 - sigmoid)) / 4)
+
+
+def test_unknown_runtime_is_refused():
+    with pytest.raises(InputError, match="runtime is 'tensorrt': use 'torch', 'compile'"):
+        Runtime("tensorrt")
+
+
+def test_missing_package_names_the_file_that_brings_it(monkeypatch):
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"'openvino'.*not installed.*requirements-runtimes\.txt"):
+        Runtime("openvino")

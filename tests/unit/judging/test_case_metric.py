@@ -1,0 +1,78 @@
+"""The measures as MONAI's metric, alone and in an engine that a config describes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.errors import InputError
+from scripts.judging import MEASURES, CaseMetric, instance_scores, membrane_scores
+
+# Objects of 4 and 2 pixels; the first is found whole, the second not at all.
+TRUTH = torch.tensor([[[1, 1, 1, 1, 0, 2, 2]]])
+PRED = torch.tensor([[[4, 4, 4, 4, 0, 0, 0]]])
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measure_is_that_of_its_function(name):
+    rng = np.random.default_rng(0)
+    truth, pred = (torch.from_numpy(rng.integers(0, 2, (1, 8, 9))) for _ in range(2))
+    expected = {**instance_scores(pred[0].numpy(), truth[0].numpy())}
+    expected |= membrane_scores(pred[0].numpy(), truth[0].numpy())
+    assert CaseMetric(name)([pred], [truth]).item() == pytest.approx(expected[name])
+
+
+def test_mean_over_the_cases_that_say_something():
+    metric = CaseMetric("ap50")
+    empty = torch.zeros_like(TRUTH)
+    scores = metric([PRED, TRUTH, empty], [TRUTH, TRUTH, empty])
+    np.testing.assert_allclose(scores, [[0.5], [1], [math.nan]])
+    assert metric.aggregate().item() == pytest.approx(0.75)
+    metric(torch.stack([PRED, PRED]), torch.stack([TRUTH, TRUTH]))
+    assert metric.aggregate().item() == pytest.approx((0.5 + 1 + 0.5 + 0.5) / 4)
+    metric.reset()
+    metric([empty], [empty])
+    assert math.isnan(metric.aggregate().item())
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="measure is 'dice': give one of ap50"):
+        CaseMetric("dice")
+    with pytest.raises(InputError, match=r"shapes \[\[1, 2, 1, 7\], \[1, 1, 1, 7\]\]: give one channel each"):
+        CaseMetric("pq")([PRED.repeat(2, 1, 1)], [TRUTH])
+
+
+@pytest.mark.parametrize(("name", "expected"), [("pq", 2 / 3), ("seg", 0.5), ("v_rand", None)])
+def test_engine_of_a_config_takes_it_as_its_key_metric(name, expected):
+    parser = ConfigParser(
+        {
+            "imports": ["$import torch", "$import monai"],
+            "cases": [],
+            "key_metric": {
+                "val_score": {
+                    "_target_": "IgniteMetricHandler",
+                    "metric_fn": {"_target_": "scripts.judging.CaseMetric", "measure": name},
+                    "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
+                }
+            },
+            "evaluator": {
+                "_target_": "SupervisedEvaluator",
+                "device": "$torch.device('cpu')",
+                "val_data_loader": "@cases",
+                "network": "$torch.nn.Identity()",
+                "key_val_metric": "@key_metric",
+            },
+        }
+    )
+    pred, truth = (PRED, TRUTH) if name != "v_rand" else ((PRED > 0).long(), (TRUTH > 0).long())
+    parser["cases"] = [{"image": pred[None].float(), "label": truth[None].float()}] * 2
+    evaluator = parser.get_parsed_content("evaluator")
+    evaluator.run()
+    if expected is None:
+        expected = membrane_scores(pred[0].numpy(), truth[0].numpy())["v_rand"]
+    assert evaluator.state.metrics["val_score"] == pytest.approx(expected)
+    assert evaluator.state.best_metric == pytest.approx(expected)
