@@ -50,7 +50,9 @@ class ProgressBar:
         self.bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register the bar."""
+        """Register the bar, in the first of several processes."""
+        if not is_first():
+            return
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self._close)
@@ -110,7 +112,12 @@ class TimeSplit:
         self.seconds = dict.fromkeys(("data", "step", "validation", "else"), 0.0)
 
     def attach(self, trainer: Engine) -> None:
-        """Register; what happens between two events goes to the part that the later one ends."""
+        """Register; what happens between two events goes to the part that the later one ends.
+
+        In the first of several processes.
+        """
+        if not is_first():
+            return
         trainer.add_event_handler(Events.STARTED, self._open)
         trainer.add_event_handler(Events.GET_BATCH_STARTED, self._count, "else")
         trainer.add_event_handler(Events.GET_BATCH_COMPLETED, self._count, "data")
@@ -348,7 +355,9 @@ class LearningCurve:
         self.losses: list[float] = []
 
     def attach(self, trainer: Engine) -> None:
-        """Register; must stand after the validation handler."""
+        """Register in the first of several processes; must stand after the validation handler."""
+        if not is_first():
+            return
         trainer.add_event_handler(Events.STARTED, self._open)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._write)
@@ -407,7 +416,9 @@ class CasePictures:
         self.n_classes = len(class_names(labels))
 
     def attach(self, evaluator: Engine) -> None:
-        """Register at every case and at the end."""
+        """Register at every case and at the end, in the first of several processes."""
+        if not is_first():
+            return
         evaluator.add_event_handler(Events.STARTED, self._open)
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         evaluator.add_event_handler(Events.COMPLETED, self._draw)

@@ -168,7 +168,7 @@ def predict(parser: ConfigParser, folder: Path) -> list[Case]:
         "load_path": "@checkpoint",
     }
     changes = {
-        "geometry_keys": ["image"],  # the truth stays on the grid of its file
+        "interpolation": {"image": "bilinear"},  # the truth stays on the grid of its file
         "validate::dataset::data": listed,
         "validate::dataset::cache_rate": 0.0,
         "validate::postprocessing": {"_target_": "Compose", "transforms": [softmax, back]},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import pydoc
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,11 @@ ADDED = {
     "evaluate": {"section", "tolerance"},
     "exported": set(),
     "loss/border_weights": {"w0", "sigma", "cells", "weigh", "join"},
-    "multi_gpu_train": {
-        *("validate::sampler", "validate::dataloader::sampler"),
-        *("train::handlers::5::_disabled_", "validate::handlers::3::_disabled_"),
-    },
+    "multi_gpu_train": {"validate::sampler", "validate::dataloader::sampler"},
 }
 
 #: Ids of train.json and inference.json whose values differ on purpose; "load" has a test of its own.
-DIFFERENT = {"dataset_dir", "output_dir", "checkpoint", "load", "geometry_keys", "run", "network", "runtime"}
+DIFFERENT = {"dataset_dir", "output_dir", "checkpoint", "load", "interpolation", "run", "network", "runtime"}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -66,12 +64,9 @@ def has_id(config: dict[str, Any], key: str) -> bool:
     """Whether a config holds an id such as "train::trainer::max_epochs"."""
     here: Any = config
     for part in key.split("::"):
-        if isinstance(here, list) and part.isdecimal() and int(part) < len(here):
-            here = here[int(part)]
-        elif isinstance(here, dict) and part in here:
-            here = here[part]
-        else:
+        if not isinstance(here, dict) or part not in here:
             return False
+        here = here[part]
     return True
 
 
@@ -108,15 +103,6 @@ def test_dicom_adds_the_codes_of_our_labels() -> None:
     inference, dicom = read("inference"), read("dicom")
     assert dicom.keys() - inference.keys() == {"segments"}
     assert dicom["segments"].keys() == inference["labels"].keys() - {"background"}
-
-
-@pytest.mark.parametrize(("part", "index"), [("train", 5), ("validate", 3)])
-def test_other_processes_open_no_event_file(part: str, index: int) -> None:
-    """multi_gpu_train.json names handlers by their place; TensorBoard's writes as soon as it is made."""
-    handlers = [handler["_target_"] for handler in read("train")[part]["handlers"]]
-    places = [place for place, target in enumerate(handlers) if target == "TensorBoardStatsHandler"]
-    assert places == [index]
-    assert f"{part}::handlers::{index}::_disabled_" in read("multi_gpu_train")
 
 
 @pytest.mark.parametrize("name", [*BASES, *map(name_of, OVERLAYS)])
@@ -157,7 +143,7 @@ def test_training_and_inference_share_their_values() -> None:
     assert {key for key in shared if train[key] != inference[key]} == DIFFERENT
     assert shared >= {
         *("spatial_dims", "in_channels", "labels", "out_channels", "network_def", "channels", "patch_size"),
-        *("spacing", "reader", "inferer", "geometry", "normalise", "amp"),
+        *("spacing", "reader", "window_inferer", "inferer", "geometry", "normalise", "amp"),
     }
 
 
@@ -216,5 +202,46 @@ def test_published_networks(
     assert parser.get_parsed_content("label_size") == label_size
     assert parameters is None or count_parameters(parser) == parameters
     # beyond the image lies its mirror, in patches as in tiles
-    assert parser.get_parsed_content("augment")[0].mirrored
+    assert parser.get_parsed_content("patch").mirrored
     assert parser.get_parsed_content("inferer").mirror
+
+
+def test_one_number_of_a_list_is_changed_by_name() -> None:
+    """In an overlay, an args file or a variant; what surrounds it stays."""
+    parser, unchanged = merged("train", **{"patch::elastic_prob": 0.75}), merged("train")
+    ours, theirs = (config.get_parsed_content("augment") for config in (parser, unchanged))
+    assert (ours[0].elastic_prob, theirs[0].elastic_prob) == (0.75, 0.3)
+    assert ours[0].affine_prob == theirs[0].affine_prob
+    assert [type(step).__name__ for step in ours] == [
+        *("RandSpatialPatchd", "RandGaussianNoised", "RandGaussianSmoothd"),
+        *("RandScaleIntensityd", "RandShiftIntensityd", "RandAdjustContrastd"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "file", [*EVERY, *sorted((ROOT / "bundle/runs/variants").glob("*.json"))], ids=lambda file: file.stem
+)
+def test_no_config_names_a_place_in_a_list(file: Path) -> None:
+    """A place names something else as soon as a list grows; slices with a step choose cases, not parts."""
+    assert re.findall(r"@[\w:]+\[:?-?\d|::\d", re.sub(r"\[::\d+\]", "", file.read_text())) == []
+
+
+def test_orientations_turn_whatever_predicts_the_windows() -> None:
+    """A network with valid convolutions keeps its overlap-tile under the mean over the orientations."""
+    tiny = {"patch_size": [104, 104], "network_def::channels": [2, 4, 4], "runtime": "torch", "amp": False}
+    parser = merged(
+        *("inference", "task/phantom_cells", "network/unet2015", "inferer/orientations"),
+        **tiny,
+        device="cpu",
+    )
+    torch.manual_seed(0)
+    image = torch.randn(1, 1, 40, 52)
+    network = parser.get_parsed_content("network_def").eval()
+    tile = parser.get_parsed_content("window_inferer")
+    expected = torch.zeros(1, 3, 40, 52)
+    for turns in range(4):
+        turned = image.rot90(turns, (2, 3))
+        expected += tile(turned, network).softmax(1).rot90(-turns, (2, 3)) / 8
+        expected += tile(turned.flip(2), network).softmax(1).flip(2).rot90(-turns, (2, 3)) / 8
+    averaged = parser.get_parsed_content("inferer")(image, network).softmax(1)
+    torch.testing.assert_close(averaged, expected, atol=1e-5, rtol=0)

@@ -107,24 +107,6 @@ def test_handlers_are_dictionaries() -> None:
         assert all(isinstance(handler, dict) and "_target_" in handler for handler in handlers)
 
 
-@pytest.mark.parametrize("inserted", [0, 1])
-def test_all_processes_keep_the_handlers_that_end_and_restore_a_training(
-    inserted: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where MONAI Label puts a CheckpointLoader before them."""
-    overlay = json.loads((CONFIGS / "multi_gpu_train.json").read_text(encoding="utf-8"))
-    handlers = ["CheckpointLoader"] * inserted
-    handlers += [handler["_target_"].rpartition(".")[2] for handler in TRAIN["train"]["handlers"]]
-    (disabled,) = (key for key in overlay if key.startswith("train::handlers"))
-    del handlers[int(disabled.split("::")[2])]
-    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
-    chosen = overlay["train::trainer::train_handlers"].replace("@train::handlers", "@handlers")
-    parser = ConfigParser({"imports": ["$import torch"], "handlers": handlers, "chosen": chosen})
-    parser.parse()
-    kept = parser.get_parsed_content("chosen")
-    assert kept[inserted:] == ["Validation", "LrScheduleHandler", "LastCheckpoint", "EarlyStopping"]
-
-
 def test_network_takes_the_dropout_that_scoring_sets() -> None:
     for config in (TRAIN, INFERENCE):
         assert config["network_def"]["_target_"] == "scripts.networks.UNet"

@@ -9,7 +9,7 @@ from ignite.engine import Engine
 from torch import nn
 
 from scripts import handlers
-from scripts.handlers import TimeSplit, Validation
+from scripts.handlers import CasePictures, LearningCurve, ProgressBar, TimeSplit, Validation
 
 
 @pytest.fixture
@@ -61,3 +61,20 @@ def test_without_a_case_to_validate_on_the_last_weights_are_kept(tmp_path, caplo
     assert trained(3, 1, 0, tmp_path / "model.pt") == []
     assert torch.load(tmp_path / "model.pt")["weight"].item() == 3
     assert "no case to validate on" in caplog.text
+
+
+def test_only_the_first_process_watches(monkeypatch, tmp_path):
+    """Curve, bar, pictures and times: the others would write the same files and say the same."""
+    evaluator = Engine(lambda engine, batch: None)
+    watching = [
+        ProgressBar("training", evaluator),
+        TimeSplit(evaluator),
+        LearningCurve(evaluator, str(tmp_path)),
+        CasePictures(str(tmp_path), {"background": 0, "cell": 1}),
+    ]
+    for first in (True, False):
+        monkeypatch.setattr(handlers, "is_first", lambda first=first: first)
+        for handler in watching:
+            trainer = Engine(lambda engine, batch: None)
+            handler.attach(trainer)
+            assert bool(trainer._event_handlers) == first

@@ -17,13 +17,13 @@ EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.json"))
 
 def test_inference_gets_what_it_knows() -> None:
     experiment = json.loads((CONFIGS / "experiments/unet2015_em.json").read_text())
-    files, shared = for_inference({**experiment, "inferer::mirror": False, "w0": 0.0, "seed": 1})
+    files, shared = for_inference({**experiment, "window_inferer::mirror": False, "w0": 0.0, "seed": 1})
     assert files == [
         "configs/inference.json",
         "configs/task/em_membrane.json",
         "configs/network/unet2015.json",
     ]
-    assert shared == {"patch_size": [572, 572], "inferer::mirror": False}
+    assert shared == {"patch_size": [572, 572], "window_inferer::mirror": False}
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)

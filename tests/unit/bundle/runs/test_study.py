@@ -78,7 +78,7 @@ def test_our_variants_change_what_is_there(file: Path) -> None:
             parent, _, leaf = key.rpartition("::")
             known = parser[parent] if parent else parser.get()
             assert leaf in known or (key, known.get("_target_")) == (
-                "inferer::mirror",
+                "window_inferer::mirror",
                 "scripts.compute.inferers.OverlapTileInferer",
             )
 
