@@ -362,7 +362,17 @@ class SlidingWindowSlabInferer(SlabInferer):
         return fall_back_tuple(self.roi_size, spatial)
 
     def windows(self, network: Callable[..., Any], spatial: Axes, tile: Axes) -> Windows:
-        """Windows that cover the image, the last of each axis moved back to end with it."""
+        """Windows that cover the image, the last of each axis moved back to end with it.
+
+        Raises:
+            InputError: the network predicts less than it sees.
+        """
+        predicted = output_size(cast(nn.Module, network), tile)
+        if predicted != tile:
+            raise InputError(
+                f"{type(network).__name__} predicts {list(predicted)} of {list(tile)} voxels, and "
+                "SlidingWindowSlabInferer needs all of them: use OverlapTileInferer"
+            )
         overlap = ensure_tuple_rep(self.overlap, len(spatial))
         corners = tuple(_starts(*axis) for axis in zip(spatial, tile, overlap, strict=True))
         return Windows(tile, tile, corners, mirrored=False)

@@ -237,6 +237,11 @@ def test_illegal_tile_names_the_nearest_legal_sizes():
         infer(torch.rand(1, 1, 30, 30), (21, 20), make_network(2))
 
 
+def test_sliding_windows_need_all_that_they_see():
+    with pytest.raises(InputError, match=r"UNet predicts \[4, 12\] of \[20, 28\].*OverlapTile"):
+        SlidingWindowSlabInferer((20, 28))(torch.rand(1, 1, 30, 30), make_network(2))
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
 def test_image_without_voxels_is_refused(shape):
     with pytest.raises(InputError, match=rf"image of \[{shape[0]}, {shape[1]}\] voxels: give every axis"):
