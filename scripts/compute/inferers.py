@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from heapq import nsmallest
 from itertools import product
 from types import MappingProxyType
 from typing import Any, Protocol, cast
@@ -25,6 +26,7 @@ from monai.inferers import Inferer
 from monai.utils import ensure_tuple, ensure_tuple_rep, fall_back_tuple
 from torch import nn
 
+from scripts.checkpoints import unwrap
 from scripts.compute.exported import Exported
 from scripts.compute.memory import next_smaller, operations, resident_bytes
 from scripts.compute.runtimes import Runtime
@@ -39,6 +41,9 @@ Axes = tuple[int, ...]  # one entry per spatial axis
 Ends = tuple[tuple[bool, bool], ...]  # one entry per spatial axis
 
 OUTPUTS = ("logits", "labels")
+
+#: Tiles from the middle of an image by which runtime "auto" may choose; corners rarely show foreground.
+MIDDLE_TILES = 8
 
 #: Norms whose statistics depend on which part of the image they see.
 LOCAL_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
@@ -171,6 +176,7 @@ class SlabInferer(Inferer):
             InputError: an axis has no voxels, the network refuses the tile, or the memory budget is too
                 small for any.
         """
+        network = unwrap(cast(nn.Module, network))
         spatial = tuple(int(n) for n in source.shape[1:])
         if 0 in spatial:
             raise InputError(f"image of {list(spatial)} voxels: give every axis at least one")
@@ -203,6 +209,9 @@ class SlabInferer(Inferer):
                 beside = layout.ends(corner)
                 total[place] += importance((*beside[:axis], *ends, *beside[axis + 1 :]))
             return total
+
+        seen = [[corner] * min(batch_size, len(across)) for corner in _from_the_middle(layout.corners)]
+        self.runtime.look(network, (_read(source, corners, layout, device) for corners in seen))
 
         sums = torch.empty(0)
         for index, top in enumerate(walked):
@@ -568,6 +577,12 @@ def _starts(length: int, window: int, overlap: float) -> list[int]:
         return [-((window - length) // 2)]
     step = max(int(window * (1 - overlap)), 1)
     return [part.start for (part,) in dense_patch_slices((length,), (window,), (step,))]
+
+
+def _from_the_middle(corners: Sequence[list[int]]) -> list[Axes]:
+    """The corners of the windows nearest to the middle one, at most `MIDDLE_TILES`."""
+    middle = [starts[len(starts) // 2] for starts in corners]
+    return nsmallest(MIDDLE_TILES, product(*corners), key=lambda corner: math.dist(corner, middle))
 
 
 def _box(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:

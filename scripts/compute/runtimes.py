@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
@@ -25,12 +25,15 @@ RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "auto")
 #: Runtimes that are packages of their own, from requirements-runtimes.txt.
 OPTIONAL = ("onnxruntime", "openvino")
 
-#: "auto" takes a runtime whose logits for the first tile give at least this share of voxels the class that
-#: float32 PyTorch gives them,
-SAME_CLASS = 0.99
+#: "auto" takes a runtime which, on tiles with foreground, agrees with float32 PyTorch on every class that
+#: either of them finds: a Dice of at least this between the voxels that the two give to the class,
+SAME_CLASS = 0.95
 
-#: and whose probabilities lie on average at most this far from float32 PyTorch's.
+#: and on these voxels probabilities of the class that lie on average at most this far apart.
 MEAN_DIFFERENCE = 0.01
+
+#: It is judged on tiles until they have shown every class, but on no more tiles with foreground than this.
+JUDGED_TILES = 4
 
 #: Peak of a forward pass over what its tensors need (scripts.compute.memory.forward_bytes), what a runtime's
 #: code needs whatever the network, and how many copies of the weights a conversion makes. Upper bounds of
@@ -46,6 +49,7 @@ CODE_BYTES = {
 WEIGHT_COPIES = 3
 
 Predict = Callable[[Tensor], Tensor]
+Choice = tuple[str, torch.dtype | None]  # a runtime and its type of mixed precision
 
 
 class Runtime:
@@ -57,8 +61,9 @@ class Runtime:
     Args:
         runtime: "torch"; "compile", PyTorch compiled for a minute or more; "openvino" and "onnxruntime",
             which compute on the CPU; or "auto": on a GPU PyTorch, on the CPU the fastest of OpenVINO and
-            PyTorch, with mixed precision and without, that agrees with PyTorch in float32 on the first tile
-            (see `SAME_CLASS` and `MEAN_DIFFERENCE`).
+            PyTorch, with mixed precision and without, that agrees with PyTorch in float32, class by class, on
+            the first tiles with foreground (see `SAME_CLASS`, `MEAN_DIFFERENCE` and `JUDGED_TILES`). Until
+            then PyTorch computes in float32.
         amp: mixed precision where the hardware has it; ONNX Runtime stays with float32.
 
     Attributes:
@@ -81,8 +86,10 @@ class Runtime:
         self.reserved = 0
         self._network: nn.Module | None = None
         self._weights: tuple = ()
-        self._choice: tuple[str, torch.dtype | None] | None = None
+        self._choice: Choice | None = None
         self._converted: dict[tuple[int, ...], Predict] = {}
+        self._candidates: list[Choice] | None = None
+        self._shown: list[set[int]] = []  # classes of the tiles on which the first candidate was judged
         self._said: set[str] = set()
 
     def __call__(self, network: Callable[..., Any], tile: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -110,18 +117,30 @@ class Runtime:
             ):
                 return _run_torch(network, self._precision(tile.device), tile, *args, **kwargs)
             self._follow(network)
-            size = tuple(tile.shape)
-            if size in self._converted:
-                return self._converted[size](tile)
+            if self._choice is not None and tuple(tile.shape) in self._converted:
+                return self._converted[tuple(tile.shape)](tile)
             before = resident_bytes()
-            if self._choice is None:
-                self._choice = self._choose(network, tile)
-            if size not in self._converted:
-                name, dtype = self._choice
-                self._converted[size] = _CONVERTERS[name](network, tile, dtype)
-            logits = self._converted[size](tile)
-            self.reserved += max(resident_bytes() - before - logits.nbytes, 0)
+            if self._choice is None and self.runtime == "auto" and tile.device.type == "cpu":
+                logits = self._judge(network, tile)
+            else:
+                self._choice = self._choice or self._choose(tile.device)
+                logits = self._convert(network, tile, self._choice)(tile)
+            if self._converted:
+                self.reserved += max(resident_bytes() - before - logits.nbytes, 0)
             return logits
+
+    def look(self, network: Callable[..., Any], tiles: Iterable[Tensor]) -> None:
+        """Let "auto" choose by tiles that are likely to show foreground.
+
+        Args:
+            network: see `__call__`.
+            tiles: see `__call__`; no more of them are taken than the choice needs.
+        """
+        if self.runtime == "auto" and isinstance(network, nn.Module) and not network.training:
+            self._follow(network)
+            remaining = iter(tiles)
+            while self._choice is None and (tile := next(remaining, None)) is not None:
+                self(network, tile)
 
     def peak_bytes(self, network: nn.Module, size: Sequence[int]) -> tuple[int, int]:
         """What the process needs at most, beside what it holds, to compute the logits of some tiles.
@@ -149,50 +168,78 @@ class Runtime:
         weights = () if self.runtime == "compile" else tuple((t.data_ptr(), t._version) for t in tensors)
         if network is not self._network or weights != self._weights:
             self._network, self._weights = network, weights
-            self._choice = None
+            self._choice = self._candidates = None
             self._converted.clear()
+            self._shown.clear()
             self.reserved = 0
 
-    def _choose(self, network: nn.Module, tile: Tensor) -> tuple[str, torch.dtype | None]:
+    def _choose(self, device: torch.device) -> Choice:
         """The runtime to convert for, and its type of mixed precision or None."""
-        mixed = self._precision(tile.device)
-        on_cpu = tile.device.type == "cpu"
+        mixed = self._precision(device)
         if self.runtime == "auto":
-            return self._judge(network, tile, mixed) if on_cpu else ("torch", mixed)
-        if self.runtime in OPTIONAL and not on_cpu:
+            return "torch", mixed
+        if self.runtime in OPTIONAL and device.type != "cpu":
             raise InputError(
                 f"runtime is {self.runtime!r}, which computes on the CPU, and the network lies on "
-                f"{tile.device}: use 'torch', 'compile' or 'auto'"
+                f"{device}: use 'torch', 'compile' or 'auto'"
             )
-        if self.runtime == "compile" and not can_compile(tile.device):
+        if self.runtime == "compile" and not can_compile(device):
             self._say("runtime: no compiler was found; going on with torch")
             return "torch", mixed
         return self.runtime, mixed
 
-    def _judge(
-        self, network: nn.Module, tile: Tensor, mixed: torch.dtype | None
-    ) -> tuple[str, torch.dtype | None]:
-        """The first candidate, from fast to slow, that agrees with PyTorch in float32."""
-        candidates = [("openvino", mixed), ("torch", mixed)] if mixed else []
+    def _judge(self, network: nn.Module, tile: Tensor) -> Tensor:
+        """PyTorch's logits in float32, by which the candidates, from fast to slow, are judged."""
         reference = _float32(network, tile, None)(tile)
-        for name, dtype in [*candidates, ("openvino", None)]:
-            called = f"{name} in {str(dtype or torch.float32).removeprefix('torch.')}"
-            if not find_spec(name):
-                self._say(f"runtime auto: {name} is not installed, see requirements-runtimes.txt")
-                continue
-            try:
-                predict = _CONVERTERS[name](network, tile, dtype)
-                same, apart = agreement(predict(tile), reference)
-            except Exception as error:
-                logger.warning("runtime auto: left out %s, which failed: %s", called, error)
-                continue
-            judged = f"{same:.4f} of the voxels in the same class, probabilities {apart:.1e} apart"
-            if same >= SAME_CLASS and apart <= MEAN_DIFFERENCE:
-                self._say(f"runtime auto: took {called} ({judged})")
-                self._converted[tuple(tile.shape)] = predict
-                return name, dtype
+        if self._candidates is None:
+            self._candidates = self._list_candidates(self._precision(tile.device))
+        shown = set(reference.argmax(1).unique().tolist())
+        if not shown - {0}:
+            self._say("runtime auto: torch in float32 until a tile shows foreground to judge the others by")
+            return reference
+        while self._candidates:
+            agrees, judged = self._compare(network, tile, self._candidates[0], reference)
+            called = _describe(self._candidates[0])
+            if agrees:
+                self._shown.append(shown)
+                if len(set.union(*self._shown)) == reference.shape[1] or len(self._shown) == JUDGED_TILES:
+                    self._choice = self._candidates[0]
+                    self._say(f"runtime auto: took {called} ({judged})")
+                return reference
             logger.warning("runtime auto: left out %s (%s)", called, judged)
-        return "float32" if mixed else "torch", None
+            self._candidates.pop(0)
+            self._converted.clear()
+            self._shown.clear()
+        self._choice = "float32", None
+        self._say("runtime auto: took torch in float32 (nothing faster is installed and agrees with it)")
+        return reference
+
+    def _list_candidates(self, mixed: torch.dtype | None) -> list[Choice]:
+        candidates: list[Choice] = [("openvino", mixed), ("torch", mixed)] if mixed else []
+        candidates.append(("openvino", None))
+        if not find_spec("openvino"):
+            self._say("runtime auto: openvino is not installed, see requirements-runtimes.txt")
+        return [choice for choice in candidates if find_spec(choice[0])]
+
+    def _compare(
+        self, network: nn.Module, tile: Tensor, choice: Choice, reference: Tensor
+    ) -> tuple[bool, str]:
+        """Whether a candidate agrees with the logits of a tile, and by how much."""
+        try:
+            found = agreement(self._convert(network, tile, choice)(tile), reference)
+        except Exception as error:
+            return False, f"which failed: {error}"
+        worst, same = min(((label, dice) for label, (dice, _) in found.items()), key=lambda pair: pair[1])
+        apart = max(apart for _, apart in found.values())
+        judged = f"Dice with float32 from {same:.4f}, of class {worst}, up; probabilities {apart:.1e} apart"
+        return same >= SAME_CLASS and apart <= MEAN_DIFFERENCE, judged
+
+    def _convert(self, network: nn.Module, tile: Tensor, choice: Choice) -> Predict:
+        """The network in a runtime, converted at the first tile of a size."""
+        size = tuple(tile.shape)
+        if size not in self._converted:
+            self._converted[size] = _CONVERTERS[choice[0]](network, tile, choice[1])
+        return self._converted[size]
 
     def _precision(self, device: torch.device) -> torch.dtype | None:
         dtype = mixed_precision(device) if self.amp else None
@@ -207,19 +254,30 @@ class Runtime:
             logger.info(message)
 
 
-def agreement(logits: Tensor, reference: Tensor) -> tuple[float, float]:
-    """How well logits agree with a reference.
+def agreement(logits: Tensor, reference: Tensor) -> dict[int, tuple[float, float]]:
+    """How well logits agree with a reference, class by class: a small class counts as much as a large one.
 
     Args:
         logits: (B, classes, *spatial).
         reference: of the same shape.
 
     Returns:
-        Share of voxels with the same most probable class, and mean absolute difference of probabilities.
+        For each class that is the most probable one somewhere, in one of the two: the Dice of the voxels
+        where it is that, and the mean absolute difference of its probability over the voxels of both.
     """
-    same = (logits.argmax(1) == reference.argmax(1)).double().mean()
-    apart = (logits.softmax(1) - reference.softmax(1)).abs().mean()
-    return float(same), float(apart)
+    ours, theirs = logits.argmax(1), reference.argmax(1)
+    apart = (logits.softmax(1) - reference.softmax(1)).abs()
+    found = {}
+    for label in torch.cat([ours.unique(), theirs.unique()]).unique().tolist():
+        mine, its = ours == label, theirs == label
+        dice = 2 * (mine & its).sum() / (mine.sum() + its.sum())
+        found[label] = float(dice), float(apart[:, label][mine | its].mean())
+    return found
+
+
+def _describe(choice: Choice) -> str:
+    name, dtype = choice
+    return f"{name} in {str(dtype or torch.float32).removeprefix('torch.')}"
 
 
 def _run_torch(

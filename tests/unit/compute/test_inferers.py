@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor, decollate_batch
 from monai.inferers import SlidingWindowInferer as MonaiInferer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from scripts.compute.inferers import OverlapTileInferer, SlidingWindowSlabInferer
+from scripts.compute.inferers import MIDDLE_TILES, OverlapTileInferer, SlidingWindowSlabInferer
 from scripts.compute.memory import resident_bytes
+from scripts.compute.runtimes import Runtime
 from scripts.errors import InputError
 from scripts.networks import UNet, covering_size, output_size
 from scripts.networks.blocks import InterpolatedUp, ResidualBlock
@@ -201,6 +204,35 @@ def test_padded_network_of_unknown_reach_is_refused():
         infer(torch.rand(1, 1, 40, 40), (16, 16), nn.Conv2d(1, 1, 3, padding=1))
 
 
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_network_of_several_processes_is_its_own_network(padding):
+    network, image = make_network(2, padding), torch.rand(1, 1, 30, 21)
+    inferer = OverlapTileInferer([44, 44] if padding == "same" else [28, 28])
+    assert torch.equal(inferer(image, DistributedDataParallel(network)), inferer(image, network))
+
+
+def test_runtime_looks_at_the_middle_of_an_image_before_its_corners(monkeypatch):
+    """Foreground lies in the middle of 5 x 5 windows: 12 come before it."""
+    looked = []
+    monkeypatch.setattr(
+        Runtime, "look", lambda self, network, tiles: looked.extend(float(tile.max()) for tile in tiles)
+    )
+    image = torch.zeros(1, 2, 20, 20)
+    image[..., 9:11, 9:11] = 1
+    SlidingWindowSlabInferer([4, 4], overlap=0, runtime="auto")(image, make_convolution(2))
+    assert looked[0] == 1
+    assert len(looked) == MIDDLE_TILES
+
+
 def test_zeros_beyond_the_border_where_no_mirror_is_wanted():
     image, network = torch.rand(1, 1, 12, 12), make_network(2)
     tiled = OverlapTileInferer((20, 24), mirror=False)(image, network)
@@ -374,6 +406,7 @@ import resource, sys, torch
 from scripts.compute.acceleration import accelerate
 from scripts.compute.inferers import SlidingWindowSlabInferer
 from scripts.compute.memory import resident_bytes
+from scripts.compute.runtimes import Runtime
 from scripts.networks import UNet
 from scripts.process import keep_memory
 

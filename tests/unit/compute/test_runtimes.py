@@ -175,9 +175,9 @@ def test_mixed_precision_is_close(runtime):
     network, tile = make_network("plain 3D"), make_tile("plain 3D", 2)
     logits = Runtime(runtime, amp=True)(network, tile)
     assert logits.dtype == torch.float32
-    same, apart = agreement(logits, logits_of(network, tile))
-    assert same > 0.97
-    assert apart < 0.01
+    expected = logits_of(network, tile)
+    assert (logits.argmax(1) == expected.argmax(1)).double().mean() > 0.97
+    assert (logits.softmax(1) - expected.softmax(1)).abs().mean() < 0.01
     if mixed_precision(CPU) and runtime == "torch":
         assert not torch.equal(logits, logits_of(network, tile))
 
@@ -219,24 +219,116 @@ def test_auto_leaves_out_what_fails_or_disagrees(monkeypatch, caplog):
         for batch in (1, 2):
             tile = make_tile("plain 2D", batch)
             torch.testing.assert_close(run(accelerated, tile), logits_of(network, tile))
-    assert [record.message.split(" (")[0].split(",")[0] for record in caplog.records] == [
+    assert [record.message.split(" (")[0] for record in caplog.records] == [
         "runtime auto: left out openvino in bfloat16",
         "runtime auto: left out torch in bfloat16",
         "runtime auto: left out openvino in float32",
+        "runtime auto: took torch in float32",
     ]
     assert "no such operation" in caplog.text
 
 
-def test_auto_takes_the_first_that_agrees(monkeypatch, caplog):
+class Threshold(nn.Module):
+    """Class c where the image is c: confident logits, known by hand."""
+
+    def forward(self, x):
+        return 9 * torch.cat([(x == label).float() for label in range(3)], dim=1)
+
+
+def make_auto(monkeypatch, candidate):
+    """A runtime whose only candidate is a function of the logits, and a list of what it was asked."""
+    asked = []
     monkeypatch.setattr(runtimes, "find_spec", lambda name: True)
     monkeypatch.setattr(runtimes, "mixed_precision", lambda device: None)
-    monkeypatch.setitem(runtimes._CONVERTERS, "openvino", lambda n, t, d: lambda x: n(x) + 0.001)
-    network, tile = make_network("plain 2D"), make_tile("plain 2D")
+    monkeypatch.setitem(
+        runtimes._CONVERTERS, "openvino", lambda n, t, d: lambda x: asked.append(x) or candidate(n(x))
+    )
+    return Runtime("auto", amp=True), asked
+
+
+def tile_of(**voxels):
+    """A tile of 40 x 40 pixels of background with some of class 1 and some of class 2."""
+    tile = torch.zeros(1, 1, 40, 40)
+    tile.view(-1)[: voxels.get("ones", 0)] = 1
+    tile.view(-1)[800 : 800 + voxels.get("twos", 0)] = 2
+    return tile
+
+
+def drop_class_2(logits):
+    return torch.where(logits.argmax(1, keepdim=True) == 2, logits.flip(1), logits)
+
+
+def invent_class_2(logits):
+    logits[..., 39] = logits[..., 39].flip(1)
+    return logits
+
+
+def test_auto_takes_the_first_that_agrees(monkeypatch, caplog):
+    run, _ = make_auto(monkeypatch, lambda logits: logits + 0.001)
+    network, tile = Threshold().eval(), tile_of(ones=100, twos=5)
     with caplog.at_level(logging.INFO):
-        logits = Runtime("auto", amp=True)(network, tile)
-    torch.testing.assert_close(logits, logits_of(network, tile) + 0.001)
+        assert torch.equal(run(network, tile), network(tile))
+        torch.testing.assert_close(run(network, tile), network(tile) + 0.001, rtol=0, atol=1e-5)
     assert "no half precision in hardware" in caplog.records[0].message
-    assert "took openvino in float32 (1.0000 of the voxels" in caplog.records[1].message
+    assert "took openvino in float32 (Dice with float32 from 1.0000" in caplog.records[1].message
+
+
+@pytest.mark.parametrize("voxels", [1, 8, 400])
+def test_candidate_that_drops_a_class_is_refused_whatever_its_share(voxels, monkeypatch, caplog):
+    run, _ = make_auto(monkeypatch, drop_class_2)
+    network, tile = Threshold().eval(), tile_of(ones=100, twos=voxels)
+    for _ in range(2):
+        assert torch.equal(run(network, tile), network(tile))
+    assert "left out openvino in float32 (Dice with float32 from 0.0000, of class 2" in caplog.text
+
+
+def test_candidate_that_invents_a_class_is_refused(monkeypatch, caplog):
+    run, _ = make_auto(monkeypatch, invent_class_2)
+    network, tile = Threshold().eval(), tile_of(ones=39)
+    assert torch.equal(run(network, tile), network(tile))
+    assert "left out openvino in float32 (Dice with float32 from 0.0000, of class 2" in caplog.text
+
+
+def test_background_judges_nothing(monkeypatch, caplog):
+    """A candidate that finds background alone agrees with every empty tile."""
+    run, asked = make_auto(monkeypatch, drop_class_2)
+    network = Threshold().eval()
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            assert torch.equal(run(network, tile_of()), network(tile_of()))
+        assert not asked
+        assert [r.message for r in caplog.records[1:]] == [
+            "runtime auto: torch in float32 until a tile shows foreground to judge the others by"
+        ]
+        for tile in (tile_of(twos=3), tile_of()):
+            assert torch.equal(run(network, tile), network(tile))
+    assert "left out openvino" in caplog.text
+
+
+def test_class_that_comes_later_is_judged_too(monkeypatch):
+    """The first tile with foreground lacks the class that the candidate drops."""
+    run, asked = make_auto(monkeypatch, drop_class_2)
+    network = Threshold().eval()
+    for tile in (tile_of(ones=100), tile_of(ones=9), tile_of(ones=100, twos=4), tile_of(twos=4)):
+        assert torch.equal(run(network, tile), network(tile))
+    assert len(asked) == 3
+
+
+def test_judging_ends_after_a_few_tiles_where_a_class_never_comes(monkeypatch):
+    run, _ = make_auto(monkeypatch, lambda logits: logits + 0.001)
+    network, tile = Threshold().eval(), tile_of(ones=100)
+    exact = [torch.equal(run(network, tile), network(tile)) for _ in range(runtimes.JUDGED_TILES + 2)]
+    assert exact == [True] * runtimes.JUDGED_TILES + [False] * 2
+
+
+def test_no_more_tiles_are_looked_at_than_needed(monkeypatch):
+    run, asked = make_auto(monkeypatch, lambda logits: logits + 0.001)
+    network, tiles = Threshold().eval(), iter([tile_of(), tile_of(ones=3, twos=3), tile_of(twos=3)])
+    for _ in range(2):
+        run.look(network, tiles)
+    assert len(asked) == 1
+    assert len(list(tiles)) == 1
+    run.look(network.train(), iter([pytest.fail]))
 
 
 def test_without_a_compiler_compile_is_torch(monkeypatch, caplog):
@@ -252,13 +344,14 @@ def test_without_a_compiler_compile_is_torch(monkeypatch, caplog):
 
 
 def test_agreement_by_hand():
-    logits = torch.tensor([[[2.0, 0.0, 0.0, 5.0], [0.0, 1.0, 1.0, 0.0]]])
+    logits = torch.tensor([[[2.0, 0.0, 0.0, 5.0], [0.0, 1.0, 1.0, 0.0], [-9.0, -9.0, -9.0, -9.0]]])
     other = logits.clone()
-    other[0, :, 0] = torch.tensor([0.0, 2.0])  # one voxel of four changes sides
-    same, apart = agreement(logits, other)
-    assert same == 0.75
+    other[0, :, 0] = torch.tensor([0.0, 2.0, -9.0])  # one voxel of four changes sides
+    found = agreement(logits, other)
+    assert {label: dice for label, (dice, _) in found.items()} == pytest.approx({0: 2 / 3, 1: 4 / 5})
     sigmoid = 1 / (1 + math.exp(-2))
-    assert apart == pytest.approx((sigmoid - (1 - sigmoid)) / 4)
+    changed = sigmoid - (1 - sigmoid)  # of two voxels of class 0, of three of class 1
+    assert [apart for _, apart in found.values()] == pytest.approx([changed / 2, changed / 3], abs=1e-4)
 
 
 def test_unknown_runtime_is_refused():
