@@ -36,6 +36,7 @@ from scripts.data.datalist import (
     dataset_labels,
     file_stem,
     list_images,
+    output_name,
     read_entries,
     read_splits_file,
 )
@@ -142,7 +143,7 @@ def read_msd(folder: Path) -> Source:
     """
     path = folder / "dataset.json"
     description = read_json(path)
-    entries = read_entries(description, "training", path)
+    entries = read_entries(description, path)["training"]
     if not entries:
         raise InputError(
             f"{path} has no cases under 'training'; --msd needs some; for an nnU-Net v2 folder use --nnunet."
@@ -430,17 +431,17 @@ def _read_subjects(table: Path) -> dict[str, str]:
 
 
 def _repeated_ids(cases: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    count = Counter(case["case"] for case in cases)
+    count = Counter(output_name(case["case"]) for case in cases)
     return [
         Problem(
             case["case"],
             _first_file(case),
-            f"the case id '{case['case']}' {count[case['case']]} times",
+            f"the case id '{case['case']}' {count[output_name(case['case'])]} times",
             "a case id is unique, as results are named by it",
             "rename the file or drop the entry",
         )
         for case in cases
-        if count[case["case"]] > 1
+        if count[output_name(case["case"])] > 1
     ]
 
 

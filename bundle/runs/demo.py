@@ -13,6 +13,8 @@ from PIL import Image
 
 from bundle.runs.baseline import dice_per_class, otsu_components
 from bundle.runs.commands import run_bundle, run_python, say
+from scripts.data.checks import image_suffix
+from scripts.data.datalist import output_path, sections
 from scripts.errors import InputError
 from scripts.files import read_json
 from scripts.process import bundle_root
@@ -75,10 +77,9 @@ def compare_with_otsu(data: Path, segmentations: Path) -> tuple[float, float]:
     description = read_json(data / "dataset.json")
     n_classes = len(description["labels"])
     scores = []
-    for case in description["testing"]:
-        image, truth = (_array(data / case[key]) for key in ("image", "label"))
-        name, suffix = Path(case["image"]).name.split(".", 1)
-        segmented = segmentations / f"{name}_seg.{suffix}"
+    for case in sections(data)["testing"]:
+        image, truth = (_array(Path(case[key])) for key in ("image", "label"))
+        segmented = output_path(segmentations, case["case"], "seg", image_suffix(case["image"]))
         if not segmented.is_file():
             raise InputError(f"{segmented}: no such segmentation; run inference on {data}/imagesTs first")
         pred = _array(segmented)

@@ -31,7 +31,7 @@ from torch import nn
 
 from scripts.compute.inferers import SlabInferer, most_probable
 from scripts.data.checks import Problem
-from scripts.data.datalist import InferenceCases, file_stem
+from scripts.data.datalist import InferenceCases, output_path
 from scripts.data.volumes import BadVolume, Box, Volume, open_volume
 from scripts.errors import InputError
 from scripts.files import atomic_write
@@ -313,16 +313,12 @@ class VolumeSegmenter:
         engine.run(list(self.cases.cases), max_epochs=1)
 
     def _try(self, case: dict[str, Any]) -> None:
-        path = Path(case["image"])
+        name, path = case["case"], case["image"]
         try:
-            self.segment(path, self.output_dir / f"{file_stem(path)}_seg.nii")
+            self.segment(Path(path), output_path(self.output_dir, name, "seg", ".nii"))
         except (InputError, OSError) as error:
-            if isinstance(error, BadVolume):
-                problem = error.problem
-            else:
-                problem = Problem(
-                    case["case"], str(path), f"no way to segment it ({error})", "it is left out", "mend it"
-                )
+            unknown = f"no way to segment it ({error})", "it is left out", "mend it"
+            problem = Problem(name, path, *(error.reason if isinstance(error, BadVolume) else unknown))
             logger.error(problem.sentence())
             self.cases.problems.append(problem)
             self.cases.cases.remove(case)

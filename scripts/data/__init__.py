@@ -2,6 +2,6 @@
 
 from scripts.data.datalist import cases_of, read_images, read_split
 from scripts.data.dataset import EpochSampler, SeededCacheDataset
-from scripts.data.writers import writer_for
+from scripts.data.writers import SaveCased
 
-__all__ = ["EpochSampler", "SeededCacheDataset", "cases_of", "read_images", "read_split", "writer_for"]
+__all__ = ["EpochSampler", "SaveCased", "SeededCacheDataset", "cases_of", "read_images", "read_split"]

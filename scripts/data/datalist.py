@@ -5,6 +5,9 @@ Nat. Commun. 13:4128), with paths relative to it. The split comes from `splits.j
 lists `training`, `validation` and `testing`, or from the `fold` of each training entry, or from folds made on
 the fly.
 The Decathlon's own `test` list has no labels and is left alone.
+
+A case is known by its id, `case`, which is unique: from here on results, rows of tables and pictures are
+named by it, never by a file.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import logging
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 """Keys of splits.json, and the lists that they fill."""
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case_0000.nii.gz is channel 0
+_NOT_IN_A_NAME = re.compile(r'^\.|[/\\:*?"<>|\x00-\x1f]')
 
 
 @dataclass
@@ -71,15 +76,44 @@ class InferenceCases:
             )
 
 
+def output_name(case: str) -> str:
+    """How the files of a case begin: its id, with `_` in place of what a file name cannot hold.
+
+    `read_split`, `read_images` and `read_volumes` refuse cases that this would give one name.
+    """
+    return _NOT_IN_A_NAME.sub("_", case)
+
+
+def output_path(folder: str | Path, case: str, postfix: str, suffix: str) -> Path:
+    """The file of a result.
+
+    Args:
+        folder: where the results go.
+        case: id of the case.
+        postfix: "seg" or "prob".
+        suffix: of the file, with its dot.
+    """
+    return Path(folder, f"{output_name(case)}_{postfix}{suffix}")
+
+
+def id_of(case: Mapping[Hashable, Any]) -> str:
+    """The id of a case on its way through transforms.
+
+    Args:
+        case: with "case", as every list of this module has it, or, from a host, with an "image" that says
+            which file it comes from.
+    """
+    return str(case["case"] if "case" in case else case_id(case["image"].meta["filename_or_obj"]))
+
+
 def case_id(path: str | Path) -> str:
     """File name without its image suffix and without nnU-Net's `_0000` of the first channel."""
     return file_stem(path).removesuffix("_0000")
 
 
 def file_stem(path: str | Path) -> str:
-    """File name without its image suffix (`.nii.gz` as a whole)."""
-    suffix = image_suffix(path)
-    return Path(path).name.removesuffix(suffix) if suffix else Path(path).stem
+    """File name without the suffix of an image or of a volume (`.nii.gz` as a whole); other dots stay."""
+    return Path(path).name.removesuffix(image_suffix(path)).removesuffix(".zarr")
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -189,7 +223,7 @@ def read_splits_file(path: Path, ids: Iterable[str]) -> dict[str, list[str]]:
                 f"{path} names {_few(unknown)} under '{key}', for which the data set has no case; "
                 "correct the ids or add the cases."
             )
-    _require_disjoint(splits, path)
+    _require_unique((case for cases in splits.values() for case in cases), path)
     return splits
 
 
@@ -274,14 +308,14 @@ def sections(dataset_dir: str | Path, fold: int = 0, seed: int = 0) -> dict[str,
     """The cases of a data folder as they are listed, without a look at their files; see `read_split`."""
     path = _existing_folder(dataset_dir) / "dataset.json"
     description = _description(path)
-    lists = {name: read_entries(description, name, path) for name in SPLITS.values()}
-    entries = [entry for name in SPLITS.values() for entry in lists[name]]
+    lists = read_entries(description, path)
+    entries = [entry for listed in lists.values() for entry in listed]
     if not entries:
         raise InputError(
             f"{path} lists no cases under 'training'; there must be some; make the list with "
             f"'python -m bundle datalist --images DIR --labels DIR --output_dir OUT' (or --nnunet, --msd)."
         )
-    _require_disjoint({name: [entry["case"] for entry in lists[name]] for name in lists}, path)
+    _require_unique((entry["case"] for entry in entries), path)
     split = _split(path.parent, lists, entries, fold, seed)
     return {name: [_plain(entry) for entry in split[name]] for name in SPLITS.values()}
 
@@ -353,7 +387,7 @@ def _found(folder: Path, in_channels: int) -> list[dict[str, Any]]:
     files = list_images(folder)
     if not files:
         raise InputError(f"dataset_dir {folder} holds no images; put some in or hand another folder.")
-    return _group_channels(files, in_channels)
+    return group_channels(files, in_channels)
 
 
 def _series(place: Path, finder: SeriesFinder, section: str | None) -> list[dict[str, Any]]:
@@ -390,49 +424,84 @@ def _compare_labels(declared: Mapping[str, int], labels: Mapping[str, int], path
         )
 
 
-def read_entries(description: Mapping[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
-    """Read one list of a dataset.json.
+def read_entries(description: Mapping[str, Any], path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the lists of a dataset.json.
 
     Args:
         description: its content.
-        name: name of the list.
         path: the file, for messages and as the place that relative paths start from.
 
     Returns:
-        The entries with absolute paths and a `case` id; none if there is no such list.
+        Entries of `training`, `validation` and `testing` with absolute paths and a `case` id; where the file
+        gives none it is made of the path of the image.
 
     Raises:
-        InputError: if an entry is no object with an image.
+        InputError: if an entry is no object with an image, or its id is no text.
     """
-    entries = description.get(name, [])
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.get("image") for e in entries):
-        raise InputError(
-            f"{path} has an entry under '{name}' without an image; each must be "
-            '{"image": path, "label": path}; correct the entry.'
-        )
-    return [_absolute(entry, path.parent) for entry in entries]
+    lists = {}
+    for name in SPLITS.values():
+        listed = description.get(name, [])
+        if not isinstance(listed, list) or not all(isinstance(e, dict) and e.get("image") for e in listed):
+            raise InputError(
+                f"{path} has an entry under '{name}' without an image; each must be "
+                '{"image": path, "label": path}; correct the entry.'
+            )
+        for entry in listed:
+            if "case" in entry and (not isinstance(entry["case"], str) or not entry["case"]):
+                raise InputError(
+                    f"{path} has the case {entry['case']!r} under '{name}'; an id is a text; quote it."
+                )
+        lists[name] = [_absolute(entry, path.parent) for entry in listed]
+    _name_cases([entry for listed in lists.values() for entry in listed if "case" not in entry])
+    return lists
 
 
 def _absolute(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     image = entry["image"]
     files = [str(folder / file) for file in (image if isinstance(image, list) else [image])]
     result = {**entry, "image": files if isinstance(image, list) else files[0]}
-    result.setdefault("case", case_id(files[0]))
     if entry.get("label"):
         result["label"] = str(folder / entry["label"])
     return result
+
+
+def _name_cases(entries: Sequence[dict[str, Any]]) -> None:
+    """Give cases an id: the name of the image, or where images share one what differs in their paths."""
+    paths = [Path(_first_image(entry)) for entry in entries]
+    paths = [path.parent / case_id(path) for path in paths]
+    count = Counter(path.name for path in paths)
+    shared = [path.parts for path in paths if count[path.name] > 1]
+    start = _shared_start(shared)
+    end = _shared_start([parts[start:][::-1] for parts in shared])
+    for entry, path in zip(entries, paths, strict=True):
+        differing = path.parts[start : len(path.parts) - end] if count[path.name] > 1 else ()
+        entry["case"] = "_".join(differing) or path.name
+
+
+def _shared_start(rows: Sequence[Sequence[str]]) -> int:
+    """How many of their first parts all rows have alike."""
+    columns = zip(*rows, strict=False)  # as long as the shortest
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _first_image(entry: Mapping[str, Any]) -> str:
+    return entry["image"][0] if isinstance(entry["image"], list) else entry["image"]
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in ("image", "label", "case") if key in entry}
 
 
-def _require_disjoint(splits: Mapping[str, Sequence[str]], path: Path) -> None:
-    count = Counter(case for cases in splits.values() for case in cases)
-    twice = sorted(case for case, times in count.items() if times > 1)
-    if twice:
+def _require_unique(ids: Iterable[str], path: Path) -> None:
+    """Refuse ids that are equal, or that would give their results one name."""
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for case in ids:
+        names[output_name(case)].append(case)
+    clashes = sorted({case for same in names.values() if len(same) > 1 for case in same})
+    if clashes:
         raise InputError(
-            f"{path} lists {_few(twice)} more than once; a case belongs to one split; remove the others."
+            f"{path} lists {_few(clashes)} more than once, or their results would have one name; each case "
+            'has an id of its own ("case" of an entry) and belongs to one split; rename or remove the others.'
         )
 
 
@@ -493,22 +562,37 @@ def _folds(path: Path, training: Sequence[Mapping[str, Any]], fold: int, seed: i
     return fold_of
 
 
-def _group_channels(files: Sequence[Path], in_channels: int) -> list[dict[str, Any]]:
-    """Cases of a folder; channel files go together if the name of every file says which channel it is."""
+def group_channels(files: Sequence[Path], in_channels: int) -> list[dict[str, Any]]:
+    """Cases of the files of a folder.
+
+    Where the name of every file says which channel it is (`_0000`, below ``in_channels``), a case is called
+    by the name without it, and its files go together; else a case is called as its file.
+
+    Args:
+        files: in sorted order.
+        in_channels: files that a case may have.
+
+    Returns:
+        `{"image": path or list of paths, "case": id}` of each case.
+
+    Raises:
+        InputError: if the results of two files would have one name.
+    """
+    names: defaultdict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        names[output_name(file_stem(file))].append(file)
+    clash = next((same for same in names.values() if len(same) > 1), None)
+    if clash:
+        raise InputError(
+            f"{clash[0]} and {clash[1]} have the same case id; their results would have the same name; "
+            "rename or remove one."
+        )
     stems = [file_stem(file) for file in files]
     matches = [match for match in map(_CHANNEL.fullmatch, stems) if match and int(match[2]) < in_channels]
-    numbered = len(matches) == len(files)
+    ids = [match[1] for match in matches] if len(matches) == len(files) else stems
     groups: defaultdict[str, list[str]] = defaultdict(list)
-    ids = [match[1] for match in matches] if numbered else stems
     for name, file in zip(ids, files, strict=True):
         groups[name].append(str(file))
-    if not numbered or in_channels == 1:
-        clash = next((paths for paths in groups.values() if len(paths) > 1), None)
-        if clash:
-            raise InputError(
-                f"{clash[0]} and {clash[1]} have the same case id; their results would have the same name; "
-                "rename or remove one."
-            )
     return [{"image": paths if len(paths) > 1 else paths[0], "case": name} for name, paths in groups.items()]
 
 

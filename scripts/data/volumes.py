@@ -20,7 +20,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from scripts.data.checks import Problem, image_suffix, summarise
-from scripts.data.datalist import InferenceCases, case_id, list_images
+from scripts.data.datalist import InferenceCases, group_channels, list_images
 from scripts.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ class BadVolume(InputError):
     """
 
     def __init__(self, path: str | Path, found: str, rule: str, fix: str) -> None:
-        self.problem = Problem(case_id(path), str(path), found, rule, fix)
-        super().__init__(self.problem.sentence())
+        self.reason = (found, rule, fix)
+        super().__init__(f"{path}: found {found}; {rule}; {fix}.")
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def read_volumes(dataset_dir: str | Path, *, in_channels: int) -> InferenceCases
         The sound volumes and the problems of the others.
 
     Raises:
-        InputError: the folder is missing, or holds no volume or none that is sound.
+        InputError: the folder is missing, or holds no volume or none that is sound, or two of one name.
     """
     folder = Path(dataset_dir).expanduser().absolute()
     if not folder.is_dir():
@@ -198,12 +198,12 @@ def read_volumes(dataset_dir: str | Path, *, in_channels: int) -> InferenceCases
     if not paths:
         raise InputError(f"dataset_dir {folder} holds no volumes: put .nii files or .zarr folders in")
     result = InferenceCases([])
-    for path in paths:
+    for case in group_channels(paths, 1):
         try:
-            open_volume(path, in_channels)
-            result.cases.append({"image": str(path), "case": case_id(path)})
+            open_volume(case["image"], in_channels)
+            result.cases.append(case)
         except BadVolume as error:
-            result.problems.append(error.problem)
+            result.problems.append(Problem(case["case"], case["image"], *error.reason))
     if not result.cases:
         raise InputError(
             summarise(result.problems, f"None of the {len(paths)} volumes in {folder} is usable:")

@@ -1,14 +1,18 @@
-"""MONAI's image writers, made to leave whole files and the smallest integer type that holds the labels."""
+"""Files of results: named by the case, whole, and of the smallest integer type that holds the labels."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.config import NdarrayOrTensor, PathLike
+from monai.config import KeysCollection, NdarrayOrTensor, PathLike
 from monai.data import ImageWriter, NibabelWriter, PILWriter
+from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 
+from scripts.data.datalist import id_of, output_path
 from scripts.errors import InputError
 from scripts.files import atomic_write
 from scripts.labels import label_type
@@ -75,3 +79,40 @@ def writer_for(output_ext: str) -> type[ImageWriter]:
     if output_ext not in writers:
         raise InputError(f"output_ext is {output_ext!r}: give one of {', '.join(writers)}")
     return writers[output_ext]
+
+
+class SaveCased(SaveImaged):
+    """MONAI's SaveImaged, with files that are named by the id of their case and are whole or not there.
+
+    Hosts that leave out SaveImaged leave out this one too.
+
+    Args:
+        keys: what to write, (channels, *spatial), with the meta data of its grid.
+        output_dir: folder of the files.
+        output_postfix: "seg" or "prob".
+        output_ext: suffix of the files, see `writer_for`.
+
+    Raises:
+        InputError: a suffix that there is no writer for.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, output_dir: str | Path, output_postfix: str, output_ext: str
+    ) -> None:
+        writer = writer_for(output_ext)
+        super().__init__(keys, output_ext=output_ext, output_dtype=None, print_log=False, writer=writer)
+        self.output_dir = output_dir
+        self.output_postfix = output_postfix
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the files of a case.
+
+        Args:
+            data: the case, see `scripts.data.datalist.id_of`.
+
+        Returns:
+            The same.
+        """
+        for key in self.key_iterator(data):
+            self.saver(data[key], filename=output_path(self.output_dir, id_of(data), self.output_postfix, ""))
+        return dict(data)

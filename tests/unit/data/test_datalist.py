@@ -15,10 +15,14 @@ from PIL import Image
 
 from scripts.data.datalist import (
     InferenceCases,
+    _require_unique,
     assign_folds,
     case_id,
     cases_of,
     dataset_labels,
+    output_name,
+    output_path,
+    read_entries,
     read_images,
     read_split,
 )
@@ -71,11 +75,58 @@ def ids(split: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
         ("img.v2.PNG", "img.v2"),
         ("scan.nii", "scan"),
         ("x.tiff", "x"),
-        ("scan.mha", "scan"),
+        ("scan.mha", "scan.mha"),
+        ("1.2.840.113619.2.55.3.nii.gz", "1.2.840.113619.2.55.3"),
+        ("run-1.0.png", "run-1.0"),
+        ("1.2.840.113619.2.zarr", "1.2.840.113619.2"),
     ],
 )
 def test_case_id(name: str, expected: str) -> None:
     assert case_id(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["c1/imaging.nii.gz", "c2/imaging.nii.gz", "other/scan.nii.gz"], ["c1", "c2", "scan"]),
+        (["s1/ses-1/anat/T1w.nii", "s1/ses-2/anat/T1w.nii"], ["ses-1", "ses-2"]),
+        (["s1/ses-1/T1w.nii", "s1/ses-2/T1w.nii", "s2/ses-1/T1w.nii"], ["s1_ses-1", "s1_ses-2", "s2_ses-1"]),
+        (["c1/t1.nii", "c1/t2.nii", "c2/t1.nii", "c2/t2.nii"], ["c1_t1", "c1_t2", "c2_t1", "c2_t2"]),
+        (["a/x_0000.png", "b/x.png"], ["a", "b"]),
+        (["x.png", "b/x.png"], ["x", "b"]),
+        (["run-1.0.png", "run-1.5.png"], ["run-1.0", "run-1.5"]),
+    ],
+)
+def test_ids_where_file_names_repeat(paths: list[str], expected: list[str], tmp_path: Path) -> None:
+    """Without ids in dataset.json; the last case is one to test on, and takes part."""
+    listed = [{"image": path} for path in paths]
+    describe(tmp_path, training=listed[:-1], validation=[], testing=listed[-1:])
+    found = read_entries(json.loads((tmp_path / "dataset.json").read_text()), tmp_path / "dataset.json")
+    assert [entry["case"] for entry in found["training"] + found["testing"]] == expected
+
+
+def test_id_of_channels_in_files_of_their_own(tmp_path: Path) -> None:
+    listed = [{"image": [f"{case}/{name}.png" for name in ("flair", "t1")]} for case in ("p1", "p2")]
+    found = read_entries({"training": listed}, tmp_path / "dataset.json")
+    assert [entry["case"] for entry in found["training"]] == ["p1", "p2"]
+
+
+@given(st.text(min_size=1, max_size=9), st.text(min_size=1, max_size=9))
+def test_names_of_results(one: str, other: str) -> None:
+    """What a file system holds stays; two ids with one name are refused."""
+    folder = Path("/data")
+    names = [output_name(case) for case in (one, other)]
+    for case, name in zip((one, other), names, strict=True):
+        path = output_path(folder, case, "seg", ".nii.gz")
+        assert path.parent == folder
+        assert path.name == f"{name}_seg.nii.gz"
+        if not set(case) & set('/\\:*?"<>|') and case.isprintable() and not case.startswith("."):
+            assert name == case
+    if names[0] == names[1]:
+        with pytest.raises(InputError, match="more than once, or their results would have one name"):
+            _require_unique([one, other], folder)
+    else:
+        _require_unique([one, other], folder)
 
 
 def test_splits_json_wins(tmp_path: Path) -> None:
@@ -173,7 +224,12 @@ def test_channel_files_and_named_cases(tmp_path: Path) -> None:
         ("{}", r"lists no cases under 'training'.*python -m bundle datalist"),
         ('{"training": ["a.png"]}', r"entry under 'training' without an image"),
         ('{"training": [{"image": "a.png"}]}', r"lists 1 case under 'training' and none under 'validation'"),
-        ('{"training": [{"image": "a.png"}, {"image": "b/a.png"}]}', r"lists a more than once"),
+        ('{"training": [{"image": "a.png"}, {"image": "b/x.png", "case": "a"}]}', r"lists a more than once"),
+        ('{"training": [{"image": "a.png", "case": 7}]}', r"the case 7 under 'training'; an id is a text"),
+        (
+            '{"training": [{"image": "a.png", "case": "s/1"}, {"image": "b.png", "case": "s_1"}]}',
+            r"lists s/1, s_1 more than once, or their results would have one name",
+        ),
         ('{"training": [{"image": "a.png"}], "testing": [{"image": "a.png"}]}', r"lists a more than once"),
         ('{"training": [{"image": "a.png", "fold": 0}, {"image": "b.png"}]}', r"'fold' in 1 of 2"),
         ('{"labels": {"0": "x", "2": "y"}}', r"\{'x': 0, 'y': 2\} and the config has .*task.json"),
@@ -318,7 +374,7 @@ def test_bad_images_are_left_out_and_told_at_the_end(
     assert errors == [problem.sentence() for problem in found.problems]
     assert "found a colour picture" in errors[0]
     with pytest.raises(
-        InputError, match=r"^3 of 4 images were not segmented: colour, cut, scan; the others are"
+        InputError, match=r"^3 of 4 images were not segmented: colour, cut, scan.mha; the others are"
     ):
         found.finish()
 
@@ -357,6 +413,13 @@ def test_images_that_cannot_be_told_apart(tmp_path: Path) -> None:
     picture(tmp_path / "a.tif")
     with pytest.raises(InputError, match=r"a\.png and .*a\.tif have the same case id"):
         read_images(tmp_path, spatial_dims=2, in_channels=1)
+
+
+def test_two_files_of_one_channel_are_no_two_channels(tmp_path: Path) -> None:
+    picture(tmp_path / "a_0000.png")
+    picture(tmp_path / "a_0000.tif")
+    with pytest.raises(InputError, match=r"a_0000\.png and .*a_0000\.tif have the same case id"):
+        read_images(tmp_path, spatial_dims=2, in_channels=2)
 
 
 def test_folders_without_images(tmp_path: Path) -> None:

@@ -84,3 +84,17 @@ def test_folder_without_volumes_is_refused(tmp_path):
         read_volumes(tmp_path, in_channels=1)
     with pytest.raises(InputError, match="is no folder"):
         read_volumes(tmp_path / "missing", in_channels=1)
+
+
+def test_ids_of_volumes(tmp_path):
+    """The rule of folders of images: `_0000` goes where every name has it, and no other dot or end."""
+    for name in ("1.2.840.1_0000", "1.2.840.2_0000"):
+        write_nifti(tmp_path / f"{name}.nii", np.zeros((4, 5, 6), np.uint8))
+    found = read_volumes(tmp_path, in_channels=1).cases
+    assert [case["case"] for case in found] == ["1.2.840.1", "1.2.840.2"]
+    write_nifti(tmp_path / "b.nii", np.zeros((4, 5, 6), np.uint8))
+    found = read_volumes(tmp_path, in_channels=1).cases
+    assert [case["case"] for case in found] == ["1.2.840.1_0000", "1.2.840.2_0000", "b"]
+    (tmp_path / "b.zarr").mkdir()
+    with pytest.raises(InputError, match=r"b\.nii and .*b\.zarr have the same case id"):
+        read_volumes(tmp_path, in_channels=1)

@@ -1,4 +1,4 @@
-"""What SaveImaged writes through the bundle's writers, read back by nibabel and Pillow."""
+"""What SaveCased writes, read back by nibabel and Pillow."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 from PIL import Image
 
-from scripts.data import writer_for
+from scripts.data import SaveCased
+from scripts.data.writers import writer_for
 from scripts.errors import InputError
 from scripts.labels import label_type
 
@@ -32,21 +32,11 @@ def make_pred(folder, ext: str, values: np.ndarray, dtype=torch.int32) -> MetaTe
     return MetaTensor(torch.as_tensor(values)[None].to(dtype), meta=image.meta)
 
 
-def save(pred: MetaTensor, folder, ext: str, dtype=None):
-    """Through SaveImaged as configs/inference.json wires it."""
-    parser = ConfigParser({"writer": {"_target_": "scripts.data.writer_for", "output_ext": ext}})
-    SaveImaged(
-        "pred",
-        output_dir=folder / "out",
-        output_postfix="seg",
-        output_ext=ext,
-        output_dtype=dtype,
-        resample=False,
-        separate_folder=False,
-        print_log=False,
-        writer=parser.get_parsed_content("writer"),
-    )({"pred": pred})
-    return folder / "out" / f"scan_seg{ext}"
+def save(pred: MetaTensor, folder, ext: str):
+    SaveCased("pred", output_dir=folder / "out", output_postfix="seg", output_ext=ext)(
+        {"case": "1.5/scan", "pred": pred}
+    )
+    return folder / "out" / f"1.5_scan_seg{ext}"
 
 
 def make_labels(shape: tuple[int, ...], largest: int) -> np.ndarray:
@@ -130,7 +120,7 @@ def test_what_a_png_cannot_hold_is_refused(tmp_path, values, message):
         writer_for(".png")().set_data_array(pred)
     with pytest.raises(RuntimeError, match=message):
         save(pred, tmp_path, ".png")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -167,8 +157,16 @@ def test_a_failing_backend_leaves_what_was_there(tmp_path, monkeypatch, ext, old
     with pytest.raises(RuntimeError, match="no space left on device"):
         save(pred, tmp_path, ext)
     left = list((tmp_path / "out").iterdir())
-    assert [path.name for path in left] == ([f"scan_seg{ext}"] if old else [])
+    assert [path.name for path in left] == ([f"1.5_scan_seg{ext}"] if old else [])
     assert not old or left[0].read_bytes() == before
+
+
+def test_a_host_that_hands_no_id_gets_the_name_of_the_file(tmp_path):
+    image = make_pred(tmp_path, ".png", make_labels((6, 5), 2))
+    save_image = SaveCased("pred", output_dir=tmp_path / "out", output_postfix="seg", output_ext=".png")
+    assert isinstance(save_image, SaveImaged)  # which MONAI Label leaves out
+    save_image({"image": image, "pred": image})
+    assert (tmp_path / "out/scan_seg.png").is_file()
 
 
 @pytest.mark.parametrize("ext", [".jpg", ".tif", "png", ""])
