@@ -1,30 +1,11 @@
-"""`python -m bundle <command>`: the workbench around the bundle."""
+"""`python -m bundle COMMAND`: the workbench around the bundle."""
 
 from __future__ import annotations
 
-import importlib
 import sys
 
-import typer
-
+from bundle.cli import app
 from scripts.errors import InputError
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for _name in (
-    "data.phantom",
-    "data.datalist",
-    "runs.demo",
-    "benchmark",
-    "figures",
-    "runs.tune",
-    "runs.score",
-    "runs.study",
-    "ship.package",
-    "ship.verify",
-    "ship.archive",
-    "ship.export",
-):
-    importlib.import_module(f"bundle.{_name}").register(app)
 
 
 def main() -> None:

@@ -6,11 +6,10 @@ import importlib
 import json
 import os
 import platform
-import re
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -20,9 +19,6 @@ from scripts.compute.acceleration import mixed_precision
 from scripts.errors import InputError
 from scripts.files import atomic_write
 
-#: Contests, each a module of this package.
-CONTESTS = ("inference", "training", "augmentation", "weightmap", "metrics")
-
 #: Packages whose versions are recorded.
 PACKAGES = (
     *("torch", "monai", "numpy", "scipy", "openvino", "onnx", "onnxruntime", "nnunetv2"),
@@ -31,31 +27,15 @@ PACKAGES = (
 
 
 def benchmark(
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help=f"One of {', '.join(CONTESTS)}; repeatable")
-    ] = None,
-    match: Annotated[str, typer.Option("--match", help="Regular expression for the entries' names")] = "",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write all figures")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds that count, after one to warm up")] = 5,
-    small: Annotated[bool, typer.Option("--small", help="Tiny sizes, to see that everything runs")] = False,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option("--threads", help="Threads of every entry; all cores by default")
-    ] = None,
+    only: list[str],
+    match: str,
+    json_file: Path | None,
+    rounds: int,
+    small: bool,
+    device: str,
+    threads: int | None,
 ) -> None:
-    """Time this bundle beside its peers, in turns; print medians, ratios and shares of the machine's best."""
-    chosen = list(dict.fromkeys(only or CONTESTS))
-    for name in chosen:
-        if name not in CONTESTS:
-            raise InputError(f"--only is {name!r}: give one of {', '.join(CONTESTS)}")
-    try:
-        re.compile(match)
-    except re.error as error:
-        raise InputError(f"--match is {match!r}, no regular expression ({error}): give one") from None
-    if rounds < 1:
-        raise InputError(f"--rounds is {rounds}: give 1 or more")
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads is {threads}: give 1 or more")
+    """Carry out `bundle.cli.benchmark`, whose arguments these are."""
     threads = threads or torch.get_num_threads()
     place = _device(device)
     report: dict[str, Any] = {
@@ -66,7 +46,7 @@ def benchmark(
     typer.echo("\n".join(f"{key}: {value}" for key, value in report["machine"].items()))
     from bundle.benchmark import runner
 
-    for name in chosen:
+    for name in dict.fromkeys(only):
         module = importlib.import_module(f"bundle.benchmark.{name}")
         for whole in module.contests(small, place):
             contest = runner.select(whole, match)
@@ -106,18 +86,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     return description
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the workbench."""
-    app.command()(benchmark)
-
-
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device is {name!r}: give cpu, cuda or cuda:1") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device is {name!r}: give cpu, cuda or cuda:1")
+    device = torch.device(name)
     if device.type == "cpu":
         return device
     index = device.index or 0

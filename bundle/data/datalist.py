@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
@@ -31,7 +31,6 @@ from scripts.data.checks import (
     read_dims,
 )
 from scripts.data.datalist import (
-    DEFAULT_FOLDS,
     assign_folds,
     dataset_labels,
     file_stem,
@@ -212,32 +211,23 @@ def plan_task(
 
 
 def datalist(
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where dataset.json and task.json go")],
-    images: Annotated[Path | None, typer.Option("--images", help="Folder of images")] = None,
-    labels: Annotated[Path | None, typer.Option("--labels", help="Folder of their labels")] = None,
-    nnunet: Annotated[Path | None, typer.Option("--nnunet", help="nnU-Net raw folder (v1 or v2)")] = None,
-    msd: Annotated[Path | None, typer.Option("--msd", help="Medical Segmentation Decathlon folder")] = None,
-    folds: Annotated[int, typer.Option("--folds", help="Folds for cross-validation")] = DEFAULT_FOLDS,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of folds and held-out cases")] = 0,
-    test_fraction: Annotated[float, typer.Option("--test_fraction", help="Share of cases held out")] = 0.0,
-    subject_pattern: Annotated[
-        str | None,
-        typer.Option("--subject_pattern", help="Regex on the case id; its first group: the subject"),
-    ] = None,
-    subjects: Annotated[Path | None, typer.Option("--subjects", help="CSV with columns case,subject")] = None,
-    splits: Annotated[
-        Path | None, typer.Option("--splits", help="JSON with fixed train, val, test ids")
-    ] = None,
-    label_names: Annotated[
-        str | None, typer.Option("--label_names", help="Label values by name: background=0,membrane=255")
-    ] = None,
-    instances: Annotated[bool, typer.Option("--instances", help="Labels number the instances")] = False,
+    output_dir: Path,
+    images: Path | None,
+    labels: Path | None,
+    nnunet: Path | None,
+    msd: Path | None,
+    folds: int,
+    seed: int,
+    test_fraction: float,
+    subject_pattern: str | None,
+    subjects: Path | None,
+    splits: Path | None,
+    label_names: str | None,
+    instances: bool,
 ) -> None:
-    """Write dataset.json and task.json for images with labels, after reading every file."""
+    """Carry out `bundle.cli.datalist`, whose arguments these are."""
     _require_no_other_splits(output_dir, splits)
     source = _read_source(images, labels, nnunet, msd)
-    if instances and label_names:
-        raise InputError("--label_names does not go with --instances, whose labels are numbers; drop one.")
     declared = _parse_label_names(label_names) if label_names else source.labels
     spatial_dims, in_channels = _dims(source)
 
@@ -275,18 +265,7 @@ def datalist(
     )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `python -m bundle`."""
-    app.command("datalist")(datalist)
-
-
 def _read_source(images: Path | None, labels: Path | None, nnunet: Path | None, msd: Path | None) -> Source:
-    given = [images is not None or labels is not None, nnunet is not None, msd is not None]
-    if sum(given) != 1 or (images is None) != (labels is None):
-        raise InputError(
-            "the source of the data is not clear; exactly one of --images with --labels, --nnunet and --msd "
-            "is needed; give one."
-        )
     if images is not None and labels is not None:
         return match_folders(images, labels)
     return read_nnunet(nnunet) if nnunet is not None else read_msd(msd)  # type: ignore[arg-type]
@@ -386,10 +365,6 @@ def _subjects(
 ) -> tuple[dict[str, str], list[Problem]]:
     """Case id to subject; a case is its own subject if neither pattern nor table is given."""
     ids = [case["case"] for case in cases]
-    if pattern is not None and table is not None:
-        raise InputError(
-            "--subject_pattern and --subjects both say who is who; one is allowed; drop the other."
-        )
     if pattern is not None:
         try:
             regex = re.compile(pattern)

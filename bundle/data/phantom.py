@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -426,21 +426,16 @@ def _parse_size(text: str | None) -> tuple[int, ...] | None:
 
 
 def phantom(
-    kind: Annotated[Kind, typer.Argument(help="cells (2D) or organ (3D)")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="A new or empty folder")],
-    cases: Annotated[int, typer.Option("--cases", help="How many cases, a fifth of them held out")] = 24,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same arrays")] = 0,
-    size: Annotated[str | None, typer.Option("--size", help="rows,columns or x,y,z")] = None,
+    kind: str,
+    output_dir: Path,
+    cases: int,
+    seed: int,
+    size: str | None,
 ) -> None:
-    """Write made-up data to try the bundle on: touching cells (2D) or an organ in two parts (3D)."""
-    about = write_phantom(kind, output_dir, cases, seed, _parse_size(size))
+    """Carry out `bundle.cli.phantom`, whose arguments these are."""
+    about = write_phantom(Kind(kind), output_dir, cases, seed, _parse_size(size))
     typer.echo(
         f"{about['numTraining']} cases to train on and {about['numTest']} held out: "
         f"look at {output_dir / 'imagesTr'} beside {output_dir / 'labelsTr'}; "
         f"{output_dir / 'dataset.json'} lists them."
     )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the workbench."""
-    app.command()(phantom)

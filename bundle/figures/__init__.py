@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from matplotlib.figure import Figure
@@ -17,10 +17,8 @@ from PIL import Image
 
 from bundle.figures.diagram import configured, draw_architecture
 from bundle.figures.mechanisms import draw_elastic, draw_tiles, draw_weights, even_cells, spoil
-from scripts.errors import InputError
 from scripts.files import atomic_write
 from scripts.pictures import draw_instances, save_figure
-from scripts.process import bundle_root
 
 DPI = 100
 LARGEST = 250_000  # bytes of a PNG; a larger one is reduced to 256 colours
@@ -56,20 +54,14 @@ def write_figures(names: Sequence[str], output_dir: Path) -> list[Path]:
     """Write pictures as PNG files.
 
     Args:
-        names: keys of FIGURES; none for all.
+        names: keys of FIGURES.
         output_dir: made where missing; files of the same names are replaced.
 
     Returns:
         The files.
-
-    Raises:
-        InputError: an unknown name.
     """
-    unknown = [name for name in names if name not in FIGURES]
-    if unknown:
-        raise InputError(f"no figure is called {unknown[0]!r}: use {', '.join(FIGURES)}")
     paths = []
-    for name in names or FIGURES:
+    for name in names:
         path = output_dir / f"{name}.png"
         FIGURES[name](path)
         if path.stat().st_size > LARGEST:
@@ -83,17 +75,7 @@ def write_figures(names: Sequence[str], output_dir: Path) -> list[Path]:
     return paths
 
 
-def figures(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; all unless given")] = None,
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the PNG files go")] = Path(
-        bundle_root(), "runs", "figures"
-    ),
-) -> None:
-    """Draw networks, tiles, the weight map, elastic deformation and wrong cells for docs/unet2015.md."""
-    for path in write_figures(names or [], output_dir):
+def figures(names: list[str], output_dir: Path) -> None:
+    """Carry out `bundle.cli.figures`, whose arguments these are."""
+    for path in write_figures(names, output_dir):
         typer.echo(path)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the workbench."""
-    app.command()(figures)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
 
 import nibabel as nib
 import numpy as np
@@ -17,18 +16,13 @@ from scripts.data.checks import image_suffix
 from scripts.data.datalist import output_path, sections
 from scripts.errors import InputError
 from scripts.files import read_json
-from scripts.process import bundle_root
 
 #: Kind of phantom, and the experiment that learns it.
 EXPERIMENTS = {"cells": "phantom_cells", "organ": "phantom_organ"}
 
 
-def demo(
-    output_dir: Annotated[
-        Path, typer.Option("--output_dir", help="Folder of data, models and pictures")
-    ] = Path(bundle_root(), "runs", "demo"),
-) -> None:
-    """Generate data, train, evaluate and segment in 2D and 3D; print every command and where to look."""
+def demo(output_dir: Path) -> None:
+    """Carry out `bundle.cli.demo`, whose arguments these are."""
     started = time.monotonic()
     output_dir = output_dir.resolve()
     for kind in EXPERIMENTS:
@@ -89,11 +83,6 @@ def compare_with_otsu(data: Path, segmentations: Path) -> tuple[float, float]:
         scores.append([np.nanmean(dice_per_class(guess, truth, n_classes)) for guess in (pred, otsu)])
     unet, baseline = np.mean(scores, axis=0)
     return float(unet), float(baseline)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the workbench."""
-    app.command()(demo)
 
 
 def _array(path: Path) -> np.ndarray:

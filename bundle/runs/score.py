@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -52,7 +52,6 @@ from scripts.judging import (
 from scripts.labels import IGNORE_NAME, class_names, class_values
 from scripts.pictures import draw_instances
 
-MEASURES = ("classes", "instances", "membranes")
 MAX_FOUND_CLASSES = 64  # more values than this are no classes that somebody forgot to name
 DECIMALS = {"warping_error": 6}  # of scores for which the four of the others say too little
 SUM_TOLERANCE = 1e-2  # how far from 1 the probabilities of the classes of a pixel may add up
@@ -100,34 +99,15 @@ class Outcome:
 
 
 def score(
-    pred: Annotated[Path, typer.Argument(help="Folder of predictions, or one file")],
-    truth: Annotated[Path, typer.Argument(help="Folder of label files, or one file")],
-    measure: Annotated[str, typer.Option("--measure", help="classes, instances or membranes")] = "classes",
-    output_dir: Annotated[
-        Path | None, typer.Option("--output_dir", help="Where scores.csv and summary.json go")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option("--labels", help="Classes by name: background=0,cell=1 (measure classes)")
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Of the surface Dice, in mm or pixels (measure classes)")
-    ] = 1.0,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of images, to draw cases on (measure instances)")
-    ] = None,
+    pred: Path,
+    truth: Path,
+    measure: str,
+    output_dir: Path | None,
+    labels: str | None,
+    tolerance: float,
+    images: Path | None,
 ) -> None:
-    """Score predictions file by file, and all of them together."""
-    if measure not in MEASURES:
-        raise InputError(f"--measure is '{measure}'; it is one of {', '.join(MEASURES)}; choose one.")
-    if labels is not None and measure != "classes":
-        raise InputError(f"--labels '{labels}' names classes; --measure {measure} has none; drop it.")
-    if not 0 <= tolerance < math.inf:
-        raise InputError(f"--tolerance is {tolerance}; it is a distance of 0 or more; correct it.")
-    if images is not None and (measure != "instances" or output_dir is None):
-        raise InputError(
-            f"--images '{images}' is for pictures of cells; it goes with --measure instances and "
-            "--output_dir; add both or drop it."
-        )
+    """Carry out `bundle.cli.score`, whose arguments these are."""
     pairs, problems, left = find_pairs(pred, truth, measure)
     pictured = find_images(pairs, images) if images is not None else {}
     scorer, finish = _way(measure, pairs, labels, tolerance)
@@ -168,11 +148,6 @@ def _way(
     return ClassScorer(names, tolerance), class_outcome
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `python -m bundle`."""
-    app.command("score")(score)
-
-
 # Files
 
 
@@ -185,7 +160,7 @@ def find_pairs(pred: Path, truth: Path, measure: str) -> tuple[list[Pair], list[
     Args:
         pred: folder or file.
         truth: folder or file, as `pred`.
-        measure: one of MEASURES.
+        measure: classes, instances or membranes.
 
     Returns:
         The pairs, a sentence for each prediction without one, and the number of truths without prediction.

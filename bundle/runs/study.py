@@ -12,14 +12,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from matplotlib.figure import Figure
 
 from bundle.runs.commands import run_bundle, run_python, say
 from bundle.runs.experiments import for_inference, read_experiment
-from bundle.runs.score import MEASURES, number, table
+from bundle.runs.score import number, table
 from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json
@@ -42,27 +42,16 @@ Row = dict[str, Any]
 
 
 def study(
-    args_file: Annotated[
-        Path, typer.Option("--args_file", help="An experiment: an args file of `monai.bundle run`")
-    ],
-    dataset_dir: Annotated[Path, typer.Option("--dataset_dir", help="Folder with dataset.json")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where runs, table and picture go")],
-    measure: Annotated[str, typer.Option("--measure", help=f"One of {', '.join(MEASURES)}")],
-    seeds: Annotated[str, typer.Option("--seeds", help="Seeds, with commas between")] = "0,1,2",
-    variants: Annotated[
-        Path | None,
-        typer.Option("--variants", help="JSON with what to change, such as in bundle/runs/variants"),
-    ] = None,
-    section: Annotated[
-        str, typer.Option("--section", help="What is judged: testing, validation or training")
-    ] = "testing",
-    inferer: Annotated[
-        Path | None, typer.Option("--inferer", help="An overlay for inference, such as configs/inferer's")
-    ] = None,
+    args_file: Path,
+    dataset_dir: Path,
+    output_dir: Path,
+    measure: str,
+    seeds: str,
+    variants: Path | None,
+    section: str,
+    inferer: Path | None,
 ) -> None:
-    """Train every variant with every seed, judge all, and write study.csv and study.png."""
-    if measure not in MEASURES:
-        raise InputError(f"--measure is {measure!r}: give one of {', '.join(MEASURES)}")
+    """Carry out `bundle.cli.study`, whose arguments these are."""
     numbers = _seeds(seeds)
     changes = read_variants(variants)
     experiment = read_experiment(args_file)
@@ -204,11 +193,6 @@ def draw(rows: Sequence[Row], scores: Sequence[str], path: Path) -> None:
     first.set_ylim(len(variants) - 0.5, -0.5)
     figure.suptitle("point: a seed; line: their mean; diamond: mean of their probabilities", fontsize=9)
     save_figure(figure, path)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the workbench."""
-    app.command()(study)
 
 
 def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:

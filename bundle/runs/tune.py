@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +33,10 @@ from scripts.data import cases_of
 from scripts.data.checks import check_cases, require_sound
 from scripts.errors import InputError
 from scripts.files import atomic_write
-from scripts.judging import INSTANCE_SCORES, instance_scores, v_rand
+from scripts.judging import instance_scores, v_rand
 from scripts.labels import IGNORE_LABEL, count_classes
 from scripts.pictures import save_figure
 from scripts.transforms import WatershedInstancesd
-
-#: What can be asked for; of all of them the highest is the best.
-MEASURES = (*INSTANCE_SCORES, "v_rand")
 
 #: Values tried for each parameter of WatershedInstancesd, in the order in which they are tried.
 GRID: dict[str, tuple[float, ...]] = {
@@ -124,7 +121,7 @@ def mean_score(cases: Sequence[Case], transform: Transform, measure: str) -> flo
     Args:
         cases: at least one.
         transform: takes {"pred": (classes, *spatial)}, gives {"pred": (1, *spatial)}.
-        measure: one of MEASURES.
+        measure: one of INSTANCE_SCORES, or "v_rand".
 
     Returns:
         The mean over the cases; those that say nothing (NaN) are left out.
@@ -204,17 +201,13 @@ def predict(parser: ConfigParser, folder: Path) -> list[Case]:
 
 
 def tune(
-    config_file: Annotated[
-        str, typer.Option("--config_file", help="Configs of the training, as for `monai.bundle run`")
-    ],
-    dataset_dir: Annotated[Path, typer.Option("--dataset_dir", help="Folder with dataset.json")],
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the results go")],
-    measure: Annotated[str, typer.Option("--measure", help=f"One of {', '.join(MEASURES)}")] = "ap50",
+    config_file: str,
+    dataset_dir: Path,
+    checkpoint: Path,
+    output_dir: Path,
+    measure: str,
 ) -> None:
-    """Choose the parameters of WatershedInstancesd on the validation cases; write postprocessing.json."""
-    if measure not in MEASURES:
-        raise InputError(f"--measure is {measure!r}: give one of {', '.join(MEASURES)}")
+    """Carry out `bundle.cli.tune`, whose arguments these are."""
     files = _config_files(config_file)
     read_checkpoint(checkpoint)
     if output_dir.exists() and not output_dir.is_dir():
@@ -287,11 +280,6 @@ def draw_trials(trials: Sequence[Trial], measure: str, path: Path) -> None:
         fontsize=9,
     )
     save_figure(figure, path)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the workbench."""
-    app.command()(tune)
 
 
 def _try_all(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import typer
@@ -30,9 +30,6 @@ from scripts.files import disk_space_for
 
 requests, _ = optional_import("requests")
 dicomweb, has_dicomweb = optional_import("dicomweb_client")
-
-#: Seconds that the archive may be silent.
-TIMEOUT = 60.0
 
 #: Tags of the answers, PS3.6.
 STUDY_UID, INSTANCES = "0020000D", "00201209"
@@ -51,15 +48,8 @@ ADVICE = {
 }
 
 
-def fetch(
-    url: Annotated[str, typer.Argument(help="DICOMweb root, such as http://127.0.0.1:8042/dicom-web")],
-    series: Annotated[str, typer.Argument(help="SeriesInstanceUID")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="A folder that is not there yet")],
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds of silence to wait")] = TIMEOUT,
-) -> None:
-    """Fetch a series: its instances as 00001.dcm and on, whole or not at all."""
-    if output_dir.exists():
-        raise InputError(f"--output_dir {output_dir} is there already: name a new folder")
+def fetch(url: str, series: str, output_dir: Path, timeout: float) -> None:
+    """Carry out `bundle.cli.fetch`, whose arguments these are."""
     client = _client(url, timeout)
     with _answers(url, "the series"):
         found = client.search_for_series(
@@ -88,12 +78,8 @@ def fetch(
     typer.echo(f"{count} instances in {output_dir}")
 
 
-def store(
-    url: Annotated[str, typer.Argument(help="DICOMweb root, such as http://127.0.0.1:8042/dicom-web")],
-    paths: Annotated[list[Path], typer.Argument(help="DICOM files, or folders of .dcm files")],
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds of silence to wait")] = TIMEOUT,
-) -> None:
-    """Store DICOM files; one that the archive refuses is named, and the others are stored."""
+def store(url: str, paths: list[Path], timeout: float) -> None:
+    """Carry out `bundle.cli.store`, whose arguments these are."""
     client = _client(url, timeout)
     files = [file for path in paths for file in (sorted(path.rglob("*.dcm")) if path.is_dir() else [path])]
     if not files:
@@ -110,12 +96,6 @@ def store(
             "look up the reason in DICOM PS3.18, table I.2-2, or in the archive's log"
         )
     typer.echo(f"{len(files)} file(s) in {_place(url)}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the workbench."""
-    app.command()(fetch)
-    app.command()(store)
 
 
 def _client(url: str, timeout: float) -> Any:

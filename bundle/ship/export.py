@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import monai.bundle
 import numpy as np
@@ -252,29 +252,17 @@ FORMATS = {
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="Folder of a bundle, or an experiment: an args file")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where files, table and picture go")],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option("--checkpoint", help="Weights; those of the bundle or training if absent"),
-    ] = None,
-    formats: Annotated[
-        list[str] | None, typer.Option("--format", help=f"One of {', '.join(FORMATS)}; repeatable")
-    ] = None,
-    dataset_dir: Annotated[
-        Path | None, typer.Option("--dataset_dir", help="Folder with dataset.json: cases to judge by")
-    ] = None,
-    section: Annotated[
-        str, typer.Option("--section", help="Which cases: testing, validation or training")
-    ] = "validation",
-    cases: Annotated[int | None, typer.Option("--cases", help="The first so many; all if absent")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", help="How often each case is segmented")] = 3,
+    source: Path,
+    output_dir: Path,
+    checkpoint: Path | None,
+    formats: list[str] | None,
+    dataset_dir: Path | None,
+    section: str,
+    cases: int | None,
+    rounds: int,
 ) -> None:
-    """Export a trained network to every format that this machine can, and compare each with PyTorch."""
-    chosen = _chosen(formats)
-    for name, value in (("--cases", cases), ("--rounds", rounds)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: give 1 or more")
+    """Carry out `bundle.cli.export`, whose arguments these are."""
+    chosen = [name for name in FORMATS if not formats or name in formats]
     warnings.simplefilter("ignore")  # PyTorch says at each call that TorchScript is old
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -597,19 +585,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axis.set_xlabel("seconds a case: each round, and their median")
     axis.grid(axis="x", alpha=0.3)
     save_figure(figure, path)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the workbench."""
-    app.command()(export)
-
-
-def _chosen(formats: Sequence[str] | None) -> list[str]:
-    """The formats asked for, in the order of the table."""
-    for name in formats or ():
-        if name not in FORMATS:
-            raise InputError(f"--format is {name!r}: give one of {', '.join(FORMATS)}")
-    return [name for name in FORMATS if not formats or name in formats]
 
 
 def _parser(files: Sequence[str], ids: Mapping[str, Any]) -> ConfigParser:

@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -59,23 +59,14 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def package(
-    args_file: Annotated[
-        Path, typer.Option("--args_file", help="The experiment: an args file of `monai.bundle run`")
-    ],
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the bundle and its zip go")],
-    card: Annotated[
-        Path | None,
-        typer.Option("--card", help="Texts of the bundle; bundle/ship/cards/NAME.json unless given"),
-    ] = None,
-    scores: Annotated[
-        Path | None, typer.Option("--scores", help="summary.json of an evaluation or of `score`")
-    ] = None,
-    large_files_url: Annotated[
-        str | None, typer.Option("--large_files_url", help="Where files above 25 MB will lie")
-    ] = None,
+    args_file: Path,
+    checkpoint: Path,
+    output_dir: Path,
+    card: Path | None,
+    scores: Path | None,
+    large_files_url: str | None,
 ) -> None:
-    """Make a bundle for the Model Zoo from a trained experiment."""
+    """Carry out `bundle.cli.package`, whose arguments these are."""
     experiment = read_experiment(args_file)
     texts = read_card(card or CARDS / args_file.name)
     inference = resolved(*for_inference(experiment))
@@ -300,11 +291,6 @@ def write_zip(folder: Path, path: Path) -> None:
                 entry = zipfile.ZipInfo(file.relative_to(folder.parent).as_posix(), ZIP_TIME)
                 entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
                 archive.writestr(entry, file.read_bytes(), compresslevel=6)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the workbench."""
-    app.command()(package)
 
 
 def _network(inference: Mapping[str, Any]) -> torch.nn.Module:

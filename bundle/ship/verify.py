@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -310,11 +310,8 @@ RUNNING: dict[str, Check] = {
 }
 
 
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, or its zip")],
-    show: Annotated[bool, typer.Option("--show", help="List all that the configs would execute")] = False,
-) -> None:
-    """Check a bundle: files, metadata, ids, what it would execute, weights, network and export."""
+def verify(bundle: Path, show: bool) -> None:
+    """Carry out `bundle.cli.verify`, whose arguments these are."""
     if not (has_yaml and has_jsonschema):
         raise InputError("verify needs jsonschema and PyYAML: run pip install -r requirements-zoo.txt")
     with tempfile.TemporaryDirectory() as folder:
@@ -362,11 +359,6 @@ def unpack(file: Path, folder: Path) -> Path:
         archive.extractall(folder)
     inside = list(folder.iterdir())
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the workbench."""
-    app.command()(verify)
 
 
 def _report(name: str, check: Check, sentences: Sequence[str]) -> int:

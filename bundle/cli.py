@@ -1,0 +1,297 @@
+"""The commands of `python -m bundle`: their options, help and defaults, and which module carries each out.
+
+Nothing heavy is imported here, so that help and wrong usage are answered at once. A function below has the
+name and the arguments of the one in the module that its decorator names; that is imported when the command
+runs. Its own body holds what can be refused by looking at the arguments alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from scripts.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The workbench around the bundle.",
+)
+
+#: Groups of commands in the help, in this order.
+DATA, RUNS, SHIP, DICOM, PROJECT = "Data", "Train and judge", "Ship", "DICOM", "Project"
+
+#: Where the commands of the project write unless told otherwise.
+OWN_RUNS = Path(__file__).resolve().parents[1] / "runs"
+
+#: What predictions are judged as.
+Measure = Literal["classes", "instances", "membranes"]
+
+#: Cases of a data set.
+Section = Literal["testing", "validation", "training"]
+
+#: Names of which several can be given, for which typer wants an enumeration.
+Format = StrEnum("Format", ["pt2", "onnx", "openvino", "tensorrt", "torchscript"])
+Contest = StrEnum("Contest", ["inference", "training", "augmentation", "weightmap", "metrics"])
+Figure = StrEnum("Figure", ["unet2015", "unet3d", "residual", "tiles", "weights", "elastic", "instances"])
+
+Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds of silence to wait")]
+Url = Annotated[str, typer.Argument(help="DICOMweb root, such as http://127.0.0.1:8042/dicom-web")]
+ArgsFile = Annotated[
+    Path, typer.Option("--args_file", help="The experiment: an args file of `monai.bundle run`")
+]
+DataFolder = Annotated[Path, typer.Option("--dataset_dir", help="Folder with dataset.json")]
+
+
+def command(group: str, module: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a command: checks its arguments, then calls the function of its name in a module of `bundle`.
+
+    Args:
+        group: heading in the help.
+        module: below `bundle`, such as "ship.export".
+    """
+
+    def add(checks: Callable[..., None]) -> Callable[..., None]:
+        @app.command(rich_help_panel=group)
+        @functools.wraps(checks)
+        def run(**arguments: Any) -> None:
+            checks(**arguments)
+            getattr(importlib.import_module(f"bundle.{module}"), checks.__name__)(**arguments)
+
+        return run
+
+    return add
+
+
+@command(DATA, "data.phantom")
+def phantom(
+    kind: Annotated[Literal["cells", "organ"], typer.Argument(help="cells (2D) or organ (3D)")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="A new or empty folder")],
+    cases: Annotated[int, typer.Option("--cases", help="How many cases, a fifth of them held out")] = 24,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same arrays")] = 0,
+    size: Annotated[str | None, typer.Option("--size", help="rows,columns or x,y,z")] = None,
+) -> None:
+    """Write made-up data to try the bundle on: touching cells (2D) or an organ in two parts (3D)."""
+
+
+@command(DATA, "data.datalist")
+def datalist(
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where dataset.json and task.json go")],
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of images")] = None,
+    labels: Annotated[Path | None, typer.Option("--labels", help="Folder of their labels")] = None,
+    nnunet: Annotated[Path | None, typer.Option("--nnunet", help="nnU-Net raw folder (v1 or v2)")] = None,
+    msd: Annotated[Path | None, typer.Option("--msd", help="Medical Segmentation Decathlon folder")] = None,
+    folds: Annotated[int, typer.Option("--folds", help="Folds for cross-validation")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of folds and held-out cases")] = 0,
+    test_fraction: Annotated[float, typer.Option("--test_fraction", help="Share of cases held out")] = 0.0,
+    subject_pattern: Annotated[
+        str | None,
+        typer.Option("--subject_pattern", help="Regex on the case id; its first group: the subject"),
+    ] = None,
+    subjects: Annotated[Path | None, typer.Option("--subjects", help="CSV with columns case,subject")] = None,
+    splits: Annotated[
+        Path | None, typer.Option("--splits", help="JSON with fixed train, val, test ids")
+    ] = None,
+    label_names: Annotated[
+        str | None, typer.Option("--label_names", help="Label values by name: background=0,membrane=255")
+    ] = None,
+    instances: Annotated[bool, typer.Option("--instances", help="Labels number the instances")] = False,
+) -> None:
+    """Write dataset.json and task.json for images with labels, after reading every file."""
+    if (images is None) != (labels is None) or sum(part is not None for part in (images, nnunet, msd)) != 1:
+        raise InputError(
+            "the source of the data is not clear; exactly one of --images with --labels, --nnunet and --msd "
+            "is needed; give one."
+        )
+    if instances and label_names:
+        raise InputError("--label_names does not go with --instances, whose labels are numbers; drop one.")
+    if subject_pattern is not None and subjects is not None:
+        raise InputError(
+            "--subject_pattern and --subjects both say who is who; one is allowed; drop the other."
+        )
+
+
+@command(RUNS, "runs.score")
+def score(
+    pred: Annotated[Path, typer.Argument(help="Folder of predictions, or one file")],
+    truth: Annotated[Path, typer.Argument(help="Folder of label files, or one file")],
+    measure: Annotated[Measure, typer.Option("--measure", help="What is judged")] = "classes",
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", help="Where scores.csv and summary.json go")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Classes by name: background=0,cell=1 (measure classes)")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Of the surface Dice, in mm or pixels (measure classes)")
+    ] = 1.0,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of images, to draw cases on (measure instances)")
+    ] = None,
+) -> None:
+    """Score predictions file by file, and all of them together."""
+    if labels is not None and measure != "classes":
+        raise InputError(f"--labels '{labels}' names classes; --measure {measure} has none; drop it.")
+    if not 0 <= tolerance < math.inf:
+        raise InputError(f"--tolerance is {tolerance}; it is a distance of 0 or more; correct it.")
+    if images is not None and (measure != "instances" or output_dir is None):
+        raise InputError(
+            f"--images '{images}' is for pictures of cells; it goes with --measure instances and "
+            "--output_dir; add both or drop it."
+        )
+
+
+@command(RUNS, "runs.tune")
+def tune(
+    config_file: Annotated[
+        str, typer.Option("--config_file", help="Configs of the training, as for `monai.bundle run`")
+    ],
+    dataset_dir: DataFolder,
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the results go")],
+    measure: Annotated[
+        Literal["ap50", "ap75", "ap", "precision50", "recall50", "f1_50", "pq", "sq", "rq", "seg", "v_rand"],
+        typer.Option("--measure", help="What should be highest"),
+    ] = "ap50",
+) -> None:
+    """Choose the parameters of WatershedInstancesd on the validation cases; write postprocessing.json."""
+
+
+@command(RUNS, "runs.study")
+def study(
+    args_file: ArgsFile,
+    dataset_dir: DataFolder,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where runs, table and picture go")],
+    measure: Annotated[Measure, typer.Option("--measure", help="What is judged")],
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds, with commas between")] = "0,1,2",
+    variants: Annotated[
+        Path | None,
+        typer.Option("--variants", help="JSON with what to change, such as in bundle/runs/variants"),
+    ] = None,
+    section: Annotated[Section, typer.Option("--section", help="Which cases are judged")] = "testing",
+    inferer: Annotated[
+        Path | None, typer.Option("--inferer", help="An overlay for inference, such as configs/inferer's")
+    ] = None,
+) -> None:
+    """Train every variant with every seed, judge all, and write study.csv and study.png."""
+
+
+@command(SHIP, "ship.package")
+def package(
+    args_file: ArgsFile,
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the bundle and its zip go")],
+    card: Annotated[
+        Path | None,
+        typer.Option("--card", help="Texts of the bundle; bundle/ship/cards/NAME.json unless given"),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="summary.json of an evaluation or of `score`")
+    ] = None,
+    large_files_url: Annotated[
+        str | None, typer.Option("--large_files_url", help="Where files above 25 MB will lie")
+    ] = None,
+) -> None:
+    """Make a bundle for the Model Zoo from a trained experiment."""
+
+
+@command(SHIP, "ship.verify")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, or its zip")],
+    show: Annotated[bool, typer.Option("--show", help="List all that the configs would execute")] = False,
+) -> None:
+    """Check a bundle: files, metadata, ids, what it would execute, weights, network and export."""
+
+
+@command(SHIP, "ship.export")
+def export(
+    source: Annotated[Path, typer.Argument(help="Folder of a bundle, or an experiment: an args file")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where files, table and picture go")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="Weights; those of the bundle or training if absent"),
+    ] = None,
+    formats: Annotated[
+        list[Format] | None, typer.Option("--format", help="Repeatable; all unless given")
+    ] = None,
+    dataset_dir: Annotated[
+        Path | None, typer.Option("--dataset_dir", help="Folder with dataset.json: cases to judge by")
+    ] = None,
+    section: Annotated[Section, typer.Option("--section", help="Which cases")] = "validation",
+    cases: Annotated[
+        int | None, typer.Option("--cases", min=1, help="The first so many; all if absent")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each case is segmented")] = 3,
+) -> None:
+    """Export a trained network to every format that this machine can, and compare each with PyTorch."""
+
+
+@command(DICOM, "ship.archive")
+def fetch(
+    url: Url,
+    series: Annotated[str, typer.Argument(help="SeriesInstanceUID")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="A folder that is not there yet")],
+    timeout: Timeout = 60.0,
+) -> None:
+    """Fetch a series: its instances as 00001.dcm and on, whole or not at all."""
+    if output_dir.exists():
+        raise InputError(f"--output_dir {output_dir} is there already: name a new folder")
+
+
+@command(DICOM, "ship.archive")
+def store(
+    url: Url,
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files, or folders of .dcm files")],
+    timeout: Timeout = 60.0,
+) -> None:
+    """Store DICOM files; one that the archive refuses is named, and the others are stored."""
+
+
+@command(PROJECT, "runs.demo")
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", help="Folder of data, models and pictures")
+    ] = OWN_RUNS / "demo",
+) -> None:
+    """Generate data, train, evaluate and segment in 2D and 3D; print every command and where to look."""
+
+
+@command(PROJECT, "benchmark")
+def benchmark(
+    only: Annotated[list[Contest], typer.Option("--only", help="Repeatable")] = list(Contest),
+    match: Annotated[str, typer.Option("--match", help="Regular expression for the entries' names")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write all figures")] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Rounds that count, after one to warm up")
+    ] = 5,
+    small: Annotated[bool, typer.Option("--small", help="Tiny sizes, to see that everything runs")] = False,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of every entry; all cores by default")
+    ] = None,
+) -> None:
+    """Time this bundle beside its peers, in turns; print medians, ratios and shares of the machine's best."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise InputError(f"--device is {device!r}: give cpu, cuda or cuda:1")
+    try:
+        re.compile(match)
+    except re.error as error:
+        raise InputError(f"--match is {match!r}, no regular expression ({error}): give one") from None
+
+
+@command(PROJECT, "figures")
+def figures(
+    names: Annotated[list[Figure], typer.Argument(help="Which")] = list(Figure),
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the PNG files go")] = OWN_RUNS
+    / "figures",
+) -> None:
+    """Draw networks, tiles, the weight map, elastic deformation and wrong cells for docs/unet2015.md."""
