@@ -40,9 +40,11 @@ Measure = Literal["classes", "instances", "membranes"]
 Section = Literal["testing", "validation", "training"]
 
 #: Names of which several can be given, for which typer wants an enumeration.
-Format = StrEnum("Format", ["pt2", "onnx", "openvino", "tensorrt", "torchscript"])
-Contest = StrEnum("Contest", ["inference", "training", "augmentation", "weightmap", "metrics"])
-Figure = StrEnum("Figure", ["unet2015", "unet3d", "residual", "tiles", "weights", "elastic", "instances"])
+FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "tensorrt", "torchscript"])
+ContestName = StrEnum("ContestName", ["inference", "training", "augmentation", "weightmap", "metrics"])
+FigureName = StrEnum(
+    "FigureName", ["unet2015", "unet3d", "residual", "tiles", "weights", "elastic", "instances"]
+)
 
 Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds of silence to wait")]
 Url = Annotated[str, typer.Argument(help="DICOMweb root, such as http://127.0.0.1:8042/dicom-web")]
@@ -221,7 +223,7 @@ def export(
         typer.Option("--checkpoint", help="Weights; those of the bundle or training if absent"),
     ] = None,
     formats: Annotated[
-        list[Format] | None, typer.Option("--format", help="Repeatable; all unless given")
+        list[FormatName] | None, typer.Option("--format", help="Repeatable; all unless given")
     ] = None,
     dataset_dir: Annotated[
         Path | None, typer.Option("--dataset_dir", help="Folder with dataset.json: cases to judge by")
@@ -267,7 +269,7 @@ def demo(
 
 @command(PROJECT, "benchmark")
 def benchmark(
-    only: Annotated[list[Contest], typer.Option("--only", help="Repeatable")] = list(Contest),
+    only: Annotated[list[ContestName], typer.Option("--only", help="Repeatable")] = list(ContestName),
     match: Annotated[str, typer.Option("--match", help="Regular expression for the entries' names")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write all figures")] = None,
     rounds: Annotated[
@@ -290,7 +292,7 @@ def benchmark(
 
 @command(PROJECT, "figures")
 def figures(
-    names: Annotated[list[Figure], typer.Argument(help="Which")] = list(Figure),
+    names: Annotated[list[FigureName], typer.Argument(help="Which")] = list(FigureName),
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the PNG files go")] = OWN_RUNS
     / "figures",
 ) -> None:

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 SHARED_DATA = ROOT / "../shared/data"
 
+os.environ["TERMINAL_WIDTH"] = "500"  # typer breaks no line that a test looks for
+
 #: A U-Net that trains an epoch in a moment, for either dimension.
 TINY: dict[int, dict[str, Any]] = {
     2: {"patch_size": [32, 32], "channels": [4, 8, 8, 8], "samples_per_case": 1},
@@ -61,9 +63,14 @@ def input_error(error: BaseException) -> str:
     return str(cause)
 
 
+def invoke(*arguments: object) -> Any:
+    """The result of `python -m bundle ARGUMENTS` in this process: exit_code, output, exception."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 def workbench(*arguments: object) -> str:
     """What `python -m bundle ARGUMENTS` says, in this process: its error, or else its output."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = invoke(*arguments)
     error = result.exception
     assert error is None or isinstance(error, (InputError, SystemExit)), error
     return str(error or result.output)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner
-
-from bundle.__main__ import app
 from bundle.ship.package import ABOUT
+from tests.commands import invoke
 
 CARD: dict[str, Any] = {
     "folder": "cells_segmentation_unet",
@@ -29,6 +27,4 @@ def package(workshop: Path, output: Path, **options: object) -> Any:
         "output_dir": output,
         **options,
     }
-    return CliRunner().invoke(
-        app, ["package", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
-    )
+    return invoke("package", *(part for key, value in given.items() for part in (f"--{key}", value)))

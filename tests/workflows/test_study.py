@@ -9,11 +9,9 @@ from typing import Any
 
 import monai.bundle
 import pytest
-from typer.testing import CliRunner
 
 import bundle.runs.study
-from bundle.__main__ import app
-from tests.commands import ROOT, TINY, unchanged_process
+from tests.commands import ROOT, TINY, invoke, unchanged_process
 
 pytestmark = pytest.mark.workflow
 
@@ -31,7 +29,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def run_python(*arguments: str) -> None:
         done.append(arguments[2])
-        assert CliRunner().invoke(app, arguments[2:]).exit_code == 0
+        assert invoke(*arguments[2:]).exit_code == 0
 
     monkeypatch.setattr(bundle.runs.study, "run_bundle", run_bundle)
     monkeypatch.setattr(bundle.runs.study, "run_python", run_python)
@@ -55,7 +53,7 @@ def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, comman
             **more,
         }
         given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        result = CliRunner().invoke(app, ["study", *given])
+        result = invoke("study", *given)
         assert result.exit_code == 0, result.output
         return result.output
 

@@ -17,14 +17,12 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 from skimage.measure import label as connected_components
-from typer.testing import CliRunner
 
-from bundle.__main__ import app
 from bundle.data.datalist import datalist
 from bundle.runs.tune import Case, predict
 from scripts.data import read_split
 from scripts.judging import instance_scores
-from tests.commands import CONFIGS, config_files, input_error, read_array, run, written
+from tests.commands import CONFIGS, config_files, input_error, invoke, read_array, run, written
 
 pytestmark = pytest.mark.workflow
 
@@ -44,7 +42,7 @@ def overlay(folder: Path, **ids: Any) -> str:
 
 def tune(*files: str, **options: object) -> Any:
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return CliRunner().invoke(app, ["tune", "--config_file", str(list(files)), *given])
+    return invoke("tune", "--config_file", list(files), *given)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +191,6 @@ def test_bad_input_is_one_sentence(trained: Path, organ: Path, tmp_path: Path) -
         assert result.exception is not None, result.output
         return input_error(result.exception)
 
-    assert refused(*files, measure="dice").startswith("--measure is 'dice': give one of ap50, ")
     assert "no such checkpoint" in refused(*files, checkpoint=tmp_path / "none.pt")
     assert refused(*files, output_dir=tmp_path / "file").endswith("is a file: give a folder")
     assert refused(str(tmp_path / "none.json")).startswith("--config_file names ")
@@ -217,5 +214,5 @@ def test_bad_input_is_one_sentence(trained: Path, organ: Path, tmp_path: Path) -
 
 def test_text_of_the_configs_that_is_no_list(trained: Path, tmp_path: Path) -> None:
     options = ["--dataset_dir", trained, "--checkpoint", trained / "run/model.pt", "--output_dir", tmp_path]
-    result = CliRunner().invoke(app, ["tune", "--config_file", "['a.json'", *map(str, options)])
+    result = invoke("tune", "--config_file", "['a.json'", *options)
     assert input_error(result.exception).startswith("--config_file is ['a.json': give a path, or a list")  # type: ignore[arg-type]

@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import bundle.ship.verify
-from bundle.__main__ import app
 from bundle.runs.study import read_scores
 from bundle.ship.audit import executed
 from bundle.ship.verify import (
@@ -32,14 +30,14 @@ from bundle.ship.verify import (
 from scripts.errors import InputError
 from scripts.files import sha256
 from scripts.networks import UNet
-from tests.commands import CONFIGS, workbench
+from tests.commands import CONFIGS, invoke, workbench
 
 pytestmark = pytest.mark.workflow
 
 
 def verify(path: Path, *options: str) -> tuple[str, str]:
     """What the command prints, and its error."""
-    result = CliRunner().invoke(app, ["verify", str(path), *options])
+    result = invoke("verify", path, *options)
     return result.output, str(result.exception or "")
 
 

@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
-from bundle.figures import FIGURES, register, write_figures
+from bundle.figures import FIGURES, write_figures
 from bundle.figures.diagram import configured, draw_architecture, read_feature_maps
 from bundle.figures.mechanisms import (
     draw_tiles,
@@ -39,7 +37,7 @@ from scripts.networks.blocks import (
 )
 from scripts.pictures import cell_errors
 from scripts.transforms import RandSpatialPatchd
-from tests.commands import ROOT
+from tests.commands import ROOT, invoke
 
 #: Channels and size of every box of figure 1 of Ronneberger et al., 2015, along the U; the map from below and
 #: the pair of it and the copied one are two.
@@ -331,12 +329,6 @@ def test_page_shows_every_picture() -> None:
 
 
 def test_command(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    register(app)
-    result = CliRunner().invoke(app, ["figures", "unet3d", "--output_dir", str(tmp_path)])
+    result = invoke("figures", "unet3d", "--output_dir", tmp_path)
     assert result.exit_code == 0, result.output
     assert [path.name for path in tmp_path.iterdir()] == ["unet3d.png"]
-    with pytest.raises(InputError, match="no figure is called 'unet': use unet2015, "):
-        write_figures(["unet3d", "unet"], tmp_path / "never")
-    assert not (tmp_path / "never").exists()

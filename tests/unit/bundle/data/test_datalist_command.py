@@ -11,17 +11,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner
 
-from bundle.data.datalist import PATCH_CAP, PATCH_VOXELS, hold_out, plan_task, register
+from bundle.data.datalist import PATCH_CAP, PATCH_VOXELS, hold_out, plan_task
 from scripts.data.checks import Facts
 from scripts.data.datalist import read_split
 from scripts.errors import InputError
-from tests.commands import SHARED_DATA
+from tests.commands import SHARED_DATA, invoke
 
 DATA = SHARED_DATA
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are absent")
@@ -29,9 +27,7 @@ LABELS = {"background": 0, "label1": 1}
 
 
 def call(*options: object) -> Any:
-    app = typer.Typer()
-    register(app)
-    return CliRunner().invoke(app, [str(option) for option in options])
+    return invoke("datalist", *options)
 
 
 def make(output_dir: Path, *options: object) -> tuple[dict[str, Any], dict[str, Any], str]:

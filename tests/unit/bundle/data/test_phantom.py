@@ -8,18 +8,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import typer
 from monai.data import load_decathlon_datalist
 from monai.transforms import LoadImage
 from scipy import ndimage
 from scipy.spatial.distance import dice
 from skimage.segmentation import find_boundaries
-from typer.testing import CliRunner
 
 import bundle.data.phantom as module
-from bundle.data.phantom import Kind, draw_cells, draw_organ, held_out, register, write_phantom
+from bundle.data.phantom import Kind, draw_cells, draw_organ, held_out, write_phantom
 from bundle.runs.baseline import dice_per_class, otsu_components
 from scripts.errors import InputError
+from tests.commands import invoke
 
 CASES = range(24)
 SMALL = {Kind.CELLS: (64, 64), Kind.ORGAN: (24, 28, 24)}
@@ -315,16 +314,11 @@ def test_nothing_is_left_behind_when_writing_fails(
 # The command
 
 
-def invoke(*arguments: str):
-    app = typer.Typer()
-    register(app)
-    app.command("other")(lambda: None)  # with two commands, typer asks for a name, as the workbench does
-    return CliRunner().invoke(app, ["phantom", *arguments])
-
-
 def test_command_writes_and_says_where_to_look(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "p"
-    result = invoke("organ", "--output_dir", str(folder), "--cases", "5", "--seed", "2", "--size", "24,28,24")
+    result = invoke(
+        "phantom", "organ", "--output_dir", str(folder), "--cases", "5", "--seed", "2", "--size", "24,28,24"
+    )
     assert result.exit_code == 0, result.output
     last = result.stdout.strip().splitlines()[-1]
     assert last.startswith("3 cases to train on and 2 held out")
@@ -346,7 +340,7 @@ def test_command_writes_and_says_where_to_look(tmp_path: Path) -> None:
 def test_command_refuses_what_it_cannot_make(
     arguments: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
-    result = invoke("cells", "--output_dir", str(tmp_path / "p"), *arguments)
+    result = invoke("phantom", "cells", "--output_dir", str(tmp_path / "p"), *arguments)
     assert isinstance(result.exception, InputError)
     with pytest.raises(InputError, match=message):
         raise result.exception

@@ -15,12 +15,11 @@ from bundle.runs.study import (
     folder_name,
     read_scores,
     read_variants,
-    study,
     summary_table,
     write,
 )
 from scripts.errors import InputError
-from tests.commands import CONFIGS, ROOT
+from tests.commands import CONFIGS, ROOT, workbench
 
 ROWS = [
     {"variant": "whole", "seed": 0, "v_rand": 0.9, "v_info": 0.8, "minutes": 2.0},
@@ -35,6 +34,12 @@ for row in ROWS:
 def written(path: Path, content: object) -> Path:
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
+
+
+def study(folder: Path, *options: str) -> str:
+    """What the command says of an experiment a.json and data in one folder."""
+    places = ("--args_file", folder / "a.json", "--dataset_dir", folder, "--output_dir", folder / "out")
+    return workbench("study", *places, "--measure", "classes", *options)
 
 
 def test_variants_have_what_is_common_and_their_own(tmp_path: Path) -> None:
@@ -85,24 +90,20 @@ def test_our_variants_change_what_is_there(file: Path) -> None:
 
 @pytest.mark.parametrize("seeds", ["", "a", "1,1", "1,,2", "0,x"])
 def test_seeds_are_different_numbers(seeds: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--seeds is .*: give different whole numbers"):
-        study(tmp_path / "a.json", tmp_path, tmp_path, "membranes", seeds=seeds)
+    written(tmp_path / "a.json", {"config_file": ["configs/train.json"]})
+    assert f"--seeds is {seeds!r}: give different whole numbers" in study(tmp_path, "--seeds", seeds)
 
 
-def test_unknown_measure_and_experiment(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--measure is 'dice': give one of classes, instances, membranes"):
-        study(tmp_path / "a.json", tmp_path, tmp_path, "dice")
-    file = written(tmp_path / "a.json", {"config_file": "configs/train.json"})
-    with pytest.raises(InputError, match=r"a\.json has no list under 'config_file'"):
-        study(file, tmp_path, tmp_path, "classes")
+def test_unknown_experiment(tmp_path: Path) -> None:
+    written(tmp_path / "a.json", {"config_file": "configs/train.json"})
+    assert "a.json has no list under 'config_file'" in study(tmp_path)
 
 
 def test_labels_lie_in_one_folder(tmp_path: Path) -> None:
     entries = [{"case": case, "image": f"i/{case}.png", "label": f"{case}/l.png"} for case in "abc"]
     written(tmp_path / "dataset.json", {"training": entries[:2], "validation": entries[2:]})
-    file = written(tmp_path / "a.json", {"config_file": ["configs/train.json"]})
-    with pytest.raises(InputError, match="labels lie in 2 folders"):
-        study(file, tmp_path, tmp_path / "out", "classes", section="training")
+    written(tmp_path / "a.json", {"config_file": ["configs/train.json"]})
+    assert "labels lie in 2 folders" in study(tmp_path, "--section", "training")
 
 
 def test_mean_scores_of_each_measure(tmp_path: Path) -> None:
