@@ -76,6 +76,15 @@ def workbench(*arguments: object) -> str:
     return str(error or result.output)
 
 
+def datalist(output_dir: Path, **options: object) -> None:
+    """Run `python -m bundle datalist` in this process; an option that is True stands without a value."""
+    given = [
+        part for key, value in options.items() for part in ([f"--{key}"] + [value] * (value is not True))
+    ]
+    result = invoke("datalist", "--output_dir", output_dir, *given)
+    assert result.exit_code == 0, result.output + str(result.exception)
+
+
 def command(
     *arguments: str, cwd: Path, launcher: Sequence[str] = (sys.executable,)
 ) -> subprocess.CompletedProcess[str]:

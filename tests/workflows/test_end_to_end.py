@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.data.datalist import datalist
-from tests.commands import TINY, bundle_run, command, config_files, read_array, run, written
+from tests.commands import TINY, bundle_run, command, config_files, datalist, read_array, run, written
 
 pytestmark = pytest.mark.workflow
 

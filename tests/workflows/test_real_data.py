@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundle.data.datalist import datalist
-from tests.commands import CONFIGS, ROOT, SHARED_DATA, read_array, run, written
+from tests.commands import CONFIGS, ROOT, SHARED_DATA, datalist, read_array, run, written
 
 pytestmark = [pytest.mark.workflow, pytest.mark.data]
 

@@ -18,11 +18,10 @@ from monai.bundle import ConfigParser
 from PIL import Image
 from skimage.measure import label as connected_components
 
-from bundle.data.datalist import datalist
 from bundle.runs.tune import Case, predict
 from scripts.data import read_split
 from scripts.judging import instance_scores
-from tests.commands import CONFIGS, config_files, input_error, invoke, read_array, run, written
+from tests.commands import CONFIGS, config_files, datalist, input_error, invoke, read_array, run, written
 
 pytestmark = pytest.mark.workflow
 

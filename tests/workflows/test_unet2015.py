@@ -12,9 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.data.datalist import datalist
 from bundle.data.phantom import Kind, write_phantom
-from tests.commands import CONFIGS, ROOT, TINY, command, read_array, run
+from tests.commands import CONFIGS, ROOT, TINY, command, datalist, read_array, run
 
 pytestmark = pytest.mark.workflow
 
