@@ -24,7 +24,7 @@ from scripts.errors import InputError, root_cause
 _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -4, -3, -1, -2
 
 #: Seconds between the last word to the other processes and leaving them.
-LEAVING = 1.0
+SHUTDOWN_SECONDS = 1.0
 
 
 def bundle_root() -> str:
@@ -40,10 +40,10 @@ def set_up(seed: int) -> None:
     """
     sys.excepthook = _one_sentence
     set_determinism(seed)
-    keep_memory()
+    retain_memory()
 
 
-def keep_memory() -> None:
+def retain_memory() -> None:
     """Have the C library keep freed memory: by default large tensors are mapped and zeroed at each use."""
     _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20})
 
@@ -101,7 +101,7 @@ def _leave_distributed() -> None:
     the process is aborted, and if it is waiting for the thread both wait for ever. So the threads first get
     the time to release what they hold.
     """
-    time.sleep(LEAVING)
+    time.sleep(SHUTDOWN_SECONDS)
     dist.destroy_process_group()
     gc.collect()
 

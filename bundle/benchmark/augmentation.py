@@ -51,7 +51,7 @@ def _contest(dims: int, case: int, patch: int) -> Contest:
         BEST: Entry(partial(_sample, dims, case, patch, True), CEILING, "tuned"),
         "two grid_sample calls": Entry(partial(_sample, dims, case, patch, False), CEILING, "tuned"),
     }
-    ways: dict[str, tuple[str, Callable[[int, int, int], Callable[[], Pair]], tuple[str, ...]]] = {
+    contenders: dict[str, tuple[str, Callable[[int, int, int], Callable[[], Pair]], tuple[str, ...]]] = {
         f"Rand{dims}DElasticd": ("MONAI", _monai, ()),
         "SpatialTransform, nnU-Net's settings": (
             "batchgeneratorsv2",
@@ -66,7 +66,7 @@ def _contest(dims: int, case: int, patch: int) -> Contest:
         "RandomElasticDeformation, RandomAffine": ("TorchIO", _torchio, ("torchio",)),
         "RandSpatialPatchd": (OURS, _ours, ()),
     }
-    for name, (origin, make, needs) in ways.items():
+    for name, (origin, make, needs) in contenders.items():
         for allocator in ("default", "tuned"):
             entries[f"{name}, {allocator}"] = Entry(
                 partial(make, dims, case, patch), origin, allocator, needs, ceiling=BEST, reference=BEST

@@ -41,7 +41,7 @@ SMALL_IMAGE_2015 = ((132, 132), (316, 316), (4, 4, 8, 8, 8))
 
 
 @dataclass(frozen=True)
-class Way:
+class Setting:
     """How our inferers compute the tiles.
 
     Attributes:
@@ -77,13 +77,13 @@ class Way:
         return (self.variant or as_configured).prepare(network, tile)
 
 
-def ways(device: torch.device) -> list[Way]:
+def settings(device: torch.device) -> list[Setting]:
     """Every runtime in every precision it has; on a GPU, where only PyTorch computes, every variant."""
     *_, best = precisions = networks.precisions(device)
     if device.type == "cuda":
-        return [*(Way(v.precision, variant=v) for v in networks.variants(device)), Way(best, "auto")]
-    chosen = [Way(p, runtime) for runtime in ("torch", "compile", "openvino") for p in precisions]
-    return [*chosen, Way("fp32", "onnxruntime"), Way(best, "auto")]
+        return [*(Setting(v.precision, variant=v) for v in networks.variants(device)), Setting(best, "auto")]
+    chosen = [Setting(p, runtime) for runtime in ("torch", "compile", "openvino") for p in precisions]
+    return [*chosen, Setting("fp32", "onnxruntime"), Setting(best, "auto")]
 
 
 def contests(small: bool, device: torch.device) -> list[Contest]:
@@ -129,7 +129,9 @@ def _volume(small: bool, device: torch.device) -> Contest:
             needs=("nnunetv2",),
         )
     )
-    ours = {way: partial(_our_volume, build, volume, window, way, device) for way in ways(device)}
+    ours = {
+        setting: partial(_our_volume, build, volume, window, setting, device) for setting in settings(device)
+    }
     return Contest(
         f"inference: a volume of {_times(volume)}, window by window",
         f"windows of {_times(window)}, overlap {OVERLAP}, Gaussian, one window at once, {name}, "
@@ -148,7 +150,7 @@ def _tile(tile: Axes, channels: Sequence[int], small: bool, device: torch.device
         Peer(f"PyTorch, {v.name}", "PyTorch", v.precision, partial(_plain_tile, build, tile, v, device))
         for v in networks.peer_variants(device)
     ]
-    ours = {way: partial(_our_tile, build, tile, way, device) for way in ways(device)}
+    ours = {setting: partial(_our_tile, build, tile, setting, device) for setting in settings(device)}
     return Contest(
         f"inference: one tile of {_times(tile)}",
         f"{name}, {CLASSES} classes",
@@ -169,7 +171,7 @@ def _image_2015(small: bool, device: torch.device) -> Contest:
         )
         for v in networks.peer_variants(device)
     ]
-    ours = {way: partial(_our_2015, build, image, tile, way, device) for way in ways(device)}
+    ours = {setting: partial(_our_2015, build, image, tile, setting, device) for setting in settings(device)}
     return Contest(
         f"inference: an image of {_times(image)} in the network of 2015",
         f"configs/network/unet2015.json, one tile of {_times(tile)} whose margin is mirrored",
@@ -196,7 +198,7 @@ def _entries(
     device: torch.device,
     work: float,
     peers: Sequence[Peer],
-    ours: Mapping[Way, Callable[[], Callable[[], Tensor]]],
+    ours: Mapping[Setting, Callable[[], Callable[[], Tensor]]],
 ) -> dict[str, Entry]:
     """Every peer with every allocator, then our ways; all against the first."""
     entries: dict[str, Entry] = {}
@@ -212,9 +214,9 @@ def _entries(
                 networks.ceiling(dims, peer.precision),
                 reference,
             )
-    for way, make in ours.items():
-        entries[way.name] = Entry(
-            make, OURS, "tuned", way.needs, work, networks.ceiling(dims, way.precision), reference
+    for setting, make in ours.items():
+        entries[setting.name] = Entry(
+            make, OURS, "tuned", setting.needs, work, networks.ceiling(dims, setting.precision), reference
         )
     return entries
 
@@ -256,12 +258,12 @@ def _nnunet_volume(build: Build, volume: Axes, window: Axes, device: torch.devic
 
 
 def _our_volume(
-    build: Build, volume: Axes, window: Axes, way: Way, device: torch.device
+    build: Build, volume: Axes, window: Axes, setting: Setting, device: torch.device
 ) -> Callable[[], Tensor]:
     network, image = _network_and_image(build, volume, device)
-    network = way.prepare(network, image[..., : window[0], : window[1], : window[2]])
+    network = setting.prepare(network, image[..., : window[0], : window[1], : window[2]])
     inferer = inferers.SlidingWindowSlabInferer(
-        window, overlap=OVERLAP, mode="gaussian", runtime=way.runtime, amp=way.amp
+        window, overlap=OVERLAP, mode="gaussian", runtime=setting.runtime, amp=setting.amp
     )
     return lambda: inferer(image, network)
 
@@ -277,9 +279,9 @@ def _plain_tile(build: Build, tile: Axes, variant: Variant, device: torch.device
     return work
 
 
-def _our_tile(build: Build, tile: Axes, way: Way, device: torch.device) -> Callable[[], Tensor]:
+def _our_tile(build: Build, tile: Axes, setting: Setting, device: torch.device) -> Callable[[], Tensor]:
     network, image = _network_and_image(build, tile, device)
-    network, runtime = way.prepare(network, image), Runtime(way.runtime, way.amp)
+    network, runtime = setting.prepare(network, image), Runtime(setting.runtime, setting.amp)
     return lambda: runtime(network, image)
 
 
@@ -299,8 +301,10 @@ def _plain_2015(
     return work
 
 
-def _our_2015(build: Build, size: Axes, tile: Axes, way: Way, device: torch.device) -> Callable[[], Tensor]:
+def _our_2015(
+    build: Build, size: Axes, tile: Axes, setting: Setting, device: torch.device
+) -> Callable[[], Tensor]:
     network, image = _network_and_image(build, size, device)
-    network = way.prepare(network, torch.rand((1, 1, *tile)).to(device))
-    inferer = inferers.OverlapTileInferer(tile, runtime=way.runtime, amp=way.amp)
+    network = setting.prepare(network, torch.rand((1, 1, *tile)).to(device))
+    inferer = inferers.OverlapTileInferer(tile, runtime=setting.runtime, amp=setting.amp)
     return lambda: inferer(image, network)

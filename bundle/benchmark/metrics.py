@@ -33,7 +33,7 @@ def contests(small: bool, device: torch.device) -> list[Contest]:
         device: not used.
     """
     size = SMALL_SIZE if small else SIZE
-    ways: dict[str, tuple[str, Callable[[int], Callable[[], np.ndarray]], tuple[str, ...]]] = {
+    contenders: dict[str, tuple[str, Callable[[int], Callable[[], np.ndarray]], tuple[str, ...]]] = {
         "compute_* of MONAI": ("MONAI", _monai, ()),
         "surface-distance": ("surface-distance", _surface_distance, ("surface_distance",)),
         "surface_scores": (OURS, _ours, ()),
@@ -42,7 +42,7 @@ def contests(small: bool, device: torch.device) -> list[Contest]:
         f"{name}, {allocator}": Entry(
             partial(make, size), origin, allocator, needs, reference="compute_* of MONAI, default"
         )
-        for name, (origin, make, needs) in ways.items()
+        for name, (origin, make, needs) in contenders.items()
         for allocator in ("default", "tuned")
     }
     contest = Contest(

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-from scripts.process import keep_memory
+from scripts.process import retain_memory
 
 OURS = "ours"
 CEILING = "ceiling"  # what the machine can do at best; no peer
@@ -50,7 +50,7 @@ class Entry:
         make: called in the entry's process: prepares everything and returns the work. What the work returns
             the first time is its outcome. A function of a module or a `functools.partial` of one.
         origin: whose way it is: OURS, CEILING or the name of a peer.
-        allocator: "default", as the C library comes, or "tuned" by `scripts.process.keep_memory`.
+        allocator: "default", as the C library comes, or "tuned" by `scripts.process.retain_memory`.
         needs: packages it imports, beyond requirements.txt.
         work: how much one call does, in the unit in which the ceiling counts.
         ceiling: name of the entry whose work in a second is the most the machine can do.
@@ -336,7 +336,7 @@ def _serve(
     """What an entry's process does: one step for each message, until the message is False."""
     warnings.simplefilter("ignore")
     if entry.allocator == "tuned":
-        keep_memory()
+        retain_memory()
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):  # for libraries that count the processor's cores themselves
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])

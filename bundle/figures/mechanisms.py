@@ -203,7 +203,7 @@ def draw_weights(index: int = 10, size: int = 128) -> Figure:
     return figure
 
 
-def spoil(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
+def corrupt_cells(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Make up a prediction: the true cells, but two pairs glued, two cut, two left out and two too many.
 
     Args:
@@ -223,14 +223,14 @@ def spoil(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
         .tolist()
         if 0 < low < high
     }
-    spoilt: set[int] = set()
+    glued: set[int] = set()
     for low, high in sorted(pairs):
         touching = {cell for pair in pairs if {low, high} & set(pair) for cell in pair}
-        if len(spoilt) < 4 and not spoilt & touching:
+        if len(glued) < 4 and not glued & touching:
             pred[cells == high] = low
-            spoilt |= {low, high}
+            glued |= {low, high}
     largest = np.argsort(-np.bincount(cells.ravel())[1:], kind="stable") + 1
-    spare = [cell for cell in largest.tolist() if cell not in spoilt]
+    spare = [cell for cell in largest.tolist() if cell not in glued]
     for cell in spare[:2]:
         places = np.argwhere(cells == cell)
         axis = int(np.ptp(places, axis=0).argmax())
@@ -277,9 +277,9 @@ def draw_tiles(tile_size: Sequence[int] = (316, 316), image_size: Sequence[int] 
     down, across = margin
     extent = (-across - 0.5, size[1] - across - 0.5, size[0] - down - 0.5, -down - 0.5)
     whole.imshow(canvas, cmap="gray", extent=extent)
-    veil = np.full((*canvas.shape, 4), (1.0, 1.0, 1.0, 0.45))
-    veil[down : down + image_size[0], across : across + image_size[1], 3] = 0
-    whole.imshow(veil, extent=extent)
+    overlay = np.full((*canvas.shape, 4), (1.0, 1.0, 1.0, 0.45))
+    overlay[down : down + image_size[0], across : across + image_size[1], 3] = 0
+    whole.imshow(overlay, extent=extent)
     corners = list(product(*layout.corners))
     for row, column in corners:
         _frame(whole, (row, column), layout.window, OUTPUT_COLOUR, 1.2)

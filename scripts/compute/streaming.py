@@ -123,9 +123,9 @@ def find_geometry(volume: Volume, transforms: Sequence[Transform]) -> Geometry:
     sources = tuple(int(axis) for axis in np.abs(matrix[:3, :3]).argmax(0))
     scales = np.array([matrix[source, axis] for axis, source in enumerate(sources)])
     offsets = matrix[list(sources), 3]
-    astray = matrix[:3, :3].copy()
-    astray[list(sources), range(3)] = 0
-    if sorted(sources) != [0, 1, 2] or (np.abs(astray) @ shape).max() > SHEAR_TOLERANCE:
+    off_axis = matrix[:3, :3].copy()
+    off_axis[list(sources), range(3)] = 0
+    if sorted(sources) != [0, 1, 2] or (np.abs(off_axis) @ shape).max() > SHEAR_TOLERANCE:
         raise BadVolume(
             volume.path,
             "an affine with shear",

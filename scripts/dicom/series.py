@@ -378,7 +378,7 @@ def arrange(path: Path, files: Sequence[tuple[Source, Dataset]]) -> Series:
     first = slices[0]
     _require_alike(path, slices)
     slices.sort(key=lambda each: float(each.position @ np.cross(*first.directions)))
-    kept = _without_copies(path, slices)
+    kept = _without_duplicates(path, slices)
     notes = []
     if len(kept) < len(slices):
         notes.append(f"{len(slices) - len(kept)} slices are there twice and count once")
@@ -422,11 +422,11 @@ def _stack(path: Path, slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]
         return np.zeros(1), normal * first.thickness
     from_first = np.array([each.position for each in slices]) - first.position
     along = from_first @ normal
-    astray = np.abs(from_first - np.outer(along / along[-1], from_first[-1])).max()
-    if astray > GRID_TOLERANCE * min(first.spacing):
+    deviation = np.abs(from_first - np.outer(along / along[-1], from_first[-1])).max()
+    if deviation > GRID_TOLERANCE * min(first.spacing):
         raise BadSeries(
             path,
-            f"slices that lie up to {astray:.3g} mm beside the line through the first and the last",
+            f"slices that lie up to {deviation:.3g} mm beside the line through the first and the last",
             f"it must run through all of them to within {GRID_TOLERANCE} pixels",
             "reconstruct the series anew or hand its parts one by one",
         )
@@ -459,7 +459,7 @@ def _planes(path: Path, along: np.ndarray) -> np.ndarray:
     return planes
 
 
-def _without_copies(path: Path, slices: Sequence[Slice]) -> list[Slice]:
+def _without_duplicates(path: Path, slices: Sequence[Slice]) -> list[Slice]:
     """Keep one of several slices at a position whose pixels are the same."""
     normal = np.cross(*slices[0].directions)
     kept = [slices[0]]

@@ -16,12 +16,12 @@ from torch import nn
 from bundle.figures import FIGURES, write_figures
 from bundle.figures.diagram import configured, draw_architecture, read_feature_maps
 from bundle.figures.mechanisms import (
+    corrupt_cells,
     draw_tiles,
     draw_weights,
     even_cells,
     mirrored,
     source_positions,
-    spoil,
 )
 from scripts.compute.inferers import OverlapTileInferer
 from scripts.errors import InputError
@@ -304,7 +304,7 @@ def test_weight_map_is_the_sum_of_its_terms() -> None:
 
 def test_made_up_prediction_has_two_errors_of_each_kind() -> None:
     (_, truth), (_, others) = (even_cells(index, (192, 192)) for index in (0, 1))
-    pred = spoil(truth, others)
+    pred = corrupt_cells(truth, others)
     errors = cell_errors(truth, pred)
     assert [len(ids) for ids in vars(errors).values()] == [2, 2, 2, 2]
     count = int(truth.max())

@@ -206,9 +206,9 @@ import sys
 import torch
 from scripts.compute.acceleration import accelerate
 from scripts.networks import UNet
-from scripts.process import keep_memory
+from scripts.process import retain_memory
 
-keep_memory()
+retain_memory()
 torch.manual_seed(0)
 network = UNet(3, 1, 3, [4, 8, 16]).train()
 accelerate(network, torch.device("cpu"), amp=True, memory_format=sys.argv[1])

@@ -408,12 +408,12 @@ from scripts.compute.inferers import SlidingWindowSlabInferer
 from scripts.compute.memory import resident_bytes
 from scripts.compute.runtimes import Runtime
 from scripts.networks import UNet
-from scripts.process import keep_memory
+from scripts.process import retain_memory
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
-keep_memory()  # as in every run of the bundle
+retain_memory()  # as in every run of the bundle
 network, image = UNet(3, 1, 2, [16, 32]).eval(), torch.rand(1, 1, 112, 112, 112)
 if "accelerated" in sys.argv:
     accelerate(network, torch.device("cpu"), amp=True, memory_format="channels_last")
