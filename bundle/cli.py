@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -51,6 +52,18 @@ Url = Annotated[str, typer.Argument(help="DICOMweb root, such as http://127.0.0.
 ArgsFile = Annotated[
     Path, typer.Option("--args_file", help="The experiment: an args file of `monai.bundle run`")
 ]
+Ids = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="--ID VALUE", help="Ids of its configs and their values, as for `monai.bundle run`"
+    ),
+]
+LabelNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label_name", metavar="NAME=VALUE", help="A class and its value in the labels; one option a class"
+    ),
+]
 DataFolder = Annotated[Path, typer.Option("--dataset_dir", help="Folder with dataset.json")]
 
 
@@ -63,9 +76,13 @@ def command(group: str, module: str) -> Callable[[Callable[..., None]], Callable
     """
 
     def add(checks: Callable[..., None]) -> Callable[..., None]:
-        @app.command(rich_help_panel=group)
+        takes_ids = "ids" in inspect.signature(checks).parameters
+
+        @app.command(rich_help_panel=group, context_settings={"ignore_unknown_options": takes_ids})
         @functools.wraps(checks)
         def run(**arguments: Any) -> None:
+            if takes_ids:
+                arguments["ids"] = read_ids(arguments["ids"] or ())
             checks(**arguments)
             getattr(importlib.import_module(f"bundle.{module}"), checks.__name__)(**arguments)
 
@@ -74,20 +91,38 @@ def command(group: str, module: str) -> Callable[[Callable[..., None]], Callable
     return add
 
 
+def read_ids(texts: Sequence[str]) -> dict[str, Any]:
+    """`["--max_epochs", "3"]` as `{"max_epochs": 3}`; values are read as `monai.bundle run` reads them.
+
+    Raises:
+        InputError: not pairs of an id and a value, or an id twice.
+    """
+    parts = [part for text in texts for part in (text.split("=", 1) if text[:2] == "--" else [text])]
+    names, values = parts[::2], parts[1::2]
+    once = len(set(names)) == len(names) == len(values)
+    if not once or not all(re.fullmatch(r"--\w+(::\w+)*", name) for name in names):
+        raise InputError(f"{' '.join(texts)} is not understood: write ids as --ID VALUE, each once")
+    from fire.parser import DefaultParseValue
+
+    return {name[2:]: DefaultParseValue(value) for name, value in zip(names, values, strict=True)}
+
+
 @command(DATA, "data.phantom")
 def phantom(
     kind: Annotated[Literal["cells", "organ"], typer.Argument(help="cells (2D) or organ (3D)")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="A new or empty folder")],
     cases: Annotated[int, typer.Option("--cases", help="How many cases, a fifth of them held out")] = 24,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same arrays")] = 0,
-    size: Annotated[str | None, typer.Option("--size", help="rows,columns or x,y,z")] = None,
+    size: Annotated[
+        list[int] | None, typer.Option("--size", help="One option an axis: rows, columns or x, y, z")
+    ] = None,
 ) -> None:
     """Write made-up data to try the bundle on: touching cells (2D) or an organ in two parts (3D)."""
 
 
 @command(DATA, "data.datalist")
 def datalist(
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where dataset.json and task.json go")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the three files go")],
     images: Annotated[Path | None, typer.Option("--images", help="Folder of images")] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="Folder of their labels")] = None,
     nnunet: Annotated[Path | None, typer.Option("--nnunet", help="nnU-Net raw folder (v1 or v2)")] = None,
@@ -103,19 +138,17 @@ def datalist(
     splits: Annotated[
         Path | None, typer.Option("--splits", help="JSON with fixed train, val, test ids")
     ] = None,
-    label_names: Annotated[
-        str | None, typer.Option("--label_names", help="Label values by name: background=0,membrane=255")
-    ] = None,
+    label_names: LabelNames = None,
     instances: Annotated[bool, typer.Option("--instances", help="Labels number the instances")] = False,
 ) -> None:
-    """Write dataset.json and task.json for images with labels, after reading every file."""
+    """Write dataset.json, task.json and experiment.json for images with labels, after reading every file."""
     if (images is None) != (labels is None) or sum(part is not None for part in (images, nnunet, msd)) != 1:
         raise InputError(
             "the source of the data is not clear; exactly one of --images with --labels, --nnunet and --msd "
             "is needed; give one."
         )
     if instances and label_names:
-        raise InputError("--label_names does not go with --instances, whose labels are numbers; drop one.")
+        raise InputError("--label_name does not go with --instances, whose labels are numbers; drop one.")
     if subject_pattern is not None and subjects is not None:
         raise InputError(
             "--subject_pattern and --subjects both say who is who; one is allowed; drop the other."
@@ -130,9 +163,7 @@ def score(
     output_dir: Annotated[
         Path | None, typer.Option("--output_dir", help="Where scores.csv and summary.json go")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option("--labels", help="Classes by name: background=0,cell=1 (measure classes)")
-    ] = None,
+    label_names: LabelNames = None,
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Of the surface Dice, in mm or pixels (measure classes)")
     ] = 1.0,
@@ -141,8 +172,8 @@ def score(
     ] = None,
 ) -> None:
     """Score predictions file by file, and all of them together."""
-    if labels is not None and measure != "classes":
-        raise InputError(f"--labels '{labels}' names classes; --measure {measure} has none; drop it.")
+    if label_names and measure != "classes":
+        raise InputError(f"--label_name names classes; --measure {measure} has none; drop it.")
     if not 0 <= tolerance < math.inf:
         raise InputError(f"--tolerance is {tolerance}; it is a distance of 0 or more; correct it.")
     if images is not None and (measure != "instances" or output_dir is None):
@@ -154,9 +185,7 @@ def score(
 
 @command(RUNS, "runs.tune")
 def tune(
-    config_file: Annotated[
-        str, typer.Option("--config_file", help="Configs of the training, as for `monai.bundle run`")
-    ],
+    args_file: ArgsFile,
     dataset_dir: DataFolder,
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the results go")],
@@ -164,6 +193,7 @@ def tune(
         Literal["ap50", "ap75", "ap", "precision50", "recall50", "f1_50", "pq", "sq", "rq", "seg", "v_rand"],
         typer.Option("--measure", help="What should be highest"),
     ] = "ap50",
+    ids: Ids = None,
 ) -> None:
     """Choose the parameters of WatershedInstancesd on the validation cases; write postprocessing.json."""
 
@@ -174,7 +204,7 @@ def study(
     dataset_dir: DataFolder,
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where runs, table and picture go")],
     measure: Annotated[Measure, typer.Option("--measure", help="What is judged")],
-    seeds: Annotated[str, typer.Option("--seeds", help="Seeds, with commas between")] = "0,1,2",
+    seeds: Annotated[list[int], typer.Option("--seed", min=0, help="Repeatable")] = [0, 1, 2],
     variants: Annotated[
         Path | None,
         typer.Option("--variants", help="JSON with what to change, such as in bundle/runs/variants"),
@@ -183,6 +213,7 @@ def study(
     inferer: Annotated[
         Path | None, typer.Option("--inferer", help="An overlay for inference, such as configs/inferer's")
     ] = None,
+    ids: Ids = None,
 ) -> None:
     """Train every variant with every seed, judge all, and write study.csv and study.png."""
 
@@ -202,6 +233,7 @@ def package(
     large_files_url: Annotated[
         str | None, typer.Option("--large_files_url", help="Where files above 25 MB will lie")
     ] = None,
+    ids: Ids = None,
 ) -> None:
     """Make a bundle for the Model Zoo from a trained experiment."""
 
@@ -216,8 +248,9 @@ def verify(
 
 @command(SHIP, "ship.export")
 def export(
-    source: Annotated[Path, typer.Argument(help="Folder of a bundle, or an experiment: an args file")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where files, table and picture go")],
+    args_file: Annotated[Path | None, typer.Option("--args_file", help="The experiment; or --bundle")] = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Folder of a bundle")] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option("--checkpoint", help="Weights; those of the bundle or training if absent"),
@@ -233,8 +266,11 @@ def export(
         int | None, typer.Option("--cases", min=1, help="The first so many; all if absent")
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each case is segmented")] = 3,
+    ids: Ids = None,
 ) -> None:
     """Export a trained network to every format that this machine can, and compare each with PyTorch."""
+    if (args_file is None) == (bundle is None):
+        raise InputError("give one of --args_file, an experiment, and --bundle, the folder of a bundle")
 
 
 @command(DICOM, "ship.archive")
@@ -292,7 +328,7 @@ def benchmark(
 
 @command(PROJECT, "figures")
 def figures(
-    names: Annotated[list[FigureName], typer.Argument(help="Which")] = list(FigureName),
+    only: Annotated[list[FigureName], typer.Option("--only", help="Repeatable")] = list(FigureName),
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the PNG files go")] = OWN_RUNS
     / "figures",
 ) -> None:

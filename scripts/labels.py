@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Sequence
+
 import numpy as np
 
 from scripts.errors import InputError
@@ -12,8 +15,47 @@ IGNORE_LABEL = 255
 #: Name under which a task's ``labels`` may declare the value of unannotated voxels on disk.
 IGNORE_NAME = "ignore"
 
+#: More values than this are no classes that somebody forgot to name.
+MAX_UNNAMED = 64
+
 #: Integer types of label maps, in the order in which they are tried.
 LABEL_TYPES = (np.uint8, np.uint16, np.int32, np.int64)
+
+
+def parse_labels(pairs: Sequence[str]) -> dict[str, int]:
+    """Names and values from a command line, `["background=0", "cell=255"]`, in their order.
+
+    Raises:
+        InputError: no name=value pairs, a name or value twice, or fewer than two classes.
+    """
+    given = " --label_name ".join(["", *pairs]).strip()
+    parts = [[part.strip() for part in pair.rpartition("=")] for pair in pairs]
+    if not all(re.fullmatch(r"[\w .-]+", name) and number.isdecimal() for name, _, number in parts):
+        raise InputError(
+            f"{given} is not understood: give name=value pairs with whole numbers, "
+            "--label_name background=0 --label_name cell=255"
+        )
+    labels = {name: int(number) for name, _, number in parts}
+    if not len(pairs) == len(labels) == len(set(labels.values())) or len(class_names(labels)) < 2:
+        raise InputError(f"{given} has a name or value twice or fewer than two classes: name each class once")
+    return labels
+
+
+def name_values(values: Collection[int], fix: str) -> dict[str, int]:
+    """Names for values that nobody named: the lowest is the background.
+
+    Args:
+        values: all that the labels hold.
+        fix: how to name them, for messages.
+
+    Raises:
+        InputError: fewer than 2 or more than MAX_UNNAMED.
+    """
+    if not 2 <= len(values) <= MAX_UNNAMED:
+        raise InputError(
+            f"the labels hold {len(values)} different value(s); classes are 2 to {MAX_UNNAMED} values; {fix}."
+        )
+    return {f"label{index}" if index else "background": value for index, value in enumerate(sorted(values))}
 
 
 def class_names(labels: dict[str, int]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import monai.bundle
 import nibabel as nib
 import numpy as np
+from monai.utils import ensure_tuple
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -76,12 +77,15 @@ def workbench(*arguments: object) -> str:
     return str(error or result.output)
 
 
+def as_options(**options: object) -> list[object]:
+    """Options as they stand on the command line: True without a value, a list with the option repeated."""
+    pairs = [(key, part) for key, value in options.items() for part in ensure_tuple(value)]
+    return [part for key, value in pairs for part in ([f"--{key}"] + [value] * (value is not True))]
+
+
 def datalist(output_dir: Path, **options: object) -> None:
-    """Run `python -m bundle datalist` in this process; an option that is True stands without a value."""
-    given = [
-        part for key, value in options.items() for part in ([f"--{key}"] + [value] * (value is not True))
-    ]
-    result = invoke("datalist", "--output_dir", output_dir, *given)
+    """Run `python -m bundle datalist` in this process, with the options of `as_options`."""
+    result = invoke("datalist", "--output_dir", output_dir, *as_options(**options))
     assert result.exit_code == 0, result.output + str(result.exception)
 
 

@@ -1,8 +1,9 @@
 """`python -m bundle datalist`: from folders of images and labels to the data list and the config overlay.
 
 It reads every file, lists all problems at once, and writes `dataset.json` (Medical Segmentation Decathlon
-form with a `fold` per training case, read by `scripts.data.datalist`) and `task.json` (what the data say of
-dimensions, channels, labels, patch and voxel size; an overlay on `configs/train.json`).
+form with a `fold` per training case, read by `scripts.data.datalist`), `task.json` (what the data say of
+dimensions, channels, labels, patch and voxel size; an overlay on `configs/train.json`) and `experiment.json`
+(an args file that names both).
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import json
 import math
 import random
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,12 +44,13 @@ from scripts.data.datalist import (
 )
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json
+from scripts.labels import name_values, parse_labels
 
 PATCH_MULTIPLE = 16  # four levels of halving
 PATCH_CAP = {2: 256, 3: 96}
 PATCH_VOXELS = {2: 256 * 256, 3: 80 * 80 * 80}
 MAX_SAMPLES_PER_CASE = 8
-MAX_FOUND_LABELS = 64  # more values than this are no classes that somebody forgot to name
+FIX_VALUES = "add --instances if they number objects, or name them with --label_name"
 KEPT_KEYS = ("name", "description", "reference", "licence", "release")
 
 _USUAL_ENDING = re.compile(r"(?:[_-](?:image|img|labels?|masks?|seg|gt|0000))+$", re.IGNORECASE)
@@ -222,13 +226,13 @@ def datalist(
     subject_pattern: str | None,
     subjects: Path | None,
     splits: Path | None,
-    label_names: str | None,
+    label_names: list[str] | None,
     instances: bool,
 ) -> None:
     """Carry out `bundle.cli.datalist`, whose arguments these are."""
     _require_no_other_splits(output_dir, splits)
     source = _read_source(images, labels, nnunet, msd)
-    declared = _parse_label_names(label_names) if label_names else source.labels
+    declared = parse_labels(label_names) if label_names else source.labels
     spatial_dims, in_channels = _dims(source)
 
     inspected = inspect_cases(
@@ -239,7 +243,7 @@ def datalist(
     _report(problems + subject_problems + _repeated_ids(source.cases))
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
     values = sorted({value for case in facts for value in case.voxels})
-    names = {"background": 0} if instances else (declared or _name_values(values))
+    names = {"background": 0} if instances else (declared or name_values(values, FIX_VALUES))
 
     lists = _split(source.cases, folds, seed, test_fraction, subject_of, splits)
     pictures = all(_is_picture(case) for case in source.cases)
@@ -252,17 +256,21 @@ def datalist(
         instances=instances,
         pictures=pictures,
     )
-    paths = output_dir / "dataset.json", output_dir / "task.json"
-    with atomic_write(paths[0]) as dataset_file, atomic_write(paths[1]) as task_file:
-        dataset_file.write_text(json.dumps(dataset, indent=2) + "\n", encoding="utf-8")
-        task_file.write_text(json.dumps(task, indent=2) + "\n", encoding="utf-8")
+    folder = output_dir.resolve()
+    experiment = {
+        "config_file": ["configs/train.json", str(folder / "task.json")],
+        "dataset_dir": str(folder),
+        "output_dir": f"$@bundle_root + {f'/runs/{folder.name}'!r}",
+    }
+    contents = {"dataset.json": dataset, "task.json": task, "experiment.json": experiment}
+    with ExitStack() as stack:
+        for name, content in contents.items():
+            file = stack.enter_context(atomic_write(output_dir / name))
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for line in _summary(source.cases, lists, facts, names, instances):
         typer.echo(line)
-    typer.echo(f"Wrote {paths[0]} and {paths[1]}. To train:")
-    typer.echo(
-        f"python -m monai.bundle run --config_file \"['configs/train.json','{paths[1]}']\" "
-        f'--dataset_dir "{output_dir}" --output_dir "runs/{output_dir.absolute().name}"'
-    )
+    typer.echo(f"Wrote {', '.join(contents)} into {output_dir}. To train:")
+    typer.echo(f"python -m monai.bundle run --args_file {shlex.quote(str(output_dir / 'experiment.json'))}")
 
 
 def _read_source(images: Path | None, labels: Path | None, nnunet: Path | None, msd: Path | None) -> Source:
@@ -332,32 +340,6 @@ def _dims(source: Source) -> tuple[int, int]:
 
 def _channel_files(case: Mapping[str, Any]) -> int:
     return len(case["image"]) if isinstance(case["image"], list) else 0
-
-
-def _parse_label_names(text: str) -> dict[str, int]:
-    """`background=0,membrane=255` as a dict in the order of the values."""
-    pairs = [pair.strip().rpartition("=") for pair in text.split(",")]
-    if not all(re.fullmatch(r"[\w .-]+", name) and number.isdecimal() for name, _, number in pairs):
-        raise InputError(
-            f"--label_names '{text}' is not understood; it is name=value pairs with whole numbers; write for "
-            "example background=0,membrane=255."
-        )
-    labels = {name: int(number) for name, _, number in sorted(pairs, key=lambda pair: int(pair[2]))}
-    if not len(pairs) == len(labels) == len(set(labels.values())):
-        raise InputError(
-            f"--label_names '{text}' has a name or value twice; each must be unique; rename one."
-        )
-    return labels
-
-
-def _name_values(values: Sequence[int]) -> dict[str, int]:
-    """Names for values that nobody named: the lowest is the background."""
-    if not 2 <= len(values) <= MAX_FOUND_LABELS:
-        raise InputError(
-            f"the labels hold {len(values)} different value(s); classes are 2 to {MAX_FOUND_LABELS} values; "
-            "add --instances if they number objects, or name them with --label_names."
-        )
-    return {f"label{index}" if index else "background": value for index, value in enumerate(values)}
 
 
 def _subjects(

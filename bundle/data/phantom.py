@@ -379,7 +379,7 @@ def write_phantom(
     if len(size) != len(usual) or min(size) < least:
         raise InputError(
             f"size is {size}, but {kind.value} need {len(usual)} numbers of {least} or more: "
-            f"give for example {','.join(map(str, usual))}."
+            f"give for example {' '.join(f'--size {n}' for n in usual)}."
         )
     output_dir = output_dir.resolve()
     if output_dir.exists() and not (
@@ -417,23 +417,15 @@ def write_phantom(
     return about
 
 
-def _parse_size(text: str | None) -> tuple[int, ...] | None:
-    """Whole numbers from "256,256"."""
-    try:
-        return None if text is None else tuple(int(part) for part in text.strip("[]()").split(","))
-    except ValueError:
-        raise InputError(f"size is {text!r}, but it is whole numbers with commas: write 48,56,40.") from None
-
-
 def phantom(
     kind: str,
     output_dir: Path,
     cases: int,
     seed: int,
-    size: str | None,
+    size: list[int] | None,
 ) -> None:
     """Carry out `bundle.cli.phantom`, whose arguments these are."""
-    about = write_phantom(Kind(kind), output_dir, cases, seed, _parse_size(size))
+    about = write_phantom(Kind(kind), output_dir, cases, seed, tuple(size) if size else None)
     typer.echo(
         f"{about['numTraining']} cases to train on and {about['numTest']} held out: "
         f"look at {output_dir / 'imagesTr'} beside {output_dir / 'labelsTr'}; "

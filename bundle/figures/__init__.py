@@ -75,7 +75,7 @@ def write_figures(names: Sequence[str], output_dir: Path) -> list[Path]:
     return paths
 
 
-def figures(names: list[str], output_dir: Path) -> None:
+def figures(only: list[str], output_dir: Path) -> None:
     """Carry out `bundle.cli.figures`, whose arguments these are."""
-    for path in write_figures(names, output_dir):
+    for path in write_figures(only, output_dir):
         typer.echo(path)

@@ -29,10 +29,10 @@ def demo(output_dir: Path) -> None:
         say(f"generating {kind}")
         run_python("-m", "bundle", "phantom", kind, "--output_dir", str(output_dir / "data" / kind))
     for kind, experiment in EXPERIMENTS.items():
-        task = f"configs/task/{experiment}.json"
+        args_file, task = f"configs/experiments/{experiment}.json", f"configs/task/{experiment}.json"
         data, run = str(output_dir / "data" / kind), str(output_dir / experiment)
         say(f"{experiment}: training")
-        run_bundle(["configs/train.json", task], dataset_dir=data, output_dir=run)
+        run_bundle(args_file=args_file, dataset_dir=data, output_dir=run)
         say(f"{experiment}: judging on held-out cases")
         run_bundle(["configs/train.json", task, "configs/evaluate.json"], dataset_dir=data, output_dir=run)
         say(f"{experiment}: segmenting the held-out images")

@@ -19,11 +19,11 @@ PLACES = ("dataset_dir", "output_dir", "checkpoint", "seed")
 Ids = dict[str, Any]
 
 
-def read_experiment(args_file: Path) -> Ids:
-    """An args file of `monai.bundle run`.
+def read_experiment(args_file: Path, ids: Mapping[str, Any]) -> Ids:
+    """An args file of `monai.bundle run`, with ids of the command line on top.
 
     Raises:
-        InputError: it does not name a list of configs.
+        InputError: it does not name a list of configs, or see `with_ids`.
     """
     experiment = read_json(args_file)
     if not isinstance(experiment.get("config_file"), list):
@@ -31,7 +31,39 @@ def read_experiment(args_file: Path) -> Ids:
             f"{args_file} has no list under 'config_file': name an args file such as those of "
             "configs/experiments"
         )
-    return experiment
+    return with_ids(experiment, ids)
+
+
+def with_ids(experiment: Mapping[str, Any], ids: Mapping[str, Any]) -> Ids:
+    """An experiment with ids on top.
+
+    Raises:
+        InputError: an id that its configs do not have; MONAI would add it in silence.
+    """
+    merged = {**experiment, **ids}
+    parser = parser_of({**experiment, "config_file": merged["config_file"]})
+    for key in ids.keys() - {"config_file"}:
+        parent, _, leaf = key.rpartition("::")
+        try:
+            around = parser[parent] if parent else parser.get()
+        except KeyError:
+            around = {}
+        if leaf not in around and "_target_" not in around:
+            raise InputError(f"--{key} is neither an option nor an id of the configs: correct its name")
+    return merged
+
+
+def parser_of(experiment: Mapping[str, Any]) -> ConfigParser:
+    """The configs of an experiment on top of each other, and its ids on top of them.
+
+    Args:
+        experiment: content of its args file: "config_file", a list of paths, relative to the bundle or
+            absolute, and ids with their values; "a::b" goes down.
+    """
+    parser = ConfigParser()
+    parser.read_config([str(Path(bundle_root(), name)) for name in experiment["config_file"]])
+    parser.update({key: value for key, value in experiment.items() if key != "config_file"})
+    return parser
 
 
 def for_inference(experiment: Mapping[str, Any]) -> tuple[list[str], Ids]:

@@ -49,10 +49,10 @@ from scripts.judging import (
     membrane_curves,
     summarize,
 )
-from scripts.labels import IGNORE_NAME, class_names, class_values
+from scripts.labels import IGNORE_NAME, class_names, class_values, name_values, parse_labels
 from scripts.pictures import draw_instances
 
-MAX_FOUND_CLASSES = 64  # more values than this are no classes that somebody forgot to name
+FIX_VALUES = "name them with --label_name, or take --measure instances if they number objects"
 DECIMALS = {"warping_error": 6}  # of scores for which the four of the others say too little
 SUM_TOLERANCE = 1e-2  # how far from 1 the probabilities of the classes of a pixel may add up
 
@@ -103,14 +103,14 @@ def score(
     truth: Path,
     measure: str,
     output_dir: Path | None,
-    labels: str | None,
+    label_names: list[str] | None,
     tolerance: float,
     images: Path | None,
 ) -> None:
     """Carry out `bundle.cli.score`, whose arguments these are."""
     pairs, problems, left = find_pairs(pred, truth, measure)
     pictured = find_images(pairs, images) if images is not None else {}
-    scorer, finish = _way(measure, pairs, labels, tolerance)
+    scorer, finish = _way(measure, pairs, label_names, tolerance)
     done = []
     for pair in tqdm(pairs, desc="scoring", disable=None):
         try:
@@ -137,15 +137,15 @@ def score(
 
 
 def _way(
-    measure: str, pairs: Sequence[Pair], labels: str | None, tolerance: float
+    measure: str, pairs: Sequence[Pair], label_names: Sequence[str] | None, tolerance: float
 ) -> tuple[Callable[[Pair], Any], Callable[[Sequence[tuple[str, Any]]], Outcome]]:
     """What scores a case, and what sums up the names and scores of all."""
     if measure == "instances":
         return score_instances, instance_outcome
     if measure == "membranes":
         return score_membranes, membrane_outcome
-    names = parse_labels(labels) if labels is not None else found_labels(pairs)
-    return ClassScorer(names, tolerance), class_outcome
+    labels = parse_labels(label_names) if label_names else found_labels(pairs)
+    return ClassScorer(labels, tolerance), class_outcome
 
 
 # Files
@@ -311,31 +311,11 @@ def _same_shape(pair: Pair, pred: np.ndarray, truth: np.ndarray) -> None:
 # Classes
 
 
-def parse_labels(text: str) -> dict[str, int]:
-    """`background=0,cell=1` as a dict; the first is the background, `ignore` names what counts nowhere.
-
-    Raises:
-        InputError: no name=value pairs, a name or value twice, or fewer than two classes.
-    """
-    pairs = [pair.strip().rpartition("=") for pair in text.split(",")]
-    if not all(name.strip() and number.strip().isdecimal() for name, _, number in pairs):
-        raise InputError(
-            f"--labels '{text}' is not understood; it is name=value pairs with whole numbers; write for "
-            "example background=0,cell=1."
-        )
-    labels = {name.strip(): int(number) for name, _, number in pairs}
-    if not len(pairs) == len(labels) == len(set(labels.values())) or len(class_names(labels)) < 2:
-        raise InputError(
-            f"--labels '{text}' has a name or value twice or fewer than two classes; name each class once."
-        )
-    return labels
-
-
 def found_labels(pairs: Sequence[Pair]) -> dict[str, int]:
     """Names for the values of all truths: the lowest is the background.
 
     Raises:
-        InputError: fewer than 2 or more than MAX_FOUND_CLASSES values.
+        InputError: see `name_values`.
     """
     values: set[int] = set()
     for pair in tqdm(pairs, desc="looking for classes", disable=None):
@@ -343,12 +323,7 @@ def found_labels(pairs: Sequence[Pair]) -> dict[str, int]:
             values |= set(np.unique(read_labels(pair.truth).values).tolist())
         except BadCase:
             continue  # it will be told when its turn comes
-    if not 2 <= len(values) <= MAX_FOUND_CLASSES:
-        raise InputError(
-            f"the truths hold {len(values)} different value(s); classes are 2 to {MAX_FOUND_CLASSES} values; "
-            "name them with --labels, or take --measure instances if they number objects."
-        )
-    return {f"label{index}" if index else "background": v for index, v in enumerate(sorted(values))}
+    return name_values(values, FIX_VALUES)
 
 
 class ClassScorer:

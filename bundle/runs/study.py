@@ -46,15 +46,16 @@ def study(
     dataset_dir: Path,
     output_dir: Path,
     measure: str,
-    seeds: str,
+    seeds: list[int],
     variants: Path | None,
     section: str,
     inferer: Path | None,
+    ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.study`, whose arguments these are."""
-    numbers = _seeds(seeds)
-    changes = read_variants(variants)
-    experiment = read_experiment(args_file)
+    seeds = list(dict.fromkeys(seeds))
+    experiment = read_experiment(args_file, ids)
+    changes = {variant: {**ids, **own} for variant, own in read_variants(variants).items()}
     truth = _labels_folder(dataset_dir, section)
     results = section if inferer is None else f"{section}_{inferer.stem}"
     output_dir = output_dir.resolve()
@@ -82,18 +83,18 @@ def study(
         rows.append({"variant": variant, "seed": seed, **scores, "minutes": _minutes(folder)})
         write(rows, output_dir / results, measure)
 
-    for seed in numbers:
+    for seed in seeds:
         for variant, overrides in changes.items():
             folder = output_dir / folder_name(variant) / f"seed{seed}"
             if not (folder / results / "summary.json").is_file():
                 say(f"{variant}, seed {seed}")
                 run_bundle(**{**places, **overrides}, seed=seed, resume=True, output_dir=str(folder))
             judge(variant, seed, folder, str(folder / "model.pt"))
-    for variant in changes if len(numbers) > 1 else ():
+    for variant in changes if len(seeds) > 1 else ():
         folder = output_dir / folder_name(variant)
-        say(f"{variant}, mean of {len(numbers)} networks")
-        checkpoints = [str(folder / f"seed{seed}" / "model.pt") for seed in numbers]
-        together = folder / "_".join([ENSEMBLE, *map(str, sorted(numbers))])  # of other seeds, another one
+        say(f"{variant}, mean of {len(seeds)} networks")
+        checkpoints = [str(folder / f"seed{seed}" / "model.pt") for seed in seeds]
+        together = folder / "_".join([ENSEMBLE, *map(str, sorted(seeds))])  # of other seeds, another one
         judge(variant, ENSEMBLE, together, checkpoints, "configs/ensemble.json")
     typer.echo(f"\n{summary_table(rows, measure)}\n\nTable and picture: {output_dir / results}")
 
@@ -200,13 +201,6 @@ def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
         variant: [row for row in rows if row["variant"] == variant]
         for variant in dict.fromkeys(row["variant"] for row in rows)
     }
-
-
-def _seeds(text: str) -> list[int]:
-    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
-    if not numbers or len(set(numbers)) != len(text.split(",")):
-        raise InputError(f"--seeds is {text!r}: give different whole numbers with commas between, 0,1,2")
-    return numbers
 
 
 def _labels_folder(dataset_dir: Path, section: str) -> Path:

@@ -7,7 +7,6 @@ would make their scores worthless. The score of the best parameters flatters, as
 
 from __future__ import annotations
 
-import ast
 import csv
 import inspect
 import json
@@ -28,6 +27,7 @@ from monai.utils import CommonKeys as Keys
 from skimage.measure import label as connected_components
 from tqdm import tqdm
 
+from bundle.runs.experiments import parser_of, read_experiment
 from scripts.checkpoints import read_checkpoint
 from scripts.data import cases_of
 from scripts.data.checks import check_cases, require_sound
@@ -201,20 +201,19 @@ def predict(parser: ConfigParser, folder: Path) -> list[Case]:
 
 
 def tune(
-    config_file: str,
+    args_file: Path,
     dataset_dir: Path,
     checkpoint: Path,
     output_dir: Path,
     measure: str,
+    ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.tune`, whose arguments these are."""
-    files = _config_files(config_file)
+    parser = parser_of(read_experiment(args_file, ids))
     read_checkpoint(checkpoint)
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output_dir {output_dir} is a file: give a folder")
     output_dir.mkdir(parents=True, exist_ok=True)
-    parser = ConfigParser()
-    parser.read_config(files)
     for key, path in (("dataset_dir", dataset_dir), ("checkpoint", checkpoint), ("output_dir", output_dir)):
         parser[key] = str(path)
     parser.get_parsed_content("set_up")
@@ -308,20 +307,6 @@ def _try_all(
             default = Trial(defaults, judge(defaults))
             trials.append(default)
     return sorted(trials, key=lambda trial: -trial.score), default
-
-
-def _config_files(text: str) -> list[str]:
-    """The files of `--config_file`: one path, or a list as Python writes it."""
-    try:
-        files = ast.literal_eval(text) if text.lstrip().startswith("[") else [text]
-    except (SyntaxError, ValueError):
-        raise InputError(
-            f"--config_file is {text}: give a path, or a list such as ['configs/train.json','task.json']"
-        ) from None
-    missing = [str(file) for file in files if not Path(file).is_file()]
-    if missing:
-        raise InputError(f"--config_file names {missing[0]}, which is no file: correct the path")
-    return [str(file) for file in files]
 
 
 def _table(trials: Sequence[Trial], measure: str) -> str:

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import monai.bundle
 import numpy as np
@@ -36,7 +36,7 @@ from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bundle.runs.experiments import for_inference, read_experiment, resolved
+from bundle.runs.experiments import for_inference, parser_of, read_experiment, resolved, with_ids
 from bundle.runs.score import table
 from bundle.ship.package import data_format
 from scripts.checkpoints import check_weights, read_weights
@@ -48,7 +48,6 @@ from scripts.judging import mean_foreground_dice
 from scripts.labels import class_names
 from scripts.networks import covering_size, output_size
 from scripts.pictures import save_figure
-from scripts.process import bundle_root
 
 #: What stands in the table for the network as it was, and its weights.
 REFERENCE = "PyTorch"
@@ -75,7 +74,7 @@ class Model:
     Attributes:
         network: float32, on the CPU, with its weights, in evaluation mode.
         size: (B, C, *spatial) of an example, the spatial size of it that of a patch in training.
-        judging: the configs of an evaluation, and the ids that the experiment sets on top.
+        experiment: the configs of the training, and the ids on top of them.
         config: the resolved inference.json.
         metadata: metadata.json of the bundle; for an experiment the data format of its network.
         weights: a plain state dictionary.
@@ -84,7 +83,7 @@ class Model:
 
     network: nn.Module
     size: tuple[int, ...]
-    judging: tuple[list[str], Row]
+    experiment: Row
     config: Path
     metadata: Path
     weights: Path
@@ -252,14 +251,16 @@ FORMATS = {
 
 
 def export(
-    source: Path,
     output_dir: Path,
+    args_file: Path | None,
+    bundle: Path | None,
     checkpoint: Path | None,
     formats: list[str] | None,
     dataset_dir: Path | None,
     section: str,
     cases: int | None,
     rounds: int,
+    ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.export`, whose arguments these are."""
     chosen = [name for name in FORMATS if not formats or name in formats]
@@ -268,7 +269,7 @@ def export(
         logging.getLogger(name).setLevel(logging.ERROR)
     with _writing(output_dir), tempfile.TemporaryDirectory() as workshop:
         output_dir.mkdir(parents=True, exist_ok=True)
-        model = read_model(source, checkpoint, Path(workshop))
+        model = read_model(cast(Path, bundle or args_file), ids, checkpoint, Path(workshop))
         evaluation = None if dataset_dir is None else read_evaluation(model, dataset_dir, section, cases)
         results = {
             REFERENCE: Result([model.checkpoint]),
@@ -288,16 +289,17 @@ def export(
     with _writing(output_dir):
         write_tables(rows, output_dir)
     typer.echo(f"Files and tables: {output_dir}")
-    failed = [name for name in chosen if results[name].note and (formats or not lacking(name))]
+    failed = [name for name in chosen if results[name].note and (formats or not unavailable(name))]
     if failed:
         raise InputError(f"--format {', '.join(failed)} failed: what is wrong and what to do stands above")
 
 
-def read_model(source: Path, checkpoint: Path | None, workshop: Path) -> Model:
+def read_model(source: Path, ids: Row, checkpoint: Path | None, workshop: Path) -> Model:
     """The network of a bundle or experiment with its weights.
 
     Args:
         source: folder of a bundle in the form of this repository, or an args file.
+        ids: on top of its configs.
         checkpoint: its weights, if others than `models/model.pt` of the bundle or those of the training.
         workshop: where the files for MONAI's commands go.
 
@@ -312,15 +314,13 @@ def read_model(source: Path, checkpoint: Path | None, workshop: Path) -> Model:
                     f"{source} has no configs/{name}: name the folder of a bundle, or an args file such as "
                     "those of configs/experiments"
                 )
-        experiment: Row = {"config_file": [str(source.resolve() / "configs/train.json")]}
+        experiment = with_ids({"config_file": [str(source.resolve() / "configs/train.json")]}, ids)
         checkpoint = checkpoint or source / "models" / "model.pt"
     else:
-        experiment = read_experiment(source)
-    ids = {key: value for key, value in experiment.items() if key != "config_file"}
-    judging = (list(experiment["config_file"]), ids)
+        experiment = read_experiment(source, ids)
     try:
         inference = resolved(*for_inference(experiment))
-        checkpoint = checkpoint or Path(_parser(*judging).get_parsed_content("checkpoint"))
+        checkpoint = checkpoint or Path(parser_of(experiment).get_parsed_content("checkpoint"))
         parser = ConfigParser(dict(inference))
         network: nn.Module = parser.get_parsed_content("network_def").eval()
         size = (2, parser.get_parsed_content("in_channels"), *parser.get_parsed_content("patch_size"))
@@ -345,10 +345,10 @@ def read_model(source: Path, checkpoint: Path | None, workshop: Path) -> Model:
         file.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     with in_memory(plain) as stream:
         torch.save(dict(weights), stream)
-    return Model(network, size, judging, config, metadata, plain, checkpoint)
+    return Model(network, size, experiment, config, metadata, plain, checkpoint)
 
 
-def lacking(name: str) -> str:
+def unavailable(name: str) -> str:
     """What a format lacks on this machine and how to get it; empty where nothing does."""
     absent = [package for package in FORMATS[name].needs if not find_spec(package)]
     if name == "tensorrt" and not torch.cuda.is_available():
@@ -372,7 +372,7 @@ def write(name: str, model: Model, output_dir: Path) -> Result:
         The files, or a note that says in a sentence what is wrong.
     """
     made = FORMATS[name]
-    if reason := lacking(name):
+    if reason := unavailable(name):
         return Result(note=reason)
     with tempfile.TemporaryDirectory() as workshop:
         try:
@@ -422,10 +422,11 @@ def read_evaluation(model: Model, dataset_dir: Path, section: str, cases: int | 
     Raises:
         InputError: no data set, no such section, bad cases.
     """
-    files, ids = model.judging
+    experiment = model.experiment
+    files = [*experiment["config_file"], "configs/evaluate.json"]
     places = {"dataset_dir": str(dataset_dir), "section": section}
     plain = {"runtime": "torch", "amp": False, "memory_gb": None, "device": "$torch.device('cpu')"}
-    parser = _parser([*files, "configs/evaluate.json"], {**ids, **places, **plain})
+    parser = parser_of({**experiment, "config_file": files, **places, **plain})
     try:
         parser.get_parsed_content("set_up")
         listed = parser.get_parsed_content("validate::dataset::data")
@@ -585,14 +586,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axis.set_xlabel("seconds a case: each round, and their median")
     axis.grid(axis="x", alpha=0.3)
     save_figure(figure, path)
-
-
-def _parser(files: Sequence[str], ids: Mapping[str, Any]) -> ConfigParser:
-    """Configs of this bundle or elsewhere, and ids on top of them."""
-    parser = ConfigParser()
-    parser.read_config([str(Path(bundle_root(), file)) for file in files])
-    parser.update(dict(ids))
-    return parser
 
 
 def _logits(network: nn.Module, tiles: Tensor) -> Tensor:

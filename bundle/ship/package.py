@@ -65,9 +65,10 @@ def package(
     card: Path | None,
     scores: Path | None,
     large_files_url: str | None,
+    ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.package`, whose arguments these are."""
-    experiment = read_experiment(args_file)
+    experiment = read_experiment(args_file, ids)
     texts = read_card(card or CARDS / args_file.name)
     inference = resolved(*for_inference(experiment))
     files = experiment.pop("config_file")

@@ -31,7 +31,7 @@ def evaluate(configs: list[str], data: Path, output_dir: Path) -> dict[tuple[str
 def study(experiment: str, data: Path, output_dir: Path, measure: str, *more: str) -> dict[str, float]:
     """Train the experiment with seed 0 unless that is done, and score it on the test split."""
     files = ["--args_file", f"configs/experiments/{experiment}.json", "--dataset_dir", str(data)]
-    options = ["--output_dir", str(output_dir), "--measure", measure, "--seeds", "0", *more]
+    options = ["--output_dir", str(output_dir), "--measure", measure, "--seed", "0", *more]
     run_python("-m", "bundle", "study", *files, *options)
     section = "testing" if not more else f"testing_{Path(more[1]).stem}"
     return json.loads((output_dir / "unchanged/seed0" / section / "summary.json").read_text())["mean"]
@@ -60,7 +60,8 @@ def listed(folder: str, output_dir: Path, *options: str) -> Path:
 
 
 def test_em_membranes(tmp_path):
-    data = listed("isbi2012_em", tmp_path / "data", "--label_names", "membrane=0,cell=255")
+    names = ["--label_name", "membrane=0", "--label_name", "cell=255"]
+    data = listed("isbi2012_em", tmp_path / "data", *names)
     scores = study("em_membrane", data, tmp_path, "membranes")
     assert scores["v_rand"] >= 0.97
     assert scores["v_info"] >= 0.98
@@ -83,7 +84,7 @@ def test_exported_hippocampus_model(tmp_path):
     data = need("msd_task04_hippocampus")
     chosen = [part for name in ("pt2", "onnx", "openvino", "torchscript") for part in ("--format", name)]
     judged = ["--dataset_dir", str(data), "--section", "testing", "--rounds", "1"]
-    run_python("-m", "bundle", "export", ".", "--output_dir", str(tmp_path), *chosen, *judged)
+    run_python("-m", "bundle", "export", "--bundle", ".", "--output_dir", str(tmp_path), *chosen, *judged)
     for row in json.loads((tmp_path / "export.json").read_text()):
         assert row["cases"] == 50
         assert abs(row["dice"] - 0.8887) < 0.0005

@@ -259,7 +259,7 @@ def test_users_pictures_with_values_of_their_own(cells: Path, tmp_path: Path) ->
         tmp_path / "list",
         images=cells / "imagesTr",
         labels=tmp_path / "masks",
-        label_names="background=0,cell=255",
+        label_name=["background=0", "cell=255"],
         folds=2,
     )
     task = str(tmp_path / "list/task.json")

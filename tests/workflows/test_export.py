@@ -41,8 +41,9 @@ FILES = ["model.bin", "model.onnx", "model.pt2", "model.ts", "model.xml"]
 
 
 def export(source: Path, output: Path, *options: object) -> Any:
+    given = "--bundle" if source.is_dir() else "--args_file"
     with unchanged_process():
-        return invoke("export", source, "--output_dir", output, *options)
+        return invoke("export", given, source, "--output_dir", output, *options)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ print("same")
 def test_a_runtime_that_knows_no_pytorch_gives_the_same(
     runtime: str, exported: Path, packaged: Path, tmp_path: Path
 ) -> None:
-    network = read_model(packaged, None, tmp_path).network
+    network = read_model(packaged, {}, None, tmp_path).network
     sizes = [(1, 32, 32), (2, 48, 32), (3, 64, 80), (1, 16, 16)]
     for case, (number, *size) in enumerate(sizes):
         image = torch.randn((number, 1, *size), generator=torch.Generator().manual_seed(case))
@@ -199,7 +200,7 @@ def model_of(name: str, folder: Path) -> Model:
     config = bundle.ship.export.resolved(*bundle.ship.export.for_inference(experiment))
     network = bundle.ship.export.ConfigParser(config).get_parsed_content("network_def")
     torch.save(network.state_dict(), folder / "model.pt")
-    return read_model(folder / "experiment.json", None, folder)
+    return read_model(folder / "experiment.json", {}, None, folder)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -278,7 +279,7 @@ import resource, sys
 from pathlib import Path
 from bundle.ship.export import read_model, write
 
-model = read_model(Path(sys.argv[1]), None, Path(sys.argv[2]))
+model = read_model(Path(sys.argv[1]), {}, None, Path(sys.argv[2]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # as if the disk were full
 for name in ("pt2", "torchscript"):
     print(write(name, model, Path(sys.argv[2]) / "out").note)
@@ -337,7 +338,7 @@ def test_tensorrt_is_monais_command(packaged: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(monai.bundle, "trt_export", trt_export)
     monkeypatch.setattr(bundle.ship.export, "lacking", lambda name: "")
-    result = write("tensorrt", read_model(packaged, None, tmp_path), tmp_path / "out")
+    result = write("tensorrt", read_model(packaged, {}, None, tmp_path), tmp_path / "out")
     assert [file.read_text() for file in result.files] == ["engine"]
     assert (asked["net_id"], asked["precision"]) == ("network_def", "fp32")
     assert asked["input_shape"] == [1, 1, 32, 32]

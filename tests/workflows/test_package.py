@@ -69,7 +69,7 @@ def test_postprocessing_leaves_probabilities_to_scoring(packaged: Path) -> None:
 
 def test_the_format_of_our_own_metadata_is_what_the_network_says() -> None:
     ours = json.loads((CONFIGS / "metadata.json").read_text())
-    experiment = read_experiment(CONFIGS / "experiments/hippocampus.json")
+    experiment = read_experiment(CONFIGS / "experiments/hippocampus.json", {})
     inference = resolved(*for_inference(experiment))
     network = ConfigParser(inference).get_parsed_content("network_def")
     made = metadata(read_card(CARDS / "hippocampus.json"), inference, network, ours["eval_metrics"])
@@ -78,7 +78,7 @@ def test_the_format_of_our_own_metadata_is_what_the_network_says() -> None:
 
 
 def test_valid_convolutions_have_their_own_sizes() -> None:
-    experiment = read_experiment(CONFIGS / "experiments/unet2015_em.json")
+    experiment = read_experiment(CONFIGS / "experiments/unet2015_em.json", {})
     inference = resolved(*for_inference(experiment))
     with torch.device("meta"):
         network = ConfigParser(inference).get_parsed_content("network_def")

@@ -21,7 +21,7 @@ SETS: dict[str, tuple[str, str, str, str, str, list[str], dict[str, Any]]] = {
         "imagesTr",
         "labelsTr",
         ".nii.gz",
-        "background=0,anterior=1,posterior=2",
+        ["background=0", "anterior=1", "posterior=2"],
         [],
         {"patch_size": [16, 16, 16]},
     ),
@@ -30,7 +30,7 @@ SETS: dict[str, tuple[str, str, str, str, str, list[str], dict[str, Any]]] = {
         "images",
         "labels",
         ".png",
-        "membrane=0,cell=255",
+        ["membrane=0", "cell=255"],
         ["task/em_membrane"],
         {"patch_size": [128, 128]},
     ),
@@ -57,7 +57,7 @@ def test_an_epoch_on_four_cases(name: str, tmp_path: Path) -> None:
         images=tmp_path / images,
         labels=tmp_path / labels,
         splits=tmp_path / "splits.json",
-        label_names=label_names,
+        label_name=label_names,
     )
     run(
         *("train", *overlays),

@@ -11,7 +11,7 @@ import monai.bundle
 import pytest
 
 import bundle.runs.study
-from tests.commands import ROOT, TINY, invoke, unchanged_process
+from tests.commands import ROOT, TINY, as_options, invoke, unchanged_process
 
 pytestmark = pytest.mark.workflow
 
@@ -37,35 +37,33 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, commands: list[str]) -> None:
-    experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"], "max_epochs": 2}
+    experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"]}
     (tmp_path / "args.json").write_text(json.dumps({**experiment, "val_interval": 1}))
     variants = {"whole": {}, "One image": {"train::dataset::data": "$@split['training'][:1]"}}
     (tmp_path / "variants.json").write_text(json.dumps({"common": TINY[2], "variants": variants}))
 
-    def study(seeds: str, **more: object) -> str:
+    def study(*seeds: int, **more: object) -> str:
         options = {
             "args_file": tmp_path / "args.json",
             "dataset_dir": cells,
             "output_dir": tmp_path / "out",
             "measure": "instances",
             "variants": tmp_path / "variants.json",
-            "seeds": seeds,
             **more,
         }
-        given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        result = invoke("study", *given)
+        result = invoke("study", *as_options(**options, seed=seeds), "--max_epochs", 2)
         assert result.exit_code == 0, result.output
         return result.output
 
-    study("0")
+    study(0)
     assert commands == ["train", "segment", "score"] * 2
-    output = study("0,1")  # the first two stand
+    output = study(0, 1)  # the first two stand
     assert commands[6:] == ["train", "segment", "score"] * 2 + ["segment", "score"] * 2
     assert (tmp_path / "out/whole/ensemble_0_1/testing/summary.json").is_file()  # of these two seeds alone
     commands.clear()
-    study("1,0")
+    study(1, 0)
     assert not commands
-    study("0,1")
+    study(0, 1)
     with (tmp_path / "out/testing/study.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["variant"], row["seed"]) for row in rows] == [
@@ -79,7 +77,7 @@ def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, comman
     assert [line[:2] for line in table] == [["whole", "2"], ["One", "image"]]
     curves = [tmp_path / f"out/{name}/seed0/learning_curve.csv" for name in ("whole", "one_image")]
     assert curves[0].read_text() != curves[1].read_text()
-    study("0", inferer="configs/inferer/orientations.json")
+    study(0, inferer="configs/inferer/orientations.json")
     assert commands == ["train", "segment", "score"] * 2  # training has nothing left to do
     assert (tmp_path / "out/testing_orientations/study.csv").is_file()
     assert len(curves[0].read_text().splitlines()) == 3

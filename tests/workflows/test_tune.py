@@ -21,7 +21,17 @@ from skimage.measure import label as connected_components
 from bundle.runs.tune import Case, predict
 from scripts.data import read_split
 from scripts.judging import instance_scores
-from tests.commands import CONFIGS, config_files, datalist, input_error, invoke, read_array, run, written
+from tests.commands import (
+    CONFIGS,
+    as_options,
+    config_files,
+    datalist,
+    input_error,
+    invoke,
+    read_array,
+    run,
+    written,
+)
 
 pytestmark = pytest.mark.workflow
 
@@ -39,9 +49,10 @@ def overlay(folder: Path, **ids: Any) -> str:
     return str(folder / "overlay.json")
 
 
-def tune(*files: str, **options: object) -> Any:
-    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return invoke("tune", "--config_file", list(files), *given)
+def tune(folder: Path, *files: str, **options: object) -> Any:
+    args_file = folder / "experiment.json"
+    args_file.write_text(json.dumps({"config_file": files}), encoding="utf-8")
+    return invoke("tune", "--args_file", args_file, *as_options(**options))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +82,7 @@ def test_tune_chooses_on_validation_alone_and_inference_agrees(trained: Path, tm
     """The held-out files are gone, so a look at them would be an error."""
     files = config_files("train", "task/phantom_cells", str(trained / "overlay.json"))
     places = {"dataset_dir": trained / "data", "checkpoint": trained / "run/model.pt"}
-    done = tune(*files, **places, output_dir=tmp_path / "out", measure="ap50")
+    done = tune(tmp_path, *files, **places, output_dir=tmp_path / "out", measure="ap50")
     assert done.exit_code == 0, done.exception
     assert written(tmp_path / "out") == ["postprocessing.json", "tune.csv", "tune.png"]
     assert np.asarray(Image.open(tmp_path / "out/tune.png")).std() > 0
@@ -148,7 +159,7 @@ def test_two_classes_are_compared_as_components(
         tmp_path / "list",
         images=cells / "imagesTr",
         labels=tmp_path / "masks",
-        label_names="background=0,cell=255,ignore=7",
+        label_name=["background=0", "cell=255", "ignore=7"],
         folds=4,
     )
     settings = overlay(tmp_path, patch_size=[32, 32], channels=[4, 8, 8])
@@ -186,16 +197,17 @@ def test_bad_input_is_one_sentence(trained: Path, organ: Path, tmp_path: Path) -
     (tmp_path / "file").write_text("")
 
     def refused(*files: str, **options: object) -> str:
-        result = tune(*files, **{**good, **options})
+        result = tune(tmp_path, *files, **{**good, **options})
         assert result.exception is not None, result.output
         return input_error(result.exception)
 
     assert "no such checkpoint" in refused(*files, checkpoint=tmp_path / "none.pt")
     assert refused(*files, output_dir=tmp_path / "file").endswith("is a file: give a folder")
-    assert refused(str(tmp_path / "none.json")).startswith("--config_file names ")
+    assert refused(*files, max_epoch=3) == (
+        "--max_epoch is neither an option nor an id of the configs: correct its name"
+    )
     assert refused(files[0]).startswith("labels names 3 classes and instances is false")
-    wider = overlay(tmp_path, channels=[4, 8, 8])
-    assert "a checkpoint of another network" in refused(*files[:2], wider)
+    assert "a checkpoint of another network" in refused(*files, channels="[4,8,8]")
     nothing = overlay(tmp_path, split={"training": [1], "validation": [], "testing": []})
     assert refused(*files, nothing).startswith("section is 'validation', which holds no case")
 
@@ -209,9 +221,3 @@ def test_bad_input_is_one_sentence(trained: Path, organ: Path, tmp_path: Path) -
         Image.fromarray(mask).save(label)
     assert "number them, for example with skimage.measure.label" in refused(*files, dataset_dir=empty)
     assert not (tmp_path / "out").exists() or written(tmp_path / "out") == []
-
-
-def test_text_of_the_configs_that_is_no_list(trained: Path, tmp_path: Path) -> None:
-    options = ["--dataset_dir", trained, "--checkpoint", trained / "run/model.pt", "--output_dir", tmp_path]
-    result = invoke("tune", "--config_file", "['a.json'", *options)
-    assert input_error(result.exception).startswith("--config_file is ['a.json': give a path, or a list")  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ def test_experiment_trains_and_resumes(cells: Path, tmp_path: Path) -> None:
     for label in (cells / "labelsTr").iterdir():
         mask = (read_array(label) > 0).astype(np.uint8) * 255
         Image.fromarray(mask).save(tmp_path / "masks" / label.name)
-    masks = {"labels": tmp_path / "masks", "label_names": "membrane=0,cell=255", "folds": 4}
+    masks = {"labels": tmp_path / "masks", "label_name": ["membrane=0", "cell=255"], "folds": 4}
     datalist(tmp_path / "list", images=cells / "imagesTr", **masks)
     places = ("--dataset_dir", str(tmp_path / "list"), "--output_dir", str(tmp_path / "out"))
     experiment = ("-m", "monai.bundle", "run", "--args_file", str(CONFIGS / "experiments/unet2015_em.json"))

@@ -8,11 +8,12 @@ from typing import get_args
 
 import pytest
 
-from bundle.cli import ContestName, FigureName, FormatName, Measure, app
+from bundle.cli import ContestName, FigureName, FormatName, Measure, app, read_ids
 from bundle.data.phantom import Kind
 from bundle.figures import FIGURES
 from bundle.runs.study import SHOWN
 from bundle.ship.export import FORMATS
+from scripts.errors import InputError
 from scripts.judging import INSTANCE_SCORES
 from tests.commands import ROOT, command, invoke
 
@@ -45,7 +46,7 @@ def test_help_and_wrong_usage_import_nothing_heavy() -> None:
         "--help": 0,
         **{f"{name} --help": 0 for name in COMMANDS},
         "tune --measure dice": 2,
-        "score p t --measure membranes --labels a=0": "error: --labels 'a=0' names classes; --measure "
+        "score p t --measure membranes --label_name a=0": "error: --label_name names classes; --measure "
         "membranes has none; drop it.",
         "datalist --output_dir d --images i": "error: the source of the data is not clear; exactly one of "
         "--images with --labels, --nnunet and --msd is needed; give one.",
@@ -89,9 +90,12 @@ def test_names_that_can_be_given_are_those_there_are() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("export . --output_dir o --format tflite", "'--format': Value error, 'tflite' is not one of 'pt2'"),
-        ("export . --output_dir o --rounds 0", "'--rounds'"),
-        ("figures unet3d unet", "'unet' is not one of 'unet2015'"),
+        (
+            "export --bundle . --output_dir o --format tflite",
+            "'--format': Value error, 'tflite' is not one of 'pt2'",
+        ),
+        ("export --bundle . --output_dir o --rounds 0", "'--rounds'"),
+        ("figures --only unet3d --only unet", "'unet' is not one of 'unet2015'"),
         ("benchmark --only speed", "'speed' is not one of 'inference'"),
     ],
 )
@@ -99,3 +103,18 @@ def test_wrong_usage_says_what_is_allowed(arguments: str, told: str) -> None:
     result = invoke(*arguments.split())
     assert result.exit_code == 2
     assert told in result.output
+
+
+def test_ids_are_read_as_monai_reads_them() -> None:
+    given = ["--max_epochs", "3", "--patch_size=[32, 48]", "--a::b", "$@c + 1", "--d", "-1e-3", "--e", "x=y"]
+    expected = {"max_epochs": 3, "patch_size": [32, 48], "a::b": "$@c + 1", "d": -0.001, "e": "x=y"}
+    assert read_ids(given) == expected
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["3"], ["--max_epochs"], ["--a", "1", "2"], ["--a::", "1"], ["a", "1"], ["--a", "1", "--a", "2"]],
+)
+def test_what_is_no_id_with_a_value_is_refused(texts: list[str]) -> None:
+    with pytest.raises(InputError, match=f"{' '.join(texts)} is not understood: write ids as --ID VALUE"):
+        read_ids(texts)

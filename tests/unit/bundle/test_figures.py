@@ -329,6 +329,6 @@ def test_page_shows_every_picture() -> None:
 
 
 def test_command(tmp_path: Path) -> None:
-    result = invoke("figures", "unet3d", "--output_dir", tmp_path)
+    result = invoke("figures", "--only", "unet3d", "--output_dir", tmp_path)
     assert result.exit_code == 0, result.output
     assert [path.name for path in tmp_path.iterdir()] == ["unet3d.png"]

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bundle.data.datalist import PATCH_CAP, PATCH_VOXELS, hold_out, plan_task
+from bundle.runs.experiments import parser_of, read_experiment
 from scripts.data.checks import Facts
 from scripts.data.datalist import read_split
 from scripts.errors import InputError
-from tests.commands import SHARED_DATA, invoke
+from tests.commands import ROOT, SHARED_DATA, invoke
 
 DATA = SHARED_DATA
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are absent")
@@ -31,12 +32,13 @@ def call(*options: object) -> Any:
 
 
 def make(output_dir: Path, *options: object) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Run the command; the two files and the output."""
+    """Run the command; what says which cases and what task, and the output."""
     result = call("--output_dir", output_dir, *options)
     assert result.exit_code == 0, result.output
     dataset, task = ((output_dir / name).read_text() for name in ("dataset.json", "task.json"))
     assert sorted(file.name for file in output_dir.iterdir() if file.is_file()) == [
         "dataset.json",
+        "experiment.json",
         "task.json",
     ]
     return json.loads(dataset), json.loads(task), result.output
@@ -91,7 +93,11 @@ def test_folders_by_equal_ids(tmp_path: Path) -> None:
     }
     assert "6 cases: 6 training" in output
     assert "label label1 = 1: 50.00% of voxels" in output
-    assert f"\"['configs/train.json','{tmp_path}/task.json']\" --dataset_dir" in output
+    assert f"python -m monai.bundle run --args_file {tmp_path}/experiment.json" in output
+    experiment = parser_of(read_experiment(tmp_path / "experiment.json", {"max_epochs": 3}))
+    assert (experiment["patch_size"], experiment["max_epochs"]) == ([32, 32], 3)
+    assert experiment.get_parsed_content("dataset_dir") == str(tmp_path)
+    assert experiment.get_parsed_content("output_dir") == str(ROOT / "runs" / tmp_path.name)
     split = read_split(tmp_path, spatial_dims=2, in_channels=1, labels=task["labels"], fold=2)
     assert [len(split[name]) for name in split] == [4, 2, 0]
 
@@ -159,18 +165,16 @@ def test_label_names_and_other_values(tmp_path: Path) -> None:
     options = folders(tmp_path, value=255)
     dataset, task, _ = make(tmp_path / "found", *options)
     assert task["labels"] == {"background": 0, "label1": 255}
-    dataset, task, _ = make(tmp_path / "named", *options, "--label_names", "cell=255, outer ring=0")
+    dataset, task, _ = make(
+        tmp_path / "named", *options, "--label_name", "cell=255", "--label_name", "outer ring=0"
+    )
     assert list(task["labels"].items()) == [("outer ring", 0), ("cell", 255)]
     assert dataset["labels"] == {"0": "outer ring", "255": "cell"}
-    result = call("--output_dir", tmp_path / "out", *options, "--label_names", "background=0,cell=1")
+    result = call(
+        "--output_dir", tmp_path / "out", *options, "--label_name", "background=0", "--label_name", "cell=1"
+    )
     assert "label values 255 that are not declared" in result.output
     assert result.exit_code == 1
-
-
-@pytest.mark.parametrize("text", ["cell", "cell=x", "cell=-1", "=1", "a=1,a=2", "a=1,b=1"])
-def test_bad_label_names(tmp_path: Path, text: str) -> None:
-    options = folders(tmp_path)
-    refused("--label_names", "--output_dir", tmp_path / "out", *options, "--label_names", text)
 
 
 def test_values_that_are_no_classes(tmp_path: Path) -> None:
@@ -237,7 +241,7 @@ def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
     refused("exactly one of", *out, *options, "--msd", tmp_path)
     refused("are both .* two folders", *out, "--images", tmp_path / "i", "--labels", tmp_path / "i")
     refused("--images: .*none is no folder", *out, "--images", tmp_path / "none", *options[2:])
-    refused("does not go with --instances", *out, *options, "--instances", "--label_names", "a=0")
+    refused("does not go with --instances", *out, *options, "--instances", "--label_name", "a=0")
     refused("7 folds cannot be made of 6 subjects", *out, *options, "--folds", 7)
     refused(r"--test_fraction 1.0 is outside \[0, 1\)", *out, *options, "--test_fraction", 1)
     refused("is no regex", *out, *options, "--subject_pattern", "(")

@@ -18,7 +18,7 @@ import bundle.data.phantom as module
 from bundle.data.phantom import Kind, draw_cells, draw_organ, held_out, write_phantom
 from bundle.runs.baseline import dice_per_class, otsu_components
 from scripts.errors import InputError
-from tests.commands import invoke
+from tests.commands import as_options, invoke
 
 CASES = range(24)
 SMALL = {Kind.CELLS: (64, 64), Kind.ORGAN: (24, 28, 24)}
@@ -317,7 +317,15 @@ def test_nothing_is_left_behind_when_writing_fails(
 def test_command_writes_and_says_where_to_look(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "p"
     result = invoke(
-        "phantom", "organ", "--output_dir", str(folder), "--cases", "5", "--seed", "2", "--size", "24,28,24"
+        "phantom",
+        "organ",
+        "--output_dir",
+        str(folder),
+        "--cases",
+        "5",
+        "--seed",
+        "2",
+        *as_options(size=[24, 28, 24]),
     )
     assert result.exit_code == 0, result.output
     last = result.stdout.strip().splitlines()[-1]
@@ -332,9 +340,11 @@ def test_command_writes_and_says_where_to_look(tmp_path: Path) -> None:
     [
         (("--cases", "3"), "cases is 3, .* give 4 or more"),
         (("--seed", "-1"), "seed is -1, .* non-negative"),
-        (("--size", "64"), r"size is \(64,\), but cells need 2 numbers of 64 or more: .* 256,256"),
-        (("--size", "64,63"), r"size is \(64, 63\)"),
-        (("--size", "64x64"), "size is '64x64', .* whole numbers"),
+        (
+            as_options(size=64),
+            r"size is \(64,\), but cells need 2 numbers of 64 or more: .* --size 256 --size 256",
+        ),
+        (as_options(size=[64, 63]), r"size is \(64, 63\)"),
     ],
 )
 def test_command_refuses_what_it_cannot_make(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
-from bundle.runs.experiments import for_inference, read_experiment, resolved
+from bundle.runs.experiments import for_inference, parser_of, read_experiment, resolved
 from scripts.errors import InputError
 from tests.commands import CONFIGS
 
@@ -29,7 +29,7 @@ def test_inference_gets_what_it_knows() -> None:
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_one_config_says_what_several_say(file: Path) -> None:
     """The network, the patch and the data of training and inference come out alike, without further files."""
-    experiment = read_experiment(file)
+    experiment = read_experiment(file, {})
     files = experiment.pop("config_file")
     train = resolved(files, experiment)
     inference = resolved(*for_inference({"config_file": files, **experiment}))
@@ -58,4 +58,21 @@ def test_only_what_is_referred_to_stays() -> None:
 def test_experiment_names_configs(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"config_file": "configs/train.json"}')
     with pytest.raises(InputError, match=r"a\.json has no list under 'config_file'"):
-        read_experiment(tmp_path / "a.json")
+        read_experiment(tmp_path / "a.json", {})
+
+
+def test_ids_of_the_command_line_win() -> None:
+    file = CONFIGS / "experiments/unet2015_em.json"
+    ids = {"max_epochs": 3, "patch::elastic_prob": 0.25, "patch::foreground_prob": 0.5, "batch_size": 7}
+    experiment = parser_of(read_experiment(file, ids))
+    assert {key: experiment[key] for key in ids} == ids
+    assert experiment["patch::rotate_range"] == 3.14
+    files = {"config_file": ["configs/train.json", "configs/network/residual.json"]}
+    other = parser_of(read_experiment(CONFIGS / "experiments/hippocampus.json", files))
+    assert other["network_def"]["deep_supervision"] == 2
+
+
+@pytest.mark.parametrize("key", ["max_epoch", "patches::elastic_prob", "train::trainers::max_epochs"])
+def test_ids_that_the_configs_lack_are_refused(key: str) -> None:
+    with pytest.raises(InputError, match=f"--{key} is neither an option nor an id of the configs"):
+        read_experiment(CONFIGS / "experiments/nuclei.json", {key: 1})

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundle.runs.score import parse_labels, table
 from scripts.errors import InputError
 from scripts.judging import (
     INSTANCE_SCORES,
@@ -27,7 +26,7 @@ from scripts.judging import (
     membrane_scores,
     summarize,
 )
-from tests.commands import SHARED_DATA, invoke
+from tests.commands import SHARED_DATA, as_options, invoke
 
 DATA = SHARED_DATA
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are absent")
@@ -90,7 +89,8 @@ def test_classes_of_volumes(tmp_path: Path) -> None:
         expected += [
             {"case": f"c{seed}", "class": name, **row} for name, row in zip(("a", "b"), rows, strict=True)
         ]
-    options = tmp_path / "p", tmp_path / "t", "--labels", "background=0,a=1,b=2", "--tolerance", 0.7
+    names = as_options(label_name=["background=0", "a=1", "b=2"])
+    options = tmp_path / "p", tmp_path / "t", *names, "--tolerance", 0.7
     rows, summary, output = score(tmp_path / "out", *options)
     assert [(row["case"], row["class"]) for row in rows] == [(row["case"], row["class"]) for row in expected]
     for row, wanted in zip(rows, expected, strict=True):
@@ -116,8 +116,8 @@ def test_what_nobody_annotated_counts_nowhere(tmp_path: Path) -> None:
     truth[:4] = 255
     picture(tmp_path / "p.png", pred)
     picture(tmp_path / "t.png", truth)
-    labels = "background=0,cell=1,ignore=255"
-    (row,), _, _ = score(tmp_path / "out", tmp_path / "p.png", tmp_path / "t.png", "--labels", labels)
+    names = as_options(label_name=["background=0", "cell=1", "ignore=255"])
+    (row,), _, _ = score(tmp_path / "out", tmp_path / "p.png", tmp_path / "t.png", *names)
     pred[:4] = truth[:4] = 0
     assert_scores(row, case_scores(pred, truth, 2, (1.0, 1.0), 1.0)[0])
 
@@ -325,33 +325,10 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(r"no file of .*p \(a\.png\) goes with a truth of .*t \(b\.png\)", p, t)
     refused("none does not exist; PRED and TRUTH are two folders or two files", tmp_path / "none", t)
     refused("are a file and a folder; both are of one kind", p / "a.png", t)
-    refused("--labels 'a=0,b=1' names classes", p, t, "--measure", "instances", "--labels", "a=0,b=1")
-    refused("--labels 'a' is not understood", p / "a.png", t / "b.png", "--labels", "a")
+    refused(
+        "--label_name names classes", p, t, "--measure", "instances", *as_options(label_name=["a=0", "b=1"])
+    )
+    refused("--label_name a is not understood", p / "a.png", t / "b.png", *as_options(label_name="a"))
     refused("--tolerance is -1.0; it is a distance of 0 or more", p, t, "--tolerance", -1)
     picture(tmp_path / "n.png", np.zeros((4, 5), np.uint8))
-    refused("the truths hold 1 different value", tmp_path / "n.png", tmp_path / "n.png")
-
-
-@pytest.mark.parametrize("text", ["cell", "cell=x", "cell=-1", "a=1", "a=1,a=2", "a=1,b=1", "a=0,ignore=1"])
-def test_labels_that_make_no_classes_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="--labels"):
-        parse_labels(text)
-    assert list(parse_labels("b=3, a=0")) == ["b", "a"]
-
-
-@needs_data
-@pytest.mark.data
-def test_sections_and_nuclei_against_themselves(tmp_path: Path) -> None:
-    section = DATA / "isbi2012_em/labels/00.png"
-    (row,), _, _ = score(tmp_path / "em", section, section, "--measure", "membranes")
-    assert [float(row[name]) for name in MEMBRANE_SCORES] == pytest.approx([1, 1, 0, 0, 0])
-    nuclei = sorted((DATA / "dsb2018_nuclei/labels").iterdir())[0]
-    (row,), _, _ = score(tmp_path / "nuclei", nuclei, nuclei, "--measure", "instances")
-    assert float(row["ap"]) == 1
-
-
-def test_table_shows_small_errors() -> None:
-    _, line = table(
-        ("case", "v_rand", "warping_error"), [{"case": "a", "v_rand": 0.5, "warping_error": 0.00013}]
-    ).splitlines()
-    assert line.split() == ["a", "0.5000", "0.000130"]
+    refused("the labels hold 1 different value", tmp_path / "n.png", tmp_path / "n.png")

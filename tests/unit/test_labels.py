@@ -1,0 +1,28 @@
+"""Names and values of labels."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.errors import InputError
+from scripts.labels import MAX_UNNAMED, name_values, parse_labels
+
+
+def test_labels_keep_their_order() -> None:
+    parsed = parse_labels(["cell=3", " outer ring = 0", "ignore=255"])
+    assert list(parsed.items()) == [("cell", 3), ("outer ring", 0), ("ignore", 255)]
+
+
+@pytest.mark.parametrize(
+    "text", ["cell", "cell=x", "cell=-1", "=1 a=2", "a=1", "a=1 a=2", "a=1 b=1", "a=0 ignore=1", "a=0,b=1"]
+)
+def test_what_makes_no_classes_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=f"--label_name {text.split()[0]}"):
+        parse_labels(text.split())
+
+
+def test_values_without_names() -> None:
+    assert name_values({7, 0, 3}, "") == {"background": 0, "label1": 3, "label2": 7}
+    for count in (1, MAX_UNNAMED + 1):
+        with pytest.raises(InputError, match=f"hold {count} different value.*; name them.$"):
+            name_values(range(count), "name them")
