@@ -7,13 +7,44 @@ Source of the weighted cross entropy:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss
+from monai.losses import DeepSupervisionLoss, DiceLoss
 from torch import nn
 
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
+
+
+class HeadsLoss(DeepSupervisionLoss):
+    """The loss of each head of a network against one target, shrunk to the head's size, and their sum.
+
+    Arguments are those of MONAI's DeepSupervisionLoss, which takes a list.
+    """
+
+    def forward(self, input: torch.Tensor | Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            input: logits (B, classes, *spatial); or those of several heads by name, from high to low
+                resolution.
+            target: see the loss.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            InputError: a list, of which nothing says what each entry is.
+        """
+        if isinstance(input, list | tuple):
+            raise InputError(
+                f"the network gives a {type(input).__name__} of {len(input)} outputs: heads are named, hand in "
+                "a dictionary, or name MONAI's DeepSupervisionLoss as train::loss_function if that is what the "
+                "list means"
+            )
+        return super().forward(list(input.values()) if isinstance(input, Mapping) else input, target)
 
 
 class WeightedDiceCELoss(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from scripts.compute.runtimes import Predict, onnxruntime_session, openvino_model
 from scripts.errors import InputError
-from scripts.networks import output_size
+from scripts.networks.sizes import Sizes
 
 
 class Exported(nn.Module):
@@ -46,7 +45,8 @@ class Exported(nn.Module):
                 f"checkpoint is {path}, for which {package} is not installed: "
                 "run pip install -r requirements-runtimes.txt"
             )
-        self.network = network.eval()
+        self.prototype = network.eval()
+        self.sizes = Sizes(network)
         self.device = torch.device(device)
         try:
             self._predict = load(path, self.device)
@@ -67,16 +67,10 @@ class Exported(nn.Module):
         Raises:
             InputError: a size that is illegal for the network.
         """
-        output_size(self.network, x.shape[2:])
+        self.sizes.check(x.shape[2:])
         image = x.as_tensor() if isinstance(x, MetaTensor) else x
         with torch.no_grad():
             return self._predict(image).to(x.device)
-
-    def __getattr__(self, name: str) -> Any:
-        """Of sizes (`UNet.output_size`, `UNet.margin`) the network tells, if it can."""
-        if name in ("output_size", "margin"):
-            return getattr(self.network, name)
-        return super().__getattr__(name)
 
 
 def _torch_export(path: str, device: torch.device) -> Predict:

@@ -28,16 +28,16 @@ from torch import nn
 
 from scripts.checkpoints import unwrap
 from scripts.compute.exported import Exported
-from scripts.compute.memory import next_smaller, operations, resident_bytes
+from scripts.compute.memory import operations, resident_bytes
 from scripts.compute.runtimes import Runtime
 from scripts.errors import InputError
-from scripts.networks import UNet, covering_size, output_size
+from scripts.networks.blocks import Axes
+from scripts.networks.sizes import Sizes
 from scripts.process import release_memory
 from scripts.transforms.spatial import fold
 
 logger = logging.getLogger(__name__)
 
-Axes = tuple[int, ...]  # one entry per spatial axis
 Ends = tuple[tuple[bool, bool], ...]  # one entry per spatial axis
 
 OUTPUTS = ("logits", "labels")
@@ -46,7 +46,14 @@ OUTPUTS = ("logits", "labels")
 MIDDLE_TILES = 8
 
 #: Norms whose statistics depend on which part of the image they see.
-LOCAL_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
+LOCAL_NORMS = (
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+)
 
 
 class Source(Protocol):
@@ -115,6 +122,7 @@ class SlabInferer(Inferer):
         self.memory_gb = memory_gb
         self.runtime = Runtime(runtime, amp)
         self._logged = ""
+        self._sizes: tuple[nn.Module, Sizes] | None = None
 
     @abstractmethod
     def full_tile(self, spatial: Axes) -> Axes:
@@ -146,8 +154,19 @@ class SlabInferer(Inferer):
         channels, *spatial = (int(n) for n in size)
         tile = self.full_tile(tuple(spatial))
         tiles = math.prod(len(corners) for corners in self.windows(network, tuple(spatial), tile).corners)
-        whole = covering_size(network, spatial, tile)
+        whole = self.sizes(network, channels).covering(spatial, tile)
         return tiles * operations(network, (1, channels, *tile)) / operations(network, (1, channels, *whole))
+
+    def sizes(self, network: nn.Module, channels: int | None = None) -> Sizes:
+        """The sizes of a network, which are tried once for as long as it is the same.
+
+        Args:
+            network: the network.
+            channels: channels of its images, if they are known.
+        """
+        if self._sizes is None or self._sizes[0] is not network:
+            self._sizes = network, Sizes(network, channels)
+        return self._sizes[1]
 
     def slabs(
         self,
@@ -162,7 +181,8 @@ class SlabInferer(Inferer):
 
         Args:
             source: (C, *spatial); only the boxes of single windows are read.
-            network: takes (B, C, *tile), gives logits (B, classes, *window); a list counts by its first.
+            network: takes (B, C, *tile), gives logits (B, classes, *window), or a dictionary of them by the
+                name of the head, of which "main" counts.
             axis: the spatial axis to walk along.
             reserved: bytes that the caller is going to hold beside, from the number of classes.
             args: further positional arguments of the network.
@@ -220,6 +240,12 @@ class SlabInferer(Inferer):
                 corners = [(*across[i][:axis], top, *across[i][axis + 1 :]) for i in chosen]
                 tiles = _read(source, corners, layout, device)
                 logits = self.runtime(network, tiles, *args, **kwargs)
+                if tuple(logits.shape[2:]) != window:
+                    raise InputError(
+                        f"the network gives logits of {list(logits.shape[2:])} voxels for tiles of "
+                        f"{list(tile)}, where {type(self).__name__} expects {list(window)}: use "
+                        "OverlapTileInferer for a network that predicts less than it sees"
+                    )
                 if not sums.numel():
                     sums = torch.zeros((logits.shape[1], *weights.shape), device=device)
                 for i, corner, part in zip(chosen, corners, logits, strict=True):
@@ -303,7 +329,7 @@ class SlabInferer(Inferer):
         axes = set(range(len(tile)))
         while need > room and axes:
             longest = max(sorted(axes), key=tile.__getitem__)
-            smaller = next_smaller(network, tile, longest)
+            smaller = self.sizes(network, channels).smaller(tile, longest)
             try:
                 need = needed(smaller, 1) if smaller else need
             except (ValueError, RuntimeError):  # the network finds it too small
@@ -392,14 +418,15 @@ class SlidingWindowSlabInferer(SlabInferer):
 
 
 class OverlapTileInferer(SlabInferer):
-    """Overlap-tile strategy: tiles whose predictions abut and equal those of the image in one piece.
+    """Overlap-tile strategy: tiles whose predictions equal those of the image in one piece.
 
-    A network with valid convolutions predicts the centre of a tile, and every voxel is computed once; context
-    missing at the image's border is made by mirroring. A padded network predicts whole tiles, whose rims
-    suffer from the padding. There the tiles overlap: what lies within a margin of a tile's rim counts only at
-    the image's border, where the image in one piece is padded too. The margin follows from the network's
-    receptive field. A norm that takes its statistics from the tile, such as an instance norm, stands in the
-    way of equality; the log says so.
+    A network with valid convolutions predicts the centre of a tile; context missing at the image's border is
+    made by mirroring. Tiles start on the grid of the network's deepest level, so that they meet the same
+    pooling windows as the image in one piece: 384 pixels apart where a tile predicts 388 and the grid is 16. A
+    padded network predicts whole tiles, whose rims suffer from the padding. There the tiles overlap: what lies
+    within a margin of a tile's rim counts only at the image's border, where the image in one piece is padded
+    too. The margin is what the network is found to see (`scripts.networks.sizes.Sizes.margin`). A norm that
+    takes its statistics from the tile, such as an instance norm, stands in the way of equality; the log says so.
 
     Source: Ronneberger, Fischer, Brox, MICCAI 2015, figure 2 and section 2: the tile that is predicted needs
     a larger tile as input, and context missing at the image's border is made by mirroring.
@@ -415,8 +442,8 @@ class OverlapTileInferer(SlabInferer):
         mirror: show a network with valid convolutions the mirrored image beyond its border; False: zeros.
 
     Raises:
-        InputError: an argument breaks its rule, the tile is illegal for the network or no larger than twice
-            its margin, the receptive field of a padded network is unknown, or the image has no voxels.
+        InputError: an argument breaks its rule, the tile is illegal for the network, predicts less than the
+            grid or is no larger than twice the margin, or the image has no voxels.
     """
 
     def __init__(
@@ -439,12 +466,23 @@ class OverlapTileInferer(SlabInferer):
         return self.tile_size
 
     def windows(self, network: Callable[..., Any], spatial: Axes, tile: Axes) -> Windows:
-        """Windows side by side from the first voxel on; the last of each axis may stick out."""
-        size = output_size(cast(nn.Module, network), tile)
+        """Windows on the grid of the deepest level, from the first voxel on; the last may stick out."""
+        sizes = self.sizes(cast(nn.Module, network))
+        size = sizes.output(tile)
+        self._warn_of_norms(sizes.network)
         if size == tile:
-            return self._padded_windows(cast(nn.Module, network), spatial, tile)
-        corners = tuple(list(range(0, n, step)) for n, step in zip(spatial, size, strict=True))
-        return Windows(tile, size, corners, self.mirror)
+            return self._padded_windows(sizes, spatial, tile)
+        corners = []
+        for axis, (length, predicted, grid) in enumerate(zip(spatial, size, sizes.grid(tile), strict=True)):
+            step = predicted // grid * grid
+            if not step:
+                enough = sizes.covering([grid] * len(tile), tile)[axis]
+                raise InputError(
+                    f"tile_size is {list(self.tile_size)}: along axis {axis} the network predicts {predicted} "
+                    f"voxels of it, fewer than the {grid} by which tiles lie apart; give it {enough} or more"
+                )
+            corners.append(list(range(0, max(length - predicted, 0) + step, step)))
+        return Windows(tile, size, tuple(corners), self.mirror)
 
     def importance(self, layout: Windows, ends: Ends) -> torch.Tensor:
         """One where the window counts, zero in its margin."""
@@ -455,33 +493,33 @@ class OverlapTileInferer(SlabInferer):
             planes[len(planes) - (0 if last else margin) :] = 0
         return weights
 
-    def _padded_windows(self, network: nn.Module, spatial: Axes, tile: Axes) -> Windows:
+    def _padded_windows(self, sizes: Sizes, spatial: Axes, tile: Axes) -> Windows:
         """Tiles within the image, rounded up to a legal size, that overlap by twice the margin."""
-        if not hasattr(network, "margin"):
-            raise InputError(
-                f"OverlapTileInferer does not know the receptive field of {type(network).__name__}, a padded "
-                "network: use SlidingWindowSlabInferer"
-            )
-        self._warn_of_norms(network)
-        covered = covering_size(network, spatial, tile)
-        tile = tuple(min(seen, n) for seen, n in zip(tile, covered, strict=True))
+        grids = sizes.grid(tile)
+        covered = tuple(
+            -(-n // grid) * grid for n, grid in zip(sizes.covering(spatial, tile), grids, strict=True)
+        )
+        whole = tuple(min(seen, n) for seen, n in zip(tile, covered, strict=True))
         corners, margins = [], []
-        for axis, (seen, n) in enumerate(zip(tile, covered, strict=True)):
-            margin = cast(UNet, network).margin(axis) if seen < n else 0
-            step = seen - 2 * margin
+        for axis, (seen, n, grid) in enumerate(zip(whole, covered, grids, strict=True)):
+            margin = sizes.margin(whole, axis) if seen < n else 0
+            step = 0 if margin is None else (seen - 2 * margin) // grid * grid
             if step < 1:
-                enough = covering_size(network, [2 * margin + 1] * len(tile), tile)[axis]
                 raise InputError(
-                    f"tile_size is {list(self.tile_size)}: axis {axis} of this network needs a margin of "
-                    f"{margin} voxels on both sides; give it {enough} or more"
+                    f"tile_size is {list(self.tile_size)}: along axis {axis} this network sees further than "
+                    "half of it; give it more, or use SlidingWindowSlabInferer"
                 )
             last = n - seen
             corners.append([*range(0, last, step), last])
             margins.append(margin)
-        return Windows(tile, tile, tuple(corners), False, tuple(margins))
+        return Windows(whole, whole, tuple(corners), False, tuple(margins))
 
     def _warn_of_norms(self, network: nn.Module) -> None:
-        norms = {type(m).__name__ for m in network.modules() if isinstance(m, LOCAL_NORMS)}
+        norms = {
+            type(norm).__name__
+            for norm in network.modules()
+            if isinstance(norm, LOCAL_NORMS) and not getattr(norm, "track_running_stats", False)
+        }
         if norms and not self._said:
             self._said = True
             logger.warning(

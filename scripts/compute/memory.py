@@ -16,17 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.errors import InputError
-from scripts.networks import output_size
+from scripts.networks.heads import main_logits
 
 #: Channels of a block in the layout of oneDNN with AVX-512 (nCdhw16c); other processors take smaller ones.
 CHANNEL_BLOCK = 16
-
-#: Share of its length to which an axis of a tile is cut down at most in one step.
-CUT = 7 / 8
-
-#: Shortest axis to which a tile is halved for a network that does not say which sizes are legal.
-SHORTEST_AXIS = 8
 
 
 def resident_bytes() -> int:
@@ -49,7 +42,7 @@ def forward_bytes(
     channels in blocks.
 
     Args:
-        network: takes and gives (B, C, *spatial); a list counts by its first.
+        network: takes (B, C, *spatial), gives what `scripts.networks.heads.main_logits` reads.
         size: (B, C, *spatial).
         dtype: type of mixed precision, or None for float32.
 
@@ -59,9 +52,8 @@ def forward_bytes(
     counter = _LiveBytes()
     mixed = torch.autocast("cpu", dtype) if dtype else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter, mixed:
-        logits = network(torch.empty(tuple(size)))
-        first = logits if isinstance(logits, torch.Tensor) else logits[0]
-        return counter.peak, first.shape[1]
+        logits = main_logits(network(torch.empty(tuple(size))))
+        return counter.peak, logits.shape[1]
 
 
 def dry_run(network: nn.Module, size: Sequence[int]) -> Any:
@@ -90,7 +82,7 @@ def operations(network: nn.Module, size: Sequence[int], training: bool = False) 
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         output = dry_run(network, size)
         if training:
-            output.sum().backward()
+            main_logits(output).sum().backward()
     return float(counter.get_total_flops())
 
 
@@ -131,28 +123,3 @@ class _LiveBytes(TorchDispatchMode):
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-def next_smaller(network: nn.Module, tile: Sequence[int], axis: int) -> tuple[int, ...] | None:
-    """A tile with one axis cut down, by an eighth or more, to a length that the network may take.
-
-    Args:
-        network: one with `output_size` says which lengths are legal; for any other an axis is halved.
-        tile: voxels, one number an axis, legal for the network.
-        axis: the axis to cut down.
-
-    Returns:
-        The smaller tile, or None if there is none.
-    """
-    if hasattr(network, "output_size"):
-        lengths: Sequence[int] = range(int(tile[axis] * CUT), 0, -1)
-    else:
-        lengths = [tile[axis] // 2] if tile[axis] % 2 == 0 and tile[axis] >= 2 * SHORTEST_AXIS else []
-    for length in lengths:
-        smaller = (*tile[:axis], length, *tile[axis + 1 :])
-        try:
-            output_size(network, smaller)
-        except InputError:
-            continue
-        return smaller
-    return None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scripts.compute.acceleration import can_compile, mixed_precision, unwrap
 from scripts.compute.memory import forward_bytes, resident_bytes
 from scripts.errors import InputError
+from scripts.networks.heads import main_logits
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Runtime:
         """Compute the logits of some tiles, without gradients.
 
         Args:
-            network: takes (B, C, *spatial), gives logits (B, classes, *spatial); a list counts by its first.
+            network: takes (B, C, *spatial), gives what `scripts.networks.heads.main_logits` reads.
             tile: (B, C, *spatial), float32.
             *args: further positional arguments of the network.
             **kwargs: further keyword arguments of the network.
@@ -285,8 +286,7 @@ def _run_torch(
 ) -> Tensor:
     # float32 leaves an autocast that a caller opened as it is
     with torch.autocast(tile.device.type, dtype) if dtype else nullcontext():
-        logits = network(tile, *args, **kwargs)
-    return (logits if isinstance(logits, Tensor) else logits[0]).float()
+        return main_logits(network(tile, *args, **kwargs)).float()
 
 
 def _torch(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:

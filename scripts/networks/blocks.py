@@ -1,56 +1,101 @@
-"""The parts that `scripts.networks.UNet` is assembled from: blocks, up-steps and merges.
+"""The parts that `scripts.networks.UNet` is assembled from: blocks, down-steps, up-steps and merges.
 
-A variant of the network is a class handed in, not a flag. A new class derives from `Stage`, takes the
-arguments of its neighbours here, by keyword, and may add arguments of its own with defaults; JSON hands it in
-with `{"_target_": "scripts.networks.blocks.ResidualBlock", "_mode_": "callable"}`.
+A variant of the network is a class handed in, not a flag. A new class derives from `Stage`, says in
+`out_channels` what it gives, and takes the arguments of its neighbours here, by keyword; it may add arguments
+of its own with defaults. JSON hands it in with
+`{"_target_": "scripts.networks.blocks.ResidualBlock", "_mode_": "callable"}`. Which sizes a network takes and
+how far it sees is found by trying (`scripts.networks.sizes`): no part has to say it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from monai.networks.layers import get_act_layer, get_norm_layer
-from monai.networks.layers.factories import Conv
+from monai.networks.layers.factories import Conv, Pool
+from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
+Axes = tuple[int, ...]  # one entry per spatial axis
 Padding = str  # "same" or "valid"
 Layer = str | tuple  # a MONAI layer: its name, or its name and a dictionary of arguments
 
 
-class Stage(nn.Module):
-    """A part of the network that publishes what the next part has to know about it.
+@dataclass(frozen=True)
+class Layers:
+    """What the parts of one network make their layers of.
 
-    Args:
-        out_channels: channels of the output, an attribute for the next part to read.
+    Attributes:
+        spatial_dims: 2 or 3.
+        padding: "same", or "valid" for convolutions that pad nothing.
+        norm: MONAI norm layer, or None.
+        act: MONAI activation layer.
     """
 
-    def __init__(self, out_channels: int) -> None:
+    spatial_dims: int
+    padding: Padding = "same"
+    norm: Layer | None = None
+    act: Layer = "relu"
+
+    def convolution(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        act: bool = True,
+    ) -> nn.Sequential:
+        """Convolution with bias, then norm, then activation; norm where there is one.
+
+        Args:
+            in_channels: channels of the input.
+            out_channels: channels of the output.
+            kernel_size: odd, one number or one per axis.
+            stride: one number or one per axis.
+            act: False leaves the activation out.
+        """
+        kernel = ensure_tuple_rep(kernel_size, self.spatial_dims)
+        margin = tuple(k // 2 if self.padding == "same" else 0 for k in kernel)
+        steps = ensure_tuple_rep(stride, self.spatial_dims)
+        convolution = Conv[Conv.CONV, self.spatial_dims]
+        unit = nn.Sequential(convolution(in_channels, out_channels, kernel, stride=steps, padding=margin))
+        if self.norm is not None:
+            unit.add_module("norm", get_norm_layer(self.norm, self.spatial_dims, out_channels))
+        if act:
+            unit.add_module("act", get_act_layer(self.act))
+        return unit
+
+
+class Stage(nn.Module):
+    """A part of a network that publishes what the next part has to know about it.
+
+    Args:
+        out_channels: channels of the output, an attribute for the next part to read; of a part that gives
+            several maps the channels of each.
+    """
+
+    def __init__(self, out_channels: int | Sequence[int]) -> None:
         super().__init__()
         self.out_channels = out_channels
 
-    def output_length(self, length: int, axis: int) -> int:
-        """Length of the output along one axis.
+    def draw_weights(self) -> None:
+        """Draw the weights of every convolution; a part with weights of its own, trained ones say, overrides.
 
-        Args:
-            length: length of the input along the axis, in voxels.
-            axis: spatial axis, counted from 0.
-
-        Returns:
-            Length of the output in voxels; zero or less when the input is too short.
+        From N(0, sqrt(2/N)), biases 0. N is the number of incoming nodes of one output neuron (Ronneberger et
+        al., 2015, section 3): input channels times kernel voxels, divided by the stride in a transposed
+        convolution, where only so many reach one output.
         """
-        return length
-
-    def reach(self, axis: int) -> int:
-        """How many neighbours on each side an output voxel depends on along one axis, norms left out.
-
-        Args:
-            axis: spatial axis, counted from 0.
-
-        Returns:
-            Voxels of the input.
-        """
-        return 0
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+                incoming = module.in_channels // module.groups * math.prod(module.kernel_size)
+                if module.transposed:
+                    incoming //= math.prod(module.stride)
+                nn.init.normal_(module.weight, 0.0, math.sqrt(2 / incoming))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def centre_crop(x: Tensor, size: list[int]) -> Tensor:
@@ -69,92 +114,40 @@ def centre_crop(x: Tensor, size: list[int]) -> Tensor:
     return x
 
 
-def convolution_unit(
-    spatial_dims: int,
-    in_channels: int,
-    out_channels: int,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Padding,
-    norm: Layer | None,
-    act: Layer | None,
-) -> nn.Sequential:
-    """Convolution with bias, then norm, then activation; norm and activation only where named."""
-    margin = tuple(k // 2 if padding == "same" else 0 for k in kernel_size)
-    convolution = Conv[Conv.CONV, spatial_dims]
-    unit = nn.Sequential(
-        convolution(in_channels, out_channels, tuple(kernel_size), stride=tuple(stride), padding=margin)
-    )
-    if norm is not None:
-        unit.add_module("norm", get_norm_layer(norm, spatial_dims, out_channels))
-    if act is not None:
-        unit.add_module("act", get_act_layer(act))
-    return unit
-
-
 class PlainBlock(Stage):
     """Convolution, norm and activation, repeated.
 
     Args:
-        spatial_dims: 2 or 3.
+        layers: what layers are made of.
         in_channels: channels of the input.
         out_channels: channels that each convolution gives, one entry per convolution.
         kernel_size: odd kernel size of every convolution, one entry per axis.
         stride: stride of the first convolution, one entry per axis.
-        padding: "same", or "valid" for convolutions that pad nothing.
-        norm: MONAI norm layer, or None.
-        act: MONAI activation layer.
     """
 
     def __init__(
         self,
-        spatial_dims: int,
+        layers: Layers,
         in_channels: int,
         out_channels: Sequence[int],
         kernel_size: Sequence[int],
         stride: Sequence[int],
-        padding: Padding,
-        norm: Layer | None,
-        act: Layer,
     ) -> None:
         super().__init__(out_channels[-1])
-        self.stride = tuple(stride)
-        # Voxels that one convolution takes from each side of an axis.
-        self.margin = tuple(k // 2 if padding == "valid" else 0 for k in kernel_size)
-        self.kernel_size = tuple(kernel_size)
         self.convolutions = nn.Sequential()
-        last = len(out_channels) - 1
         for index, channels in enumerate(out_channels):
-            self.convolutions.append(
-                convolution_unit(
-                    spatial_dims,
-                    in_channels if index == 0 else out_channels[index - 1],
-                    channels,
-                    kernel_size,
-                    stride if index == 0 else (1,) * spatial_dims,
-                    padding,
-                    norm,
-                    self.act_after(index == last, act),
-                )
-            )
+            acts = self.acts_after(index == len(out_channels) - 1)
+            step = stride if index == 0 else 1
+            self.convolutions.append(layers.convolution(in_channels, channels, kernel_size, step, acts))
+            in_channels = channels
 
-    def act_after(self, is_last: bool, act: Layer) -> Layer | None:
-        """Activation that follows a convolution."""
-        return act
+    def acts_after(self, is_last: bool) -> bool:
+        """Whether an activation follows a convolution."""
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W[, D])` to `(B, out_channels[-1], H', W'[, D'])`."""
         return self.convolutions(x)
-
-    def output_length(self, length: int, axis: int) -> int:
-        """Length of the output along one axis; see `Stage.output_length`."""
-        lost = 2 * self.margin[axis]
-        length = (length - lost - 1) // self.stride[axis] + 1
-        return length - lost * (len(self.convolutions) - 1)
-
-    def reach(self, axis: int) -> int:
-        """Neighbours that an output voxel depends on; see `Stage.reach`."""
-        return self.kernel_size[axis] // 2 * (1 + self.stride[axis] * (len(self.convolutions) - 1))
 
 
 class ResidualBlock(PlainBlock):
@@ -167,27 +160,23 @@ class ResidualBlock(PlainBlock):
 
     def __init__(
         self,
-        spatial_dims: int,
+        layers: Layers,
         in_channels: int,
         out_channels: Sequence[int],
         kernel_size: Sequence[int],
         stride: Sequence[int],
-        padding: Padding,
-        norm: Layer | None,
-        act: Layer,
     ) -> None:
-        super().__init__(spatial_dims, in_channels, out_channels, kernel_size, stride, padding, norm, act)
-        self.act = get_act_layer(act)
+        super().__init__(layers, in_channels, out_channels, kernel_size, stride)
+        # Voxels that one convolution takes from each side of an axis.
+        self.margin = tuple(k // 2 if layers.padding == "valid" else 0 for k in kernel_size)
+        self.act = get_act_layer(layers.act)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != self.out_channels or max(stride) > 1:
-            point = (1,) * spatial_dims
-            self.shortcut = convolution_unit(
-                spatial_dims, in_channels, self.out_channels, point, stride, padding, norm, None
-            )
+            self.shortcut = layers.convolution(in_channels, out_channels[-1], 1, stride, act=False)
 
-    def act_after(self, is_last: bool, act: Layer) -> Layer | None:
-        """Activation that follows a convolution; the last one comes after the sum."""
-        return None if is_last else act
+    def acts_after(self, is_last: bool) -> bool:
+        """Whether an activation follows a convolution; that of the last one comes after the sum."""
+        return not is_last
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W[, D])` to `(B, out_channels[-1], H', W'[, D'])`."""
@@ -198,98 +187,106 @@ class ResidualBlock(PlainBlock):
         return self.act(y + centre_crop(self.shortcut(x), list(y.shape[2:])))
 
 
+class MaxPool(Stage):
+    """Reduce by max pooling with kernel = stride (Ronneberger et al., 2015, section 2).
+
+    Args:
+        layers: what layers are made of.
+        in_channels: channels of the input, and of the output.
+        stride: factor per axis.
+    """
+
+    def __init__(self, layers: Layers, in_channels: int, stride: Sequence[int]) -> None:
+        super().__init__(in_channels)
+        self.pool = Pool[Pool.MAX, layers.spatial_dims](tuple(stride), tuple(stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W[, D])` to `(B, in_channels, H / stride, ...)`."""
+        return self.pool(x)
+
+
 class TransposedUp(Stage):
     """Enlarge by a transposed convolution whose kernel is its stride, so that no two outputs overlap.
 
     Args:
-        spatial_dims: 2 or 3.
+        layers: what layers are made of.
         in_channels: channels that come from the level below.
-        skip_channels: channels of the skip that the result meets.
+        out_channels: channels of the level that is entered, those of its skip: half of ``in_channels`` in the
+            network of Ronneberger et al., 2015.
         stride: factor per axis.
-        keep_channels: True gives `in_channels` (Cicek et al., 2016), False gives `skip_channels`, half of
-            them in the network of Ronneberger et al., 2015.
+        keep_channels: give ``in_channels`` instead (Cicek et al., 2016).
         bias: whether the convolution has a bias.
     """
 
     def __init__(
         self,
-        spatial_dims: int,
+        layers: Layers,
         in_channels: int,
-        skip_channels: int,
+        out_channels: int,
         stride: Sequence[int],
         keep_channels: bool = False,
         bias: bool = True,
     ) -> None:
-        super().__init__(in_channels if keep_channels else skip_channels)
-        self.stride = tuple(stride)
-        convolution = Conv[Conv.CONVTRANS, spatial_dims]
-        self.convolution = convolution(
-            in_channels, self.out_channels, self.stride, stride=self.stride, bias=bias
-        )
+        channels = in_channels if keep_channels else out_channels
+        super().__init__(channels)
+        steps = tuple(stride)
+        convolution = Conv[Conv.CONVTRANS, layers.spatial_dims]
+        self.convolution = convolution(in_channels, channels, steps, stride=steps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W[, D])` to `(B, out_channels, H * stride, ...)`."""
         return self.convolution(x)
 
-    def output_length(self, length: int, axis: int) -> int:
-        """Length of the output along one axis; see `Stage.output_length`."""
-        return length * self.stride[axis]
-
 
 class InterpolatedUp(Stage):
-    """Enlarge by linear interpolation, after a 1x1 convolution to the channels of the skip.
+    """Enlarge by linear interpolation, after a 1x1 convolution to the channels of the level that is entered.
 
     Both are linear and the weights of the interpolation sum to one, so their order changes nothing but the
     cost, which is lowest with the convolution on the smaller map.
 
     Args:
-        spatial_dims: 2 or 3.
+        layers: what layers are made of.
         in_channels: channels that come from the level below.
-        skip_channels: channels of the skip that the result meets.
+        out_channels: channels of the level that is entered.
         stride: factor per axis.
     """
 
-    def __init__(
-        self, spatial_dims: int, in_channels: int, skip_channels: int, stride: Sequence[int]
-    ) -> None:
-        super().__init__(skip_channels)
-        self.stride = tuple(stride)
-        self.convolution = Conv[Conv.CONV, spatial_dims](in_channels, skip_channels, 1)
+    def __init__(self, layers: Layers, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:
+        super().__init__(out_channels)
+        self.convolution = Conv[Conv.CONV, layers.spatial_dims](in_channels, out_channels, 1)
         self.interpolation = nn.Upsample(
             scale_factor=tuple(float(s) for s in stride),
-            mode="bilinear" if spatial_dims == 2 else "trilinear",
+            mode="bilinear" if layers.spatial_dims == 2 else "trilinear",
             align_corners=False,
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, in_channels, H, W[, D])` to `(B, skip_channels, H * stride, ...)`."""
+        """Map `(B, in_channels, H, W[, D])` to `(B, out_channels, H * stride, ...)`."""
         return self.interpolation(self.convolution(x))
-
-    def output_length(self, length: int, axis: int) -> int:
-        """Length of the output along one axis; see `Stage.output_length`."""
-        return length * self.stride[axis]
-
-    def reach(self, axis: int) -> int:
-        """Neighbours that an output voxel depends on: the next one, of linear interpolation."""
-        return 1 if self.stride[axis] > 1 else 0
 
 
 class Concatenate(Stage):
     """Put the skip and the map from below beside each other in the channels, the skip first.
 
     Args:
-        spatial_dims: 2 or 3.
+        layers: with padding "valid" the skip is cropped around its centre; with "same" nothing is cropped.
         skip_channels: channels of the skip.
-        up_channels: channels of the map from below.
-        padding: with "valid" the skip is cropped around its centre; with "same" nothing is cropped.
+        up_channels: channels of the map from below, enlarged.
+        below_channels: its channels before the up-step.
     """
 
-    def __init__(self, spatial_dims: int, skip_channels: int, up_channels: int, padding: Padding) -> None:
+    def __init__(self, layers: Layers, skip_channels: int, up_channels: int, below_channels: int) -> None:
         super().__init__(skip_channels + up_channels)
-        self.crops = padding == "valid"
+        self.crops = layers.padding == "valid"
 
-    def forward(self, skip: Tensor, up: Tensor) -> Tensor:
-        """Merge `(B, skip_channels, ...)` and `(B, up_channels, *size)` to `(B, out_channels, *size)`."""
+    def forward(self, skip: Tensor, up: Tensor, below: Tensor) -> Tensor:
+        """Merge maps to `(B, out_channels, *size)`.
+
+        Args:
+            skip: `(B, skip_channels, ...)`.
+            up: `(B, up_channels, *size)`.
+            below: the coarser map before the up-step, for merges that look at it.
+        """
         if self.crops:
             skip = centre_crop(skip, list(up.shape[2:]))
         return torch.cat((skip, up), dim=1)

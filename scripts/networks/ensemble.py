@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scripts.errors import InputError
+from scripts.networks.heads import main_logits
 
 
 class Ensemble(nn.Module):
     """The mean of the probabilities of several networks of one kind, for inference.
 
-    To an inferer, a runtime or an export it is one network. It is legal for the sizes of its members.
+    To an inferer, a runtime or an export it is one network.
 
     Args:
         network: what all members are copies of; takes (B, C, *spatial), gives logits (B, classes, *spatial).
@@ -42,11 +42,5 @@ class Ensemble(nn.Module):
         Returns:
             (B, classes, *spatial).
         """
-        logs = torch.stack([member(x).float().log_softmax(1) for member in self.members])
+        logs = torch.stack([main_logits(member(x)).float().log_softmax(1) for member in self.members])
         return logs.logsumexp(0) - math.log(len(self.members))
-
-    def __getattr__(self, name: str) -> Any:
-        """Of sizes (`UNet.output_size`, `UNet.margin`) the members tell, if they can."""
-        if name in ("output_size", "margin"):
-            return getattr(self.members[0], name)
-        return super().__getattr__(name)

@@ -1,0 +1,77 @@
+"""From the decoder's maps to logits, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+from scripts.errors import InputError, require_within
+from scripts.networks.blocks import Layers, Stage
+
+#: The head that inference reads.
+MAIN_HEAD = "main"
+
+
+class Heads(Stage):
+    """A 1x1 convolution to the logits on the decoder's highest map, and while training on the next ones too.
+
+    "main" is the highest; "deep1", "deep2" and so on are on the levels below it.
+
+    Args:
+        layers: what layers are made of.
+        in_channels: channels of the decoder's maps, from low to high resolution.
+        out_channels: channels of the logits.
+        deep_supervision: number of further heads.
+
+    Raises:
+        InputError: more heads than maps, or several with valid padding, where each level sees another field.
+    """
+
+    def __init__(
+        self, layers: Layers, in_channels: Sequence[int], out_channels: int, deep_supervision: int = 0
+    ) -> None:
+        super().__init__(out_channels)
+        require_within("deep_supervision", deep_supervision, 0, len(in_channels) - 1)
+        if deep_supervision and layers.padding == "valid":
+            raise InputError(
+                f'deep_supervision is {deep_supervision} with padding "valid", where each level predicts '
+                'another part of the image: use 0, or padding "same"'
+            )
+        head = Conv[Conv.CONV, layers.spatial_dims]
+        main, *below = reversed(in_channels)
+        self.main = head(main, out_channels, 1)
+        self.deep = nn.ModuleDict(
+            {f"deep{i}": head(below[i - 1], out_channels, 1) for i in range(1, deep_supervision + 1)}
+        )
+
+    def forward(self, maps: list[Tensor]) -> Tensor | dict[str, Tensor]:
+        """Logits of the highest map, `(B, out_channels, *size)`; while training of all heads, by name."""
+        logits = self.main(maps[-1])
+        if not torch.jit.is_scripting() and self.training and len(self.deep) > 0:
+            deep = {name: head(maps[-1 - i]) for i, (name, head) in enumerate(self.deep.items(), start=1)}
+            return {MAIN_HEAD: logits, **deep}
+        return logits
+
+
+def main_logits(output: Any) -> Tensor:
+    """The logits that inference reads.
+
+    Args:
+        output: what a network gives: logits, or a dictionary of logits by the name of their head.
+
+    Raises:
+        InputError: anything else, such as a list, of which nothing says what counts.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and MAIN_HEAD in output:
+        return output[MAIN_HEAD]
+    names = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    raise InputError(
+        f"the network gives a {type(output).__name__}{names}: it must give logits, or a dictionary in which {MAIN_HEAD!r} names "
+        "those that count"
+    )

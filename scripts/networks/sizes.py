@@ -1,0 +1,287 @@
+"""What sizes a network takes and gives, and how far it sees, found by trying: true for any network.
+
+Sizes are tried on tensors without data. How far a voxel sees is tried with one tile of data, in which a few
+planes are NaN: whatever they reach becomes NaN, by whichever path.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from scripts.errors import InputError
+from scripts.networks.blocks import Axes
+from scripts.networks.heads import main_logits
+
+#: How far from a size that is illegal others are tried, in voxels.
+SEARCHED = 1024
+
+#: Share of its length to which an axis is cut down at most in one step.
+CUT = 7 / 8
+
+#: Norms that may take their statistics from the image they see.
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+class IllegalLength(InputError):
+    """A feature map of a length that a part of the network cannot take.
+
+    Args:
+        message: the sentence.
+        axis: spatial axis of the length, counted from 0.
+    """
+
+    def __init__(self, message: str, axis: int) -> None:
+        super().__init__(message)
+        self.axis = axis
+
+
+class Sizes:
+    """The sizes of one network; each is tried once.
+
+    Args:
+        network: takes (B, C, *spatial), gives what `main_logits` reads; stays as it is. Of a wrapper that
+            computes elsewhere (`prototype`) and of DistributedDataParallel the network inside is tried.
+        channels: channels of its images; None takes those of its first convolution.
+    """
+
+    def __init__(self, network: nn.Module, channels: int | None = None) -> None:
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            network = network.module
+        self.network: nn.Module = getattr(network, "prototype", network)
+        first = next((m for m in self.network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
+        self.channels = channels or (first.in_channels if first is not None else 1)
+        self.dims = None if first is None else first.weight.ndim - 2
+        self._tried: dict[Axes, tuple[Axes, Axes] | Exception] = {}
+        self._grid: dict[int, int | None] = {}
+        self._margins: dict[tuple[Axes, int], int | None] = {}
+        self._weightless = _clone(self.network, lambda tensor: torch.empty_like(tensor, device="meta"))
+        self._smallest: list[int] = []
+        for module in self._weightless.modules():
+            module.register_forward_hook(self._note)
+
+    def output(self, size: Sequence[int]) -> Axes:
+        """Spatial size of the logits of an image.
+
+        Args:
+            size: spatial size of the image, in voxels.
+
+        Raises:
+            InputError: the size is illegal; the message names the nearest legal lengths of each axis.
+        """
+        self.check(size)
+        found = self._try(size)
+        assert not isinstance(found, Exception)
+        return found[0]
+
+    def is_legal(self, size: Sequence[int]) -> bool:
+        """Whether the network takes an image of a spatial size."""
+        return not isinstance(self._try(size), Exception)
+
+    def check(self, size: Sequence[int], cause: Exception | None = None) -> None:
+        """Refuse an illegal size.
+
+        Args:
+            size: spatial size of an image, in voxels.
+            cause: what the network said about it.
+
+        Raises:
+            InputError: see `output`.
+        """
+        size = tuple(int(length) for length in size)
+        if self.dims not in (None, len(size)):
+            raise InputError(
+                f"input size {size} has {len(size)} spatial axes, the network has {self.dims}: "
+                f"hand in a batch with {self.dims + 2} dimensions, batch and channels first"
+            ) from cause
+        why = self._try(size)
+        if not isinstance(why, Exception):
+            return
+        base = self._legal_above(size)
+        if base is None:
+            reason = (str(why).strip().splitlines() or [type(why).__name__])[0]
+            raise InputError(
+                f"input size {size} does not fit the network ({reason}), nor does any of up to {SEARCHED} "
+                "voxels more: give the network other arguments"
+            ) from cause or why
+        illegal = [axis for axis, length in enumerate(size) if not self.is_legal(_with(base, axis, length))]
+        nearest = "; ".join(f"axis {axis}: {self._nearest(base, axis, size[axis])}" for axis in illegal)
+        raise InputError(
+            f"input size {size} does not fit the network: use a nearest legal size, {nearest or base}"
+        ) from cause
+
+    def covering(self, spatial: Sequence[int], legal: Sequence[int]) -> Axes:
+        """The smallest input whose logits are as large as an image, or larger.
+
+        Args:
+            spatial: spatial size of the image, in voxels.
+            legal: any legal input size.
+
+        Returns:
+            Spatial size of the input, in voxels; axes are independent.
+        """
+        covering = []
+        for axis, wanted in enumerate(int(n) for n in spatial):
+            lost = legal[axis] - self.output(legal)[axis]  # each axis loses the same, whatever its length
+            lengths = range(wanted + lost, wanted + lost + SEARCHED)
+            found = next((n for n in lengths if self.is_legal(_with(legal, axis, n))), None)
+            if found is None:
+                raise InputError(
+                    f"no input of the network covers {wanted} voxels of axis {axis}: use smaller tiles"
+                )
+            covering.append(found)
+        return tuple(covering)
+
+    def smaller(self, tile: Sequence[int], axis: int) -> Axes | None:
+        """A tile with one axis cut down, by an eighth or more, to a length that the network takes.
+
+        Args:
+            tile: voxels, one number an axis, legal for the network.
+            axis: the axis to cut down.
+
+        Returns:
+            The smaller tile, or None if there is none.
+        """
+        cut = (_with(tile, axis, length) for length in range(int(tile[axis] * CUT), 0, -1))
+        return next((size for size in cut if self.is_legal(size)), None)
+
+    def grid(self, tile: Sequence[int]) -> Axes:
+        """By how many voxels an axis grows for the smallest feature map to grow by one.
+
+        Tiles that start on this grid meet the same pooling windows as the image in one piece.
+
+        Args:
+            tile: a legal size.
+
+        Raises:
+            InputError: no map grows: one of them sums up the whole image.
+        """
+        grids = []
+        for axis in range(len(tile)):
+            if axis not in self._grid:
+                self._grid[axis] = self._measure_grid(tile, axis)
+            grid = self._grid[axis]
+            if grid is None:
+                raise InputError(
+                    f"{type(self.network).__name__} sums up the whole image along axis {axis}, so that tiles "
+                    "give something else: use SlidingWindowSlabInferer"
+                )
+            grids.append(grid)
+        return tuple(grids)
+
+    def margin(self, tile: Sequence[int], axis: int) -> int | None:
+        """How many voxels at the rim of a tile depend on what lies beyond it, norms left out.
+
+        Args:
+            tile: a legal size; its logits are as large.
+            axis: spatial axis, counted from 0.
+
+        Returns:
+            Voxels, rounded up to the grid; None where the tile is too small to tell.
+        """
+        key = (tuple(tile), axis)
+        if key not in self._margins:
+            self._margins[key] = self._measure_margin(tile, axis)
+        return self._margins[key]
+
+    def _measure_margin(self, tile: Sequence[int], axis: int) -> int | None:
+        grid = self.grid(tile)[axis]
+        start = (tile[axis] // grid - 1) // 2 * grid
+        network = _clone(self.network, lambda tensor: tensor)
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, NORMS):
+                    setattr(module, name, nn.Identity())
+        weight = next(network.parameters(), torch.empty(0))
+        image = torch.zeros((1, self.channels, *tile), device=weight.device)
+        image.movedim(axis + 2, 0)[start : start + grid] = torch.nan
+        with torch.no_grad(), _eager():
+            logits = main_logits(network.eval()(image))
+        reached = logits.movedim(axis + 2, 0).flatten(1).isnan().any(1).nonzero().flatten().tolist()
+        first, last = (reached[0], reached[-1]) if reached else (start, start + grid - 1)
+        if first <= 0 or last >= tile[axis] - 1:
+            return None
+        furthest = max(start - first, last - (start + grid - 1))
+        return -(-furthest // grid) * grid
+
+    def _try(self, size: Sequence[int]) -> tuple[Axes, Axes] | Exception:
+        """Sizes of the logits and of the smallest feature map, or why the network refuses an image."""
+        size = tuple(int(length) for length in size)
+        if size not in self._tried:
+            self._tried[size] = self._run(size)
+        return self._tried[size]
+
+    def _run(self, size: Axes) -> tuple[Axes, Axes] | Exception:
+        if min(size, default=0) < 1:
+            return ValueError(f"{size} holds no voxel")
+        self._smallest[:] = size
+        try:
+            with torch.no_grad(), _eager():
+                # two images: a norm over a batch in training takes any size
+                logits = main_logits(self._weightless(torch.empty((2, self.channels, *size), device="meta")))
+        except Exception as error:  # each network has its own
+            return error
+        return tuple(logits.shape[2:]), tuple(self._smallest)
+
+    def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Keep the size of the smallest feature map."""
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.ndim == len(self._smallest) + 2:
+                self._smallest[:] = map(min, self._smallest, leaf.shape[2:])
+
+    def _legal_above(self, size: Axes) -> Axes | None:
+        """A legal size with no axis shorter; each failure lengthens the axis that it is about, or all."""
+        size = tuple(max(length, 1) for length in size)
+        for _ in range(SEARCHED):
+            why = self._try(size)
+            if not isinstance(why, Exception):
+                return size
+            axis = getattr(why, "axis", None)
+            size = tuple(n + (axis is None or axis == here) for here, n in enumerate(size))
+        return None
+
+    def _nearest(self, base: Axes, axis: int, length: int) -> str:
+        lower = (n for n in range(length - 1, 0, -1) if self.is_legal(_with(base, axis, n)))
+        below = next(lower, None)
+        above = next(
+            n for n in range(max(length + 1, 1), base[axis] + 1) if self.is_legal(_with(base, axis, n))
+        )
+        return f"{above}, the smallest" if below is None else f"{below} or {above}"
+
+    def _measure_grid(self, tile: Sequence[int], axis: int) -> int | None:
+        here = self._try(tile)
+        assert not isinstance(here, Exception)
+        for more in range(1, SEARCHED + 1):
+            there = self._try(_with(tile, axis, tile[axis] + more))
+            if not isinstance(there, Exception) and there[1][axis] > here[1][axis]:
+                return more // (there[1][axis] - here[1][axis])
+        return None
+
+
+def output_size(network: nn.Module, input_size: Sequence[int]) -> Axes:
+    """Spatial size of a network's logits; see `Sizes.output`."""
+    return Sizes(network).output(input_size)
+
+
+def _eager() -> Any:
+    """A network that is compiled runs as it was written."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def _clone(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of a network whose weights and buffers are converted ones, without a copy on the way."""
+    memo: dict[int, Any] = {}
+    for tensor in [*network.parameters(), *network.buffers()]:
+        made = convert(tensor)
+        is_new = isinstance(tensor, nn.Parameter) and made is not tensor
+        memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_new else made
+    return copy.deepcopy(network, memo)
+
+
+def _with(size: Sequence[int], axis: int, length: int) -> Axes:
+    return (*size[:axis], length, *size[axis + 1 :])
