@@ -24,7 +24,9 @@ class HeadsLoss(DeepSupervisionLoss):
     Arguments are those of MONAI's DeepSupervisionLoss, which takes a list.
     """
 
-    def forward(self, input: torch.Tensor | Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, input: torch.Tensor | Mapping[str, torch.Tensor], target: torch.Tensor
+    ) -> torch.Tensor:
         """Loss of a batch.
 
         Args:
@@ -40,9 +42,9 @@ class HeadsLoss(DeepSupervisionLoss):
         """
         if isinstance(input, list | tuple):
             raise InputError(
-                f"the network gives a {type(input).__name__} of {len(input)} outputs: heads are named, hand in "
-                "a dictionary, or name MONAI's DeepSupervisionLoss as train::loss_function if that is what the "
-                "list means"
+                f"the network gives a {type(input).__name__} of {len(input)} outputs, and nothing says what "
+                "they are: have it give a dictionary by name, or set train::loss_function to MONAI's "
+                "DeepSupervisionLoss if they are its levels"
             )
         return super().forward(list(input.values()) if isinstance(input, Mapping) else input, target)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from bundle.benchmark.networks import Build, Variant
 from bundle.benchmark.runner import OURS, Contest, Entry, same_class
 from scripts.compute import inferers
 from scripts.compute.runtimes import Runtime
-from scripts.networks import UNet
+from scripts.networks import output_size
 
 Axes = tuple[int, ...]  # one entry per spatial axis
 
@@ -289,7 +288,7 @@ def _plain_2015(
     build: Build, size: Axes, tile: Axes, variant: Variant, device: torch.device
 ) -> Callable[[], Tensor]:
     network, image = _network_and_image(build, size, device)
-    margin = (tile[0] - cast(UNet, network).output_size(tile)[0]) // 2
+    margin = (tile[0] - output_size(network, tile)[0]) // 2
     further = tile[0] - size[0] - margin
     padded = F.pad(image, (margin, further, margin, further), mode="reflect")
     network = variant.prepare(network, padded)

@@ -22,11 +22,13 @@ from scripts.networks import UNet
 from scripts.networks.blocks import (
     Concatenate,
     InterpolatedUp,
+    MaxPool,
     PlainBlock,
     ResidualBlock,
     Stage,
     TransposedUp,
 )
+from scripts.networks.heads import Heads
 from scripts.networks.unet import DecoderLevel, EncoderLevel
 from scripts.process import bundle_root
 
@@ -116,8 +118,8 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
         handles.append(dropout.register_forward_hook(note))
 
     for index, down in enumerate(cast(list[EncoderLevel], list(network.encoder.levels))):
-        if down.pools:
-            watch(down.pool, "pool", f"max pool {times(down.stride)}", index)
+        if isinstance(down.down, Stage):
+            watch(down.down, "pool", _describe_down(down), index)
         watch_block(down.block, index)
         if isinstance(down.dropout, nn.Dropout) and down.dropout.p > 0:
             watch_dropout(down.dropout)
@@ -126,8 +128,8 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
         watch(rise.up, "up", _describe_up(rise.up), deepest - index)
         watch(rise.merge, "merge", _describe_merge(rise.merge), deepest - index)
         watch_block(rise.block, deepest - index)
-    watch(network.head, "head", _describe(network.head), 0)
-    for index, head in enumerate(network.deep_heads, start=1):
+    heads = cast(Heads, network.heads)
+    for index, head in enumerate([heads.main, *heads.deep.values()]):
         watch(head, "head", _describe(head), index)
 
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
@@ -416,11 +418,17 @@ def _describe(*layers: nn.Module) -> str:
     return ", ".join(words)
 
 
+def _describe_down(level: EncoderLevel) -> str:
+    named = "max pool" if isinstance(level.down, MaxPool) else type(level.down).__name__
+    return f"{named} {times(level.stride)}"
+
+
 def _describe_up(up: Stage) -> str:
     if isinstance(up, TransposedUp):
-        return f"up-conv {times(up.stride)}"
+        return f"up-conv {times(up.convolution.stride)}"
     if isinstance(up, InterpolatedUp):
-        return f"conv {times((1,) * len(up.stride))}, interpolation ×{times(up.stride)}"
+        factors = tuple(map(int, cast(tuple[float, ...], up.interpolation.scale_factor)))
+        return f"conv {times((1,) * len(factors))}, interpolation ×{times(factors)}"
     return type(up).__name__
 
 

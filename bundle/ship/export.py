@@ -46,7 +46,7 @@ from scripts.errors import InputError, root_cause
 from scripts.files import atomic_write, read_json
 from scripts.judging import mean_foreground_dice
 from scripts.labels import class_names
-from scripts.networks import covering_size, output_size
+from scripts.networks.sizes import Sizes
 from scripts.pictures import save_figure
 
 #: What stands in the table for the network as it was, and its weights.
@@ -450,9 +450,8 @@ def read_evaluation(model: Model, dataset_dir: Path, section: str, cases: int | 
 def tile_sizes(model: Model) -> list[tuple[int, ...]]:
     """Sizes of tiles that are tried, (B, *spatial): the patch, and with longer axes, one or two at a time."""
     patch = model.size[2:]
-    longer = [2 * length for length in patch]
-    if hasattr(model.network, "output_size"):
-        longer = list(covering_size(model.network, [n + 1 for n in output_size(model.network, patch)], patch))
+    sizes = Sizes(model.network)
+    longer = sizes.covering([length + 1 for length in sizes.output(patch)], patch)
     return [(1, *patch), (2, *patch), (2, longer[0], *patch[1:]), (1, *longer)]
 
 

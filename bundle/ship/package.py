@@ -9,11 +9,11 @@ zip that is the same byte for byte when it is made again.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from scripts.checkpoints import check_weights, read_weights
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, sha256
 from scripts.labels import class_names
-from scripts.networks import UNet, output_size
+from scripts.networks.sizes import Sizes
 from scripts.process import bundle_root
 
 CARDS = Path(__file__).with_name("cards")
@@ -164,11 +164,13 @@ def data_format(inference: Mapping[str, Any], network: torch.nn.Module, modality
     parser = ConfigParser(dict(inference))
     patch = tuple(parser.get_parsed_content("patch_size"))
     names = class_names(parser.get_parsed_content("labels"))
-    seen, predicted = map(list[Any], (patch, output_size(network, patch)))
-    if isinstance(network, UNet) and network.padding == "same":
-        factors = [math.prod(axis) for axis in zip(*network.encoder.strides, strict=True)]
-        # twice the factor: of a single voxel on the lowest level an instance norm can take no statistics
-        seen = predicted = [f"{2 * factor}*n" for factor in factors]
+    sizes = Sizes(network)
+    seen, predicted = map(list[Any], (patch, sizes.output(patch)))
+    with suppress(InputError):  # a network that sums up the image has no grid
+        # twice the grid: of a single voxel on the lowest level an instance norm can take no statistics
+        double = [2 * factor for factor in sizes.grid(patch)]
+        if seen == predicted and list(sizes.output(double)) == double:
+            seen = predicted = [f"{length}*n" for length in double]
     common = {"type": "image", "dtype": "float32", "value_range": [], "is_patch_data": True}
     channels = parser.get_parsed_content("in_channels")
     image = {

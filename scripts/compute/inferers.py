@@ -46,14 +46,7 @@ OUTPUTS = ("logits", "labels")
 MIDDLE_TILES = 8
 
 #: Norms whose statistics depend on which part of the image they see.
-LOCAL_NORMS = (
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-)
+LOCAL_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Source(Protocol):
@@ -397,17 +390,7 @@ class SlidingWindowSlabInferer(SlabInferer):
         return fall_back_tuple(self.roi_size, spatial)
 
     def windows(self, network: Callable[..., Any], spatial: Axes, tile: Axes) -> Windows:
-        """Windows that cover the image, the last of each axis moved back to end with it.
-
-        Raises:
-            InputError: the network predicts less than it sees.
-        """
-        predicted = output_size(cast(nn.Module, network), tile)
-        if predicted != tile:
-            raise InputError(
-                f"{type(network).__name__} predicts {list(predicted)} of {list(tile)} voxels, and "
-                "SlidingWindowSlabInferer needs all of them: use OverlapTileInferer"
-            )
+        """Windows that cover the image, the last of each axis moved back to end with it."""
         overlap = ensure_tuple_rep(self.overlap, len(spatial))
         corners = tuple(_starts(*axis) for axis in zip(spatial, tile, overlap, strict=True))
         return Windows(tile, tile, corners, mirrored=False)
@@ -422,11 +405,12 @@ class OverlapTileInferer(SlabInferer):
 
     A network with valid convolutions predicts the centre of a tile; context missing at the image's border is
     made by mirroring. Tiles start on the grid of the network's deepest level, so that they meet the same
-    pooling windows as the image in one piece: 384 pixels apart where a tile predicts 388 and the grid is 16. A
-    padded network predicts whole tiles, whose rims suffer from the padding. There the tiles overlap: what lies
-    within a margin of a tile's rim counts only at the image's border, where the image in one piece is padded
-    too. The margin is what the network is found to see (`scripts.networks.sizes.Sizes.margin`). A norm that
-    takes its statistics from the tile, such as an instance norm, stands in the way of equality; the log says so.
+    pooling windows as the image in one piece: 384 pixels apart where a tile predicts 388 and the grid is 16.
+    A padded network predicts whole tiles, whose rims suffer from the padding. There the tiles overlap: what
+    lies within a margin of a tile's rim counts only at the image's border, where the image in one piece is
+    padded too. The margin is what the network is found to see (`scripts.networks.sizes.Sizes.margin`). A norm
+    that takes its statistics from the tile, such as an instance norm, stands in the way of equality; the log
+    says so.
 
     Source: Ronneberger, Fischer, Brox, MICCAI 2015, figure 2 and section 2: the tile that is predicted needs
     a larger tile as input, and context missing at the image's border is made by mirroring.
@@ -478,8 +462,8 @@ class OverlapTileInferer(SlabInferer):
             if not step:
                 enough = sizes.covering([grid] * len(tile), tile)[axis]
                 raise InputError(
-                    f"tile_size is {list(self.tile_size)}: along axis {axis} the network predicts {predicted} "
-                    f"voxels of it, fewer than the {grid} by which tiles lie apart; give it {enough} or more"
+                    f"tile_size is {list(self.tile_size)}: along axis {axis} the network predicts "
+                    f"{predicted} voxels of it, fewer than the {grid} of its grid; give it {enough} or more"
                 )
             corners.append(list(range(0, max(length - predicted, 0) + step, step)))
         return Windows(tile, size, tuple(corners), self.mirror)
@@ -500,11 +484,12 @@ class OverlapTileInferer(SlabInferer):
             -(-n // grid) * grid for n, grid in zip(sizes.covering(spatial, tile), grids, strict=True)
         )
         whole = tuple(min(seen, n) for seen, n in zip(tile, covered, strict=True))
-        corners, margins = [], []
+        corners: list[list[int]] = []
+        margins: list[int] = []
         for axis, (seen, n, grid) in enumerate(zip(whole, covered, grids, strict=True)):
             margin = sizes.margin(whole, axis) if seen < n else 0
             step = 0 if margin is None else (seen - 2 * margin) // grid * grid
-            if step < 1:
+            if margin is None or step < 1:
                 raise InputError(
                     f"tile_size is {list(self.tile_size)}: along axis {axis} this network sees further than "
                     "half of it; give it more, or use SlidingWindowSlabInferer"

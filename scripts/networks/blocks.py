@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from monai.networks.layers import get_act_layer, get_norm_layer
@@ -79,7 +80,7 @@ class Stage(nn.Module):
 
     def __init__(self, out_channels: int | Sequence[int]) -> None:
         super().__init__()
-        self.out_channels = out_channels
+        self.out_channels: Any = out_channels
 
     def draw_weights(self) -> None:
         """Draw the weights of every convolution; a part with weights of its own, trained ones say, overrides.

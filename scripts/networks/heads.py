@@ -50,11 +50,15 @@ class Heads(Stage):
 
     def forward(self, maps: list[Tensor]) -> Tensor | dict[str, Tensor]:
         """Logits of the highest map, `(B, out_channels, *size)`; while training of all heads, by name."""
-        logits = self.main(maps[-1])
         if not torch.jit.is_scripting() and self.training and len(self.deep) > 0:
-            deep = {name: head(maps[-1 - i]) for i, (name, head) in enumerate(self.deep.items(), start=1)}
-            return {MAIN_HEAD: logits, **deep}
-        return logits
+            return self.all_heads(maps)
+        return self.main(maps[-1])
+
+    @torch.jit.unused
+    def all_heads(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """Logits of every head by its name, from high to low resolution."""
+        heads = {MAIN_HEAD: self.main, **self.deep}
+        return {name: head(x) for (name, head), x in zip(heads.items(), reversed(maps), strict=False)}
 
 
 def main_logits(output: Any) -> Tensor:
@@ -72,6 +76,6 @@ def main_logits(output: Any) -> Tensor:
         return output[MAIN_HEAD]
     names = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
     raise InputError(
-        f"the network gives a {type(output).__name__}{names}: it must give logits, or a dictionary in which {MAIN_HEAD!r} names "
-        "those that count"
+        f"the network gives a {type(output).__name__}{names}: it must give logits, or a dictionary of them "
+        f"in which {MAIN_HEAD!r} is the head that counts"
     )

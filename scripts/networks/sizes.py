@@ -83,6 +83,13 @@ class Sizes:
         """Whether the network takes an image of a spatial size."""
         return not isinstance(self._try(size), Exception)
 
+    def _is_alike(self, size: Axes, legal: Sequence[int]) -> bool:
+        """Whether a size is legal and loses on each axis as much as another one."""
+        return self.is_legal(size) and all(
+            n - left == m - kept
+            for n, left, m, kept in zip(size, self.output(size), legal, self.output(legal), strict=True)
+        )
+
     def check(self, size: Sequence[int], cause: Exception | None = None) -> None:
         """Refuse an illegal size.
 
@@ -127,9 +134,9 @@ class Sizes:
         """
         covering = []
         for axis, wanted in enumerate(int(n) for n in spatial):
-            lost = legal[axis] - self.output(legal)[axis]  # each axis loses the same, whatever its length
-            lengths = range(wanted + lost, wanted + lost + SEARCHED)
-            found = next((n for n in lengths if self.is_legal(_with(legal, axis, n))), None)
+            least = wanted + legal[axis] - self.output(legal)[axis]
+            lengths = range(least, least + SEARCHED)
+            found = next((n for n in lengths if self._is_alike(_with(legal, axis, n), legal)), None)
             if found is None:
                 raise InputError(
                     f"no input of the network covers {wanted} voxels of axis {axis}: use smaller tiles"
@@ -148,7 +155,7 @@ class Sizes:
             The smaller tile, or None if there is none.
         """
         cut = (_with(tile, axis, length) for length in range(int(tile[axis] * CUT), 0, -1))
-        return next((size for size in cut if self.is_legal(size)), None)
+        return next((size for size in cut if self._is_alike(size, tile)), None)
 
     def grid(self, tile: Sequence[int]) -> Axes:
         """By how many voxels an axis grows for the smallest feature map to grow by one.
@@ -235,14 +242,16 @@ class Sizes:
                 self._smallest[:] = map(min, self._smallest, leaf.shape[2:])
 
     def _legal_above(self, size: Axes) -> Axes | None:
-        """A legal size with no axis shorter; each failure lengthens the axis that it is about, or all."""
+        """A legal size with no axis shorter; a failure lengthens the axis that it is about, or makes a cube."""
         size = tuple(max(length, 1) for length in size)
         for _ in range(SEARCHED):
             why = self._try(size)
             if not isinstance(why, Exception):
                 return size
-            axis = getattr(why, "axis", None)
-            size = tuple(n + (axis is None or axis == here) for here, n in enumerate(size))
+            if isinstance(why, IllegalLength):
+                size = _with(size, why.axis, size[why.axis] + 1)
+            else:
+                size = (max(size) + 1,) * len(size)
         return None
 
     def _nearest(self, base: Axes, axis: int, length: int) -> str:

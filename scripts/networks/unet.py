@@ -34,7 +34,7 @@ from scripts.networks.blocks import (
     TransposedUp,
 )
 from scripts.networks.heads import Heads
-from scripts.networks.sizes import Sizes
+from scripts.networks.sizes import IllegalLength, Sizes
 
 # The 2015 paper has "drop-out layers at the end of the contracting path": here, in the two deepest levels.
 DROPOUT_LEVELS = 2

@@ -18,8 +18,10 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
 from monai.inferers import SlidingWindowInferer as MonaiInferer
+from monai.networks.nets import SegResNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,9 +29,10 @@ from scripts.compute.inferers import MIDDLE_TILES, OverlapTileInferer, SlidingWi
 from scripts.compute.memory import resident_bytes
 from scripts.compute.runtimes import Runtime
 from scripts.errors import InputError
-from scripts.networks import UNet, covering_size, output_size
-from scripts.networks.blocks import InterpolatedUp, ResidualBlock
-from tests.commands import ROOT
+from scripts.networks import UNet, output_size
+from scripts.networks.blocks import InterpolatedUp, PlainBlock, ResidualBlock
+from scripts.networks.sizes import Sizes
+from tests.commands import CONFIGS, ROOT
 
 # Single precision through a few layers, on tiles of different sizes.
 TOLERANCE = 1e-5
@@ -43,19 +46,24 @@ def make_network(spatial_dims: int, padding: str = "valid") -> nn.Module:
     return network.eval()
 
 
-def whole_at_once(image: torch.Tensor, network: nn.Module) -> torch.Tensor:
+def whole_at_once(
+    image: torch.Tensor, network: nn.Module, legal: tuple[int, ...] | None = None
+) -> torch.Tensor:
     """The image mirrored by numpy until the network's output covers it, in one forward pass, cut to size."""
-    size = [
-        next(n for n in range(1, 400) if network._output_length(n, axis) >= length)
-        for axis, length in enumerate(image.shape[2:])
-    ]
-    covered = output_size(network, size)
+    sizes = sizes_of(network)
+    size = sizes.covering(image.shape[2:], legal or (44,) * (image.ndim - 2))
+    covered = sizes.output(size)
     margins = [(s - c) // 2 for s, c in zip(size, covered, strict=True)]
     pads = [(m, s - m - n) for m, s, n in zip(margins, size, image.shape[2:], strict=True)]
     padded = np.pad(image.numpy(), [(0, 0), (0, 0), *pads], mode="reflect")
     with torch.no_grad():
         logits = network(torch.from_numpy(padded))
     return logits[(..., *(slice(0, n) for n in image.shape[2:]))]
+
+
+@functools.cache
+def sizes_of(network: nn.Module) -> Sizes:
+    return Sizes(network)
 
 
 def infer(image: torch.Tensor, tile: tuple[int, ...], network: nn.Module) -> torch.Tensor:
@@ -106,16 +114,54 @@ def test_every_voxel_is_predicted_once_and_by_its_own_centre():
     """A network that crops its input gives the image back, wherever the tiles meet."""
 
     class Crop(nn.Module):
-        def output_size(self, input_size):
-            return tuple(n - 6 for n in input_size)
-
         def forward(self, x, scale=1):
-            assert x.shape[2:] == (10, 9)
             return x[..., 3:-3, 3:-3] * scale
 
     image = torch.rand(2, 1, 13, 25)
     assert torch.equal(infer(image, (10, 9), Crop()), image)
     assert torch.equal(OverlapTileInferer((10, 9))(image, Crop(), scale=2), 2 * image)
+
+
+#: The published networks at their own depth, with few channels and without norms; a tile, and an image that
+#: takes several: the legal outputs of a tile are no multiple of the grid of the deepest level.
+PUBLISHED = {
+    "unet2015": (2, {"channels": [2, 3, 4, 5, 6]}, (252, 236), (150, 90), (68, 52), 16),
+    "unet3d2016": (
+        3,
+        {"channels": [[1, 2], [2, 3], [3, 4], [4, 5]]},
+        (100, 108, 92),
+        (30, 40, 9),
+        (12, 20, 4),
+        8,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_tiles_of_the_published_networks_give_the_image_in_one_piece(name):
+    dims, changes, tile, size, predicted, grid = PUBLISHED[name]
+    parser = ConfigParser(
+        {"spatial_dims": dims, "in_channels": 1, "out_channels": 2, "patch_size": list(tile)}
+    )
+    parser.update(ConfigParser.load_config_file(CONFIGS / "network" / f"{name}.json"))
+    for key, value in {**changes, "norm": None}.items():
+        parser[f"network_def::{key}"] = value
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def").eval()
+    sizes = sizes_of(network)
+    assert sizes.output(tile) == predicted
+    assert sizes.grid(tile) == (grid,) * dims
+    image = torch.rand((1, 1, *size), generator=torch.Generator().manual_seed(0))
+    if min(predicted) < grid:
+        with pytest.raises(
+            InputError, match=rf"axis 2 the network predicts 4 voxels .* {grid} of its grid; give it 100 or"
+        ):
+            infer(image, tile, network)
+        tile = (*tile[:2], 100)
+    expected = whole_at_once(image, network, tile)
+    tiled = infer(image, tile, network)
+    torch.testing.assert_close(tiled, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    assert torch.equal(tiled.argmax(1), expected.argmax(1))
 
 
 #: Arguments of padded networks of every kind of part, and a tile larger than twice their margin.
@@ -126,11 +172,11 @@ PADDED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (48, 144),
     ),
     "residual, strided, interpolated 2D": (
-        {"channels": [3, 4], "block": ResidualBlock, "up": InterpolatedUp, "pool": "conv", "norm": "batch"},
+        {"channels": [3, 4], "block": ResidualBlock, "up": InterpolatedUp, "down": None, "norm": "batch"},
         (32, 28),
     ),
     "all gradients 2D": (
-        {"channels": [3, 4, 5], "strides": [2, [1, 3]], "pool": "conv", "up": InterpolatedUp, "act": "tanh"},
+        {"channels": [3, 4, 5], "strides": [2, [1, 3]], "down": None, "up": InterpolatedUp, "act": "tanh"},
         (44, 180),
     ),
     "plain 3D": ({"channels": [2, 3], "convs_per_level": 1}, (16, 14, 16)),
@@ -152,7 +198,7 @@ def test_padded_network_gives_the_image_in_one_piece(name, data):
     network, tile = make_padded(name)
     size = data.draw(st.tuples(*[st.integers(1, 2 * n) for n in tile]))
     image = torch.rand((1, 1, *size), generator=torch.Generator().manual_seed(0))
-    whole = covering_size(network, size, tile)
+    whole = sizes_of(network).covering(size, tile)
     padded = torch.zeros((1, 1, *whole))
     padded[(..., *(slice(0, n) for n in size))] = image
     with torch.no_grad():
@@ -161,25 +207,66 @@ def test_padded_network_gives_the_image_in_one_piece(name, data):
 
 
 @pytest.mark.parametrize("name", PADDED)
-def test_reach_bounds_what_a_voxel_depends_on(name):
+def test_margin_bounds_what_a_voxel_depends_on(name):
     """Gradients of logits reach no further; no less either, but for the grid, where all of them are kept."""
     network, tile = make_padded(name)
+    sizes = sizes_of(network)
     for axis in range(len(tile)):
         grid = math.prod(stride[axis] for stride in network.encoder.strides)
-        others = covering_size(network, [1] * len(tile), tile)
-        length = grid * (2 * network.reach(axis) // grid + 3)
-        size = (*others[:axis], length, *others[axis + 1 :])
+        assert sizes.grid(tile)[axis] == grid
+        margin = sizes.margin(tile, axis)
+        others = sizes.covering([1] * len(tile), tile)
+        size = (*others[:axis], grid * (2 * margin // grid + 3), *others[axis + 1 :])
         furthest = 0
         for seed in range(5):
             image = torch.rand((1, 1, *size), generator=torch.Generator().manual_seed(seed)).requires_grad_()
             logits = network(image).movedim(axis + 2, 0)
-            for position in range(length // 2, length // 2 + grid):
+            for position in range(size[axis] // 2, size[axis] // 2 + grid):
                 (gradient,) = torch.autograd.grad(logits[position].square().sum(), image, retain_graph=True)
                 seen = gradient.movedim(axis + 2, 0).flatten(1).abs().sum(1).nonzero().flatten().tolist()
                 furthest = max([furthest, *(abs(position - place) for place in seen)])
-        assert 0 < furthest <= network.reach(axis)
+        assert 0 < furthest < margin + grid
         if name == "all gradients 2D":
-            assert furthest > network.reach(axis) - grid
+            assert furthest > margin - grid
+
+
+def test_network_of_monai_gives_the_image_in_one_piece():
+    torch.manual_seed(0)
+    network = SegResNet(2, 4, 1, 2, norm="batch", blocks_down=(1, 1), blocks_up=(1,)).eval()
+    image = torch.rand(1, 1, 70, 53)
+    with torch.no_grad():
+        expected = network(nn.functional.pad(image, (0, 1)))[..., :53]
+    torch.testing.assert_close(infer(image, (40, 40), network), expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_what_a_newcomers_part_sees_is_found():
+    """Two more convolutions in a block that says nothing about them."""
+
+    class Wide(PlainBlock):
+        def __init__(self, layers, in_channels, out_channels, kernel_size, stride):
+            super().__init__(layers, in_channels, out_channels, kernel_size, stride)
+            self.more = nn.Conv2d(self.out_channels, self.out_channels, 5, padding=4, dilation=2)
+
+        def forward(self, x):
+            return self.more(super().forward(x))
+
+    torch.manual_seed(0)
+    network = UNet(2, 1, 2, [3, 4], block=Wide, norm=None).eval()
+    image = torch.rand(1, 1, 150, 20)
+    with torch.no_grad():
+        expected = network(image)
+    torch.testing.assert_close(infer(image, (96, 64), network), expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_network_that_sums_up_the_image_is_refused():
+    class Squeezed(PlainBlock):
+        def forward(self, x):
+            x = super().forward(x)
+            return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+    network = UNet(2, 1, 2, [3, 4], block=Squeezed, norm=None).eval()
+    with pytest.raises(InputError, match=r"tile_size is \[32, 32\]: along axis 0 .* sees further than half"):
+        infer(torch.rand(1, 1, 40, 40), (32, 32), network)
 
 
 def test_statistics_of_the_tile_are_told_about_once(caplog):
@@ -195,13 +282,15 @@ def test_statistics_of_the_tile_are_told_about_once(caplog):
 
 
 def test_tile_within_its_margins_is_refused():
-    with pytest.raises(InputError, match=r"tile_size is \[16, 20\]: axis 0 .* margin of 10 .* 22 or more"):
+    with pytest.raises(InputError, match=r"tile_size is \[16, 20\]: along axis 0 .* sees further than half"):
         infer(torch.rand(1, 1, 40, 40), (16, 20), make_network(2, "same"))
 
 
-def test_padded_network_of_unknown_reach_is_refused():
-    with pytest.raises(InputError, match="receptive field of Conv2d, a padded network: use SlidingWindow"):
-        infer(torch.rand(1, 1, 40, 40), (16, 16), nn.Conv2d(1, 1, 3, padding=1))
+def test_smallest_tile_beyond_its_margins_is_taken():
+    network, image = make_network(2, "same"), torch.rand(1, 1, 40, 40)
+    with torch.no_grad():
+        expected = network(image)
+    torch.testing.assert_close(infer(image, (24, 24), network), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.fixture
@@ -244,13 +333,9 @@ def test_zeros_beyond_the_border_where_no_mirror_is_wanted():
 def test_cost_by_hand():
     """One convolution of a kernel of 3: work is proportional to the voxels that it gives."""
 
-    class Valid(nn.Conv2d):
-        def output_size(self, size):
-            return tuple(n - 2 for n in size)
-
-    inferer = OverlapTileInferer((8, 8))
-    assert inferer.cost(Valid(1, 1, 3), (1, 12, 6)) == 1  # two of 6 x 6 for 12 x 6
-    assert inferer.cost(Valid(1, 1, 3), (1, 13, 6)) == 3 * 36 / (13 * 6)  # the last sticks out
+    inferer, valid = OverlapTileInferer((8, 8)), nn.Conv2d(1, 1, 3)
+    assert inferer.cost(valid, (1, 12, 6)) == 1  # two of 6 x 6 for 12 x 6
+    assert inferer.cost(valid, (1, 13, 6)) == 3 * 36 / (13 * 6)  # the last sticks out
     same = nn.Conv2d(1, 1, 3, padding=1)
     assert SlidingWindowSlabInferer((8, 8), overlap=0.5).cost(same, (1, 16, 8)) == 3 / 2
 
@@ -270,7 +355,7 @@ def test_illegal_tile_names_the_nearest_legal_sizes():
 
 
 def test_sliding_windows_need_all_that_they_see():
-    with pytest.raises(InputError, match=r"UNet predicts \[4, 12\] of \[20, 28\].*OverlapTile"):
+    with pytest.raises(InputError, match=r"logits of \[4, 12\] voxels for tiles of \[20, 28\].*OverlapTile"):
         SlidingWindowSlabInferer((20, 28))(torch.rand(1, 1, 30, 30), make_network(2))
 
 

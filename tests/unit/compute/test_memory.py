@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from monai.networks.nets import SegResNet
 from torch import nn
 
-from scripts.compute.memory import forward_bytes, next_smaller, resident_bytes
+from scripts.compute.memory import forward_bytes, resident_bytes
 from scripts.networks import UNet
 from scripts.process import release_memory
 
@@ -32,21 +30,6 @@ def test_mixed_precision_halves_the_maps():
 def test_forward_bytes_computes_nothing():
     _, classes = forward_bytes(UNet(3, 1, 3, [16, 32, 64]).eval(), (8, 1, 512, 512, 512))  # terabytes
     assert classes == 3
-
-
-@pytest.mark.parametrize(
-    ("network", "tile", "axis", "expected"),
-    [
-        (UNet(2, 1, 2, [2, 4, 8], strides=[[2, 1], 2]), (32, 24), 0, (28, 24)),
-        (UNet(2, 1, 2, [2, 4, 8], strides=[[2, 1], 2]), (32, 24), 1, (32, 20)),
-        (UNet(2, 1, 2, [2, 4], padding="valid"), (24, 24), 0, (20, 24)),
-        (UNet(2, 1, 2, [2, 4]), (2, 8), 0, None),
-        (SegResNet(init_filters=8), (64, 48, 16), 1, (64, 24, 16)),
-        (SegResNet(init_filters=8), (64, 48, 10), 2, None),
-    ],
-)
-def test_next_smaller_tile_is_legal(network, tile, axis, expected):
-    assert next_smaller(network, tile, axis) == expected
 
 
 def test_released_memory_leaves_the_process():

@@ -11,6 +11,7 @@ from torch import nn
 from scripts.networks.blocks import (
     Concatenate,
     InterpolatedUp,
+    Layers,
     PlainBlock,
     ResidualBlock,
     TransposedUp,
@@ -23,16 +24,13 @@ ROUNDING = 1e-5
 
 def make_block(kind: type[PlainBlock], **changes) -> PlainBlock:
     arguments: dict[str, Any] = {
-        "spatial_dims": 2,
         "in_channels": 1,
         "out_channels": [1, 1],
         "kernel_size": (3, 3),
         "stride": (1, 1),
-        "padding": "same",
-        "norm": None,
-        "act": "relu",
     }
-    return kind(**(arguments | changes))
+    layers = {key: changes.pop(key) for key in ("padding", "norm", "act") if key in changes}
+    return kind(Layers(2, **layers), **(arguments | changes))
 
 
 def hand_on_the_centre(block: nn.Module) -> None:
@@ -88,7 +86,6 @@ def test_valid_blocks_look_at_the_voxels_counted_by_hand(stride, kernel_size, ro
         hand_on_the_centre(block)
         # The residual block adds to every voxel the same voxel from its shortcut.
         assert torch.equal(block(x), times * expected)
-        assert tuple(block.output_length(n, axis) for axis, n in enumerate((11, 12))) == expected.shape[2:]
 
 
 def test_residual_block_shortcut_is_the_identity_where_nothing_changes():
@@ -118,21 +115,20 @@ def test_residual_block_shortcut_is_a_1x1_convolution_where_something_changes(ch
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.kernel_size == (1, 1)
     assert isinstance(norm, nn.BatchNorm2d)
-    assert block(torch.rand(2, 1, 6, 6)).shape[2:] == (6, 6 // block.stride[1])
+    assert block(torch.rand(2, 1, 6, 6)).shape[2:] == (6, 6 // changes.get("stride", (1, 1))[1])
 
 
 def test_transposed_up_gives_each_input_voxel_a_box_of_its_own():
-    up = TransposedUp(3, in_channels=1, skip_channels=1, stride=(1, 2, 3), bias=False)
+    up = TransposedUp(Layers(3), in_channels=1, out_channels=1, stride=(1, 2, 3), bias=False)
     x = torch.rand(1, 1, 2, 3, 4)
     # (1, 1, 2, 3, 4) -> (1, 1, 2, 6, 12): Kronecker product of image and kernel.
     assert torch.allclose(up(x)[0, 0], torch.kron(x[0, 0], up.convolution.weight[0, 0]))
-    assert [up.output_length(n, axis) for axis, n in enumerate((2, 3, 4))] == [2, 6, 12]
 
 
 def test_transposed_up_channels_are_those_of_the_skip_or_those_that_came_in():
     x = torch.rand(1, 8, 3, 3)
     for keep, channels in ((False, 4), (True, 8)):
-        up = TransposedUp(2, in_channels=8, skip_channels=4, stride=(2, 2), keep_channels=keep)
+        up = TransposedUp(Layers(2), in_channels=8, out_channels=4, stride=(2, 2), keep_channels=keep)
         assert up.out_channels == channels
         assert up(x).shape == (1, channels, 6, 6)
 
@@ -141,24 +137,23 @@ def test_transposed_up_channels_are_those_of_the_skip_or_those_that_came_in():
     ("size", "stride", "mode"), [((4, 5), (2, 3), "bilinear"), ((3, 4, 2), (1, 2, 3), "trilinear")]
 )
 def test_interpolated_up_is_interpolation_then_1x1_convolution(size, stride, mode):
-    up = InterpolatedUp(len(size), in_channels=4, skip_channels=3, stride=stride)
+    up = InterpolatedUp(Layers(len(size)), in_channels=4, out_channels=3, stride=stride)
     x = torch.rand(2, 4, *size)
     enlarged = [n * s for n, s in zip(size, stride, strict=True)]
     expected = up.convolution(nn.functional.interpolate(x, size=enlarged, mode=mode))
     assert torch.allclose(up(x), expected, atol=ROUNDING)
-    assert [up.output_length(n, axis) for axis, n in enumerate(size)] == enlarged
 
 
 def test_concatenate_puts_the_cropped_skip_first():
     skip, up = torch.rand(1, 2, 8, 10), torch.rand(1, 3, 4, 6)
-    merge = Concatenate(2, skip_channels=2, up_channels=3, padding="valid")
-    merged = merge(skip, up)
+    merge = Concatenate(Layers(2, "valid"), skip_channels=2, up_channels=3, below_channels=6)
+    merged = merge(skip, up, below=torch.rand(1, 6, 2, 3))
     assert merge.out_channels == 5
     assert torch.equal(merged[:, :2], skip[..., 2:6, 2:8])
     assert torch.equal(merged[:, 2:], up)
 
 
 def test_concatenate_never_crops_with_same_padding():
-    merge = Concatenate(2, skip_channels=1, up_channels=1, padding="same")
+    merge = Concatenate(Layers(2), skip_channels=1, up_channels=1, below_channels=2)
     with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
-        merge(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 6, 6))
+        merge(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 6, 6), torch.rand(1, 2, 3, 3))

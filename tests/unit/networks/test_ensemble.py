@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.networks.nets import BasicUNet
 from torch import nn
 
 from scripts.compute.acceleration import accelerate
@@ -68,16 +67,9 @@ def test_sizes_are_those_of_the_members(image):
     valid = unet(0, "valid")
     assert output_size(Ensemble(valid, ["a.pt"]), (20, 24)) == output_size(valid, (20, 24)) != (20, 24)
     padded = Ensemble(unet(0), ["a.pt"]).eval()
-    assert padded.margin(0) == unet(0).margin(0)
     with torch.no_grad():
         tiled = OverlapTileInferer(tile_size=[24, 24])(image.repeat(1, 1, 3, 2), padded)
         assert torch.allclose(tiled, padded(image.repeat(1, 1, 3, 2)), atol=1e-5)
-
-
-def test_network_that_knows_no_margin_has_none():
-    basic = Ensemble(BasicUNet(spatial_dims=2, features=(2, 2, 2, 2, 2, 2)), ["a.pt"])
-    assert output_size(basic, (32, 32)) == (32, 32)
-    assert not hasattr(basic, "margin")
 
 
 @pytest.mark.parametrize("checkpoints", ["model.pt", []])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,14 @@ from torch.nn import functional as F
 
 from scripts.errors import InputError
 from scripts.networks import UNet, output_size
-from scripts.networks.blocks import InterpolatedUp, PlainBlock, ResidualBlock, TransposedUp
+from scripts.networks.blocks import InterpolatedUp, MaxPool, PlainBlock, ResidualBlock, TransposedUp
+from scripts.networks.heads import Heads
+from scripts.networks.sizes import Sizes
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "network"
+#: Heads with one more, on the level below the highest.
+DEEP = partial(Heads, deep_supervision=1)
+
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 # Single precision through a dozen layers, summed in another order.
@@ -43,17 +49,9 @@ def count_parameters(network: nn.Module) -> int:
 
 def legal_sizes(network: UNet, axis: int, limit: int) -> list[int]:
     """Every legal length of one axis, found by asking about each; the other axes are left at 188."""
-    legal = []
-    for length in range(1, limit):
-        size = [188] * network.spatial_dims
-        size[axis] = length
-        try:
-            network.check_input_size(size)
-        except InputError as error:
-            if f"axis {axis}:" in str(error):
-                continue
-        legal.append(length)
-    return legal
+    sizes = Sizes(network)
+    others = [188] * network.spatial_dims
+    return [n for n in range(1, limit) if sizes.is_legal([*others[:axis], n, *others[axis + 1 :]])]
 
 
 # The published networks
@@ -99,7 +97,7 @@ def test_2015_network_has_the_feature_maps_of_figure_1():
         (512, 52, 52), (256, 100, 100), (128, 196, 196), (64, 388, 388),
     ]  # fmt: skip
     assert logits.shape == (1, 2, 388, 388)
-    assert network.output_size((572, 572)) == (388, 388)
+    assert output_size(network, (572, 572)) == (388, 388)
     # 188 leaves 4 voxels, and every 16 more let every pooling meet an even size.
     assert legal_sizes(network, axis=1, limit=600) == list(range(188, 600, 16))
 
@@ -111,7 +109,7 @@ def test_2016_network_has_the_published_sizes_and_parameters():
         )
         logits = network(torch.empty(1, 3, 132, 132, 116))
     assert logits.shape == (1, 3, 44, 44, 28)
-    assert network.output_size((132, 132, 116)) == (44, 44, 28)
+    assert output_size(network, (132, 132, 116)) == (44, 44, 28)
     pairs = [
         (3, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512),
         (512 + 256, 256), (256, 256), (256 + 128, 128), (128, 128), (128 + 64, 64), (64, 64),
@@ -136,9 +134,9 @@ def test_residual_config_strides_its_convolutions_and_supervises_three_levels(sp
     assert not any(isinstance(module, (nn.MaxPool2d, nn.MaxPool3d)) for module in network.modules())
     assert sum(isinstance(module, ResidualBlock) for module in network.modules()) == 7
     image = torch.rand(2, 1, *(16,) * spatial_dims)
-    assert [tuple(y.shape) for y in network.train()(image)] == [
-        (2, 3, *(n,) * spatial_dims) for n in (16, 8, 4)
-    ]
+    assert {name: tuple(y.shape) for name, y in network.train()(image).items()} == {
+        name: (2, 3, *(n,) * spatial_dims) for name, n in (("main", 16), ("deep1", 8), ("deep2", 4))
+    }
     assert network.eval()(image).shape == (2, 3, *(16,) * spatial_dims)
 
 
@@ -201,8 +199,8 @@ def test_valid_output_is_what_the_padded_network_gives_far_from_its_edges(block,
 
 
 @pytest.mark.parametrize("up", [TransposedUp, InterpolatedUp])
-@pytest.mark.parametrize(("pool", "size"), [("max", (48, 64)), ("conv", (48, 66))])
-def test_valid_network_moves_with_its_input(pool, size, up):
+@pytest.mark.parametrize(("down", "size"), [(MaxPool, (48, 64)), (None, (48, 66))])
+def test_valid_network_moves_with_its_input(down, size, up):
     torch.manual_seed(0)
     network = UNet(
         spatial_dims=2,
@@ -213,7 +211,7 @@ def test_valid_network_moves_with_its_input(pool, size, up):
         padding="valid",
         block=ResidualBlock,
         up=up,
-        pool=pool,
+        down=down,
         norm=None,
     )
     x = torch.rand(1, 1, *size)
@@ -252,7 +250,7 @@ def networks_and_sizes(draw):
         "padding": draw(st.sampled_from(["same", "valid"])),
         "block": draw(st.sampled_from([PlainBlock, ResidualBlock])),
         "up": draw(st.sampled_from([TransposedUp, InterpolatedUp])),
-        "pool": draw(st.sampled_from(["max", "conv"])),
+        "down": draw(st.sampled_from([MaxPool, None])),
         "convs_per_level": draw(st.integers(1, 3)),
     }
     size = tuple(draw(st.lists(st.integers(1, 60), min_size=spatial_dims, max_size=spatial_dims)))
@@ -266,15 +264,13 @@ def test_output_size_is_the_shape_that_comes_out(drawn):
     with torch.device("meta"):
         network = UNet(spatial_dims, 1, 2, norm=None, **arguments)
         try:
-            network.check_input_size(size)
+            output_size(network, size)
             legal = [size]
         except InputError as error:
             legal = named_sizes(str(error), size)
-            with pytest.raises(InputError, match=re.escape(f"input size {size} ")):
-                network(torch.empty(1, 1, *size))
         for usable in legal:
             logits = network(torch.empty(1, 1, *usable))
-            assert network.output_size(usable) == logits.shape[2:]
+            assert output_size(network, usable) == logits.shape[2:]
             if arguments["padding"] == "same":
                 assert logits.shape[2:] == usable
 
@@ -282,11 +278,11 @@ def test_output_size_is_the_shape_that_comes_out(drawn):
 @pytest.mark.parametrize(
     ("arguments", "size", "message"),
     [
-        ({"padding": "valid"}, (570, 572), r"input size \(570, 572\) .*stride .*axis 0: 556 or 572$"),
+        ({"padding": "valid"}, (570, 572), r"input size \(570, 572\) .*axis 0: 556 or 572$"),
         ({"padding": "valid"}, (572, 100), r"axis 1: 188, the smallest$"),
-        ({"padding": "same"}, (100, 33), r"multiple of \(16, 16\).*axis 0: 96 or 112; axis 1: 32 or 48$"),
+        ({"padding": "same"}, (100, 33), r"axis 0: 96 or 112; axis 1: 32 or 48$"),
         ({"padding": "same"}, (0, 16), r"axis 0: 16, the smallest$"),
-        ({"padding": "same", "strides": [[1, 2]] * 4}, (5, 20), r"multiple of \(1, 16\).*axis 1: 16 or 32$"),
+        ({"padding": "same", "strides": [[1, 2]] * 4}, (5, 20), r"size, axis 1: 16 or 32$"),
         (
             {"padding": "same"},
             (16, 16, 16),
@@ -300,7 +296,7 @@ def test_an_illegal_size_is_named_with_its_rule_and_its_neighbours(arguments, si
         network(torch.zeros(1, 1, *size))
     if len(size) == 2:
         for usable in named_sizes(str(caught.value), size):
-            assert network(torch.zeros(1, 1, *usable)).shape[2:] == network.output_size(usable)
+            assert network(torch.zeros(1, 1, *usable)).shape[2:] == output_size(network, usable)
 
 
 def test_output_size_of_any_network():
@@ -329,7 +325,7 @@ def incoming_nodes(module: Any) -> int:
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_weights_are_drawn_with_variance_2_over_n(spatial_dims):
     torch.manual_seed(0)
-    network = UNet(spatial_dims, 3, 2, [8, 16, 32], block=ResidualBlock, pool="conv", deep_supervision=1)
+    network = UNet(spatial_dims, 3, 2, [8, 16, 32], block=ResidualBlock, down=None, heads=DEEP)
     layers = [module for module in network.modules() if isinstance(module, CONVOLUTIONS)]
     assert len(layers) == 10 + 5 + 2 + 2  # five blocks of two, their shortcuts, two up-steps, two heads
     for layer in layers:
@@ -343,8 +339,8 @@ def test_weights_are_drawn_with_variance_2_over_n(spatial_dims):
 VARIANTS: list[dict[str, Any]] = [
     {"spatial_dims": 2},
     {"spatial_dims": 3},
-    {"spatial_dims": 2, "padding": "valid", "block": ResidualBlock, "pool": "conv"},
-    {"spatial_dims": 3, "block": ResidualBlock, "up": InterpolatedUp, "pool": "conv", "deep_supervision": 1},
+    {"spatial_dims": 2, "padding": "valid", "block": ResidualBlock, "down": None},
+    {"spatial_dims": 3, "block": ResidualBlock, "up": InterpolatedUp, "down": None, "heads": DEEP},
     {"spatial_dims": 3, "strides": [[1, 2, 2], 2], "kernel_sizes": [[1, 3, 3], 3, 3]},
 ]
 
@@ -360,7 +356,7 @@ def make_variant(variant: dict, norm: str | None = None) -> tuple[UNet, torch.Te
 def test_every_parameter_gets_a_gradient(variant):
     network, image = make_variant(variant)
     logits = network(image)
-    outputs = logits if isinstance(logits, list) else [logits]
+    outputs = list(logits.values()) if isinstance(logits, dict) else [logits]
     sum(output.square().mean() for output in outputs).backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None or p.grad.count_nonzero() == 0]
     assert idle == []
@@ -410,12 +406,18 @@ def test_a_host_can_switch_dropout_on_alone():
 
 
 def test_deep_supervision_gives_one_head_per_level_in_training_only():
-    network = UNet(3, 1, 2, [2, 3, 4, 5], strides=[[1, 2, 2], 2, 2], deep_supervision=2)
+    heads = partial(Heads, deep_supervision=2)
+    network = UNet(3, 1, 2, [2, 3, 4, 5], strides=[[1, 2, 2], 2, 2], heads=heads)
     image = torch.rand(2, 1, 8, 16, 16)
-    shapes = [tuple(logits.shape) for logits in network(image)]
-    assert shapes == [(2, 2, 8, 16, 16), (2, 2, 8, 8, 8), (2, 2, 4, 4, 4)]
-    first = network(image)[0]
-    assert torch.equal(network.eval()(image), first)  # instance norm has no mode
+    shapes = {name: tuple(logits.shape) for name, logits in network(image).items()}
+    assert shapes == {"main": (2, 2, 8, 16, 16), "deep1": (2, 2, 8, 8, 8), "deep2": (2, 2, 4, 4, 4)}
+    main = network(image)["main"]
+    assert torch.equal(network.eval()(image), main)  # instance norm has no mode
+
+
+def test_deep_supervision_of_a_valid_network_is_refused():
+    with pytest.raises(InputError, match=r'deep_supervision is 1 with padding "valid".*use 0'):
+        UNet(2, 1, 2, [2, 3, 4], padding="valid", heads=DEEP)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +425,8 @@ def test_deep_supervision_gives_one_head_per_level_in_training_only():
     [
         ({"spatial_dims": 1}, "spatial_dims is 1: use 2 or 3"),
         ({"padding": "reflect"}, "padding is 'reflect': use 'same' or 'valid'"),
-        ({"pool": "avg"}, "pool is 'avg': use 'max' or 'conv'"),
+        ({"block": [PlainBlock]}, "block has 1 entries: give 3, one per level, or one class"),
+        ({"decoder_channels": [2]}, r"decoder_channels \[2\] has 1 entries: give 2, one per level"),
         ({"channels": [4]}, "number of levels in channels is 1: use 2 or more"),
         ({"channels": [4, [], 4]}, "channels .* holds an empty level"),
         ({"strides": [2, 2, 2]}, r"strides \[2, 2, 2\] has 3 entries: give 2, one per down-step"),
@@ -431,7 +434,7 @@ def test_deep_supervision_gives_one_head_per_level_in_training_only():
         ({"strides": 0}, "strides 0 holds an entry .* of 1 or more"),
         ({"kernel_sizes": [3, 3]}, r"kernel_sizes \[3, 3\] has 2 entries: give 3, one per level"),
         ({"kernel_sizes": [3, [2, 3], 3]}, "kernel_sizes .* holds an even number: use odd"),
-        ({"deep_supervision": 2}, "deep_supervision is 2: use 0 to 1"),
+        ({"heads": partial(Heads, deep_supervision=2)}, "deep_supervision is 2: use 0 to 1"),
         ({"dropout": 1.5}, "dropout is 1.5: use 0 to 1"),
         ({"convs_per_level": 0}, "convs_per_level is 0: use 1 or more"),
         ({"out_channels": 0}, "out_channels is 0: use 1 or more"),

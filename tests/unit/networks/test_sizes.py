@@ -1,0 +1,82 @@
+"""Sizes found by trying: of our networks and of MONAI's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import BasicUNet, SegResNet
+from torch import nn
+
+from scripts.compute.acceleration import accelerate
+from scripts.errors import InputError
+from scripts.networks import UNet, output_size
+from scripts.networks.sizes import Sizes
+
+
+@pytest.mark.parametrize(
+    ("network", "tile", "axis", "expected"),
+    [
+        (UNet(2, 1, 2, [2, 4, 8], strides=[[2, 1], 2]), (32, 24), 0, (28, 24)),
+        (UNet(2, 1, 2, [2, 4, 8], strides=[[2, 1], 2]), (32, 24), 1, (32, 20)),
+        (UNet(2, 1, 2, [2, 4], padding="valid"), (24, 24), 0, (20, 24)),
+        (UNet(2, 1, 2, [2, 4], norm=None), (2, 8), 0, None),
+        (SegResNet(init_filters=8), (64, 48, 16), 1, (64, 40, 16)),
+        (SegResNet(init_filters=8), (64, 48, 8), 2, None),
+    ],
+)
+def test_smaller_tile_is_legal(network, tile, axis, expected):
+    assert Sizes(network).smaller(tile, axis) == expected
+
+
+def test_network_of_monai_refuses_what_would_fail_in_it():
+    network = SegResNet(init_filters=8)
+    with pytest.raises(InputError, match=r"input size \(90, 96, 96\) .*axis 0: 88 or 96$"):
+        output_size(network, (90, 96, 96))
+    with pytest.raises(RuntimeError):
+        network(torch.rand(1, 1, 90, 96, 96))
+    assert output_size(network, (88, 96, 96)) == (88, 96, 96)
+
+
+def test_single_voxel_of_an_instance_norm_is_refused():
+    network = UNet(3, 1, 2, [2, 2, 2, 2])
+    for _ in range(2):  # in training and in evaluation
+        with pytest.raises(InputError, match=r"input size \(8, 8, 8\) does not fit .*\(16, 16, 16\)$"):
+            network(torch.rand(1, 1, 8, 8, 8))
+        assert network.eval()(torch.rand(1, 1, 8, 8, 16)).shape[2:] == (8, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("network", "tile", "grid"),
+    [
+        (UNet(2, 1, 2, [1] * 5, padding="valid", norm=None), (572, 188), (16, 16)),
+        (UNet(3, 1, 2, [1, 1, 1], strides=[[1, 2, 2], [3, 2, 1]]), (6, 8, 8), (3, 4, 2)),
+        (BasicUNet(2, features=(2, 2, 2, 2, 2, 2)), (64, 96), (16, 16)),  # takes any size
+        (SegResNet(2, 8, 1, 2), (64, 64), (8, 8)),
+        (nn.Conv2d(1, 1, 3), (9, 9), (1, 1)),
+    ],
+)
+def test_grid_is_that_of_the_smallest_map(network, tile, grid):
+    assert Sizes(network).grid(tile) == grid
+
+
+def test_network_without_a_legal_size_says_why():
+    class Picky(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("not today")
+
+    with pytest.raises(InputError, match=r"input size \(4, 4\) does not fit the network \(not today\)"):
+        output_size(Picky(1, 1, 3), (4, 4))
+
+
+def test_trying_leaves_the_network_alone():
+    network = UNet(2, 1, 2, [2, 2, 2], norm="batch")
+    image = torch.rand(2, 1, 16, 16)
+    accelerate(network, "cpu", memory_format="channels_last")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    sizes = Sizes(network)
+    sizes.output((16, 16))
+    sizes.margin((64, 64), 0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert network.training
+    assert not any(module._forward_hooks for module in network.modules())
+    assert network(image).shape == (2, 2, 16, 16)
