@@ -12,6 +12,14 @@ from scripts.errors import InputError
 from scripts.files import atomic_write
 
 
+#: What the weights of heads were called before version 0.8, and are called now.
+RENAMED = {f"head.{kind}": f"heads.main.{kind}" for kind in ("weight", "bias")} | {
+    f"deep_heads.{index}.{kind}": f"heads.deep.deep{index + 1}.{kind}"
+    for index in range(8)
+    for kind in ("weight", "bias")
+}
+
+
 def read_checkpoint(path: Path) -> dict:
     """Read a checkpoint without running code from it.
 
@@ -39,7 +47,8 @@ def read_weights(path: Path) -> dict:
         InputError: see `read_checkpoint`.
     """
     state = read_checkpoint(path)
-    return state.get("network", state.get("model", state))
+    weights = state.get("network", state.get("model", state))
+    return {RENAMED.get(name, name): value for name, value in weights.items()}
 
 
 def check_weights(network: nn.Module, weights: dict, path: Path) -> None:

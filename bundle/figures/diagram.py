@@ -134,11 +134,11 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
 
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
     maps.append(FeatureMap("input", "", 0, first.in_channels, tuple(int(n) for n in input_size)))
-    training, network.training = network.training, True  # of the root alone: all heads, nothing else changes
+    training, heads.training = heads.training, True  # of the heads alone: all of them, nothing else changes
     try:
         dry_run(network, (1, first.in_channels, *input_size))
     finally:
-        network.training = training
+        heads.training = training
         for handle in handles:
             handle.remove()
     return maps

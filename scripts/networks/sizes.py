@@ -242,7 +242,7 @@ class Sizes:
                 self._smallest[:] = map(min, self._smallest, leaf.shape[2:])
 
     def _legal_above(self, size: Axes) -> Axes | None:
-        """A legal size with no axis shorter; a failure lengthens the axis that it is about, or makes a cube."""
+        """A legal size with no axis shorter; a failure lengthens its axis, or makes a cube."""
         size = tuple(max(length, 1) for length in size)
         for _ in range(SEARCHED):
             why = self._try(size)

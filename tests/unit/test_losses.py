@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.losses import DeepSupervisionLoss, DiceLoss
+from monai.losses import DiceLoss
 
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
-from scripts.losses import WeightedDiceCELoss
+from scripts.losses import HeadsLoss, WeightedDiceCELoss
 
 SHAPES = [(2, 3, 6, 5), (2, 4, 4, 5, 3), (1, 2, 4, 4)]
 
@@ -79,11 +79,11 @@ def test_gradient_of_a_voxel_is_proportional_to_its_weight(shape):
 
 
 def test_several_heads_take_weights():
-    """DeepSupervisionLoss brings the target to the size of each head, weights and classes alike."""
+    """HeadsLoss brings the target to the size of each head, weights and classes alike."""
     logits, classes = make_batch((2, 3, 8, 8))
     target = torch.cat([classes, torch.full_like(classes, 2.0)], 1)
-    heads = [logits, logits[..., ::2, ::2]]
-    one, two = (DeepSupervisionLoss(WeightedDiceCELoss(1.0))(heads, t) for t in (classes, target))
+    heads = {"main": logits, "deep1": logits[..., ::2, ::2]}
+    one, two = (HeadsLoss(WeightedDiceCELoss(1.0))(heads, t) for t in (classes, target))
     torch.testing.assert_close(two, 2 * one)
 
 
@@ -179,5 +179,6 @@ def test_deep_supervision_is_the_weighted_sum_over_picked_voxels(spatial, sizes)
             picked = picked.index_select(axis, torch.tensor(centres))
         assert set(F.interpolate(target, size, mode="nearest-exact").unique().tolist()) <= declared
         expected = expected + 0.5**level * loss(logits, picked)
-    torch.testing.assert_close(DeepSupervisionLoss(loss, weight_mode="exp")(outputs, target), expected)
-    torch.testing.assert_close(DeepSupervisionLoss(loss)(outputs[0], target), loss(outputs[0], target))
+    heads = {f"head{index}": output for index, output in enumerate(outputs)}
+    torch.testing.assert_close(HeadsLoss(loss, weight_mode="exp")(heads, target), expected)
+    torch.testing.assert_close(HeadsLoss(loss)(outputs[0], target), loss(outputs[0], target))

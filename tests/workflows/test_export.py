@@ -178,7 +178,7 @@ NETWORKS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["network/residual"],
         {
             **{"patch_size": [4, 4, 8], "channels": [4, 4, 8]},
-            **{"network_def::deep_supervision": 1, "network_def::convs_per_level": 1},
+            **{"network_def::heads::deep_supervision": 1, "network_def::convs_per_level": 1},
         },
     ),
     "segresnet": (

@@ -17,6 +17,7 @@ from scripts.compute.acceleration import accelerate, mixed_precision, needs_scal
 from scripts.errors import InputError
 from scripts.networks import UNet
 from scripts.networks.blocks import ResidualBlock
+from scripts.networks.heads import Heads
 from tests.commands import ROOT
 
 CPU = torch.device("cpu")
@@ -108,7 +109,7 @@ def test_channels_last_holds_through_the_whole_network(dims):
 
 
 def test_strided_points_stay_contiguous_in_half_precision(half_precision, caplog):
-    strided = {"block": ResidualBlock, "pool": "conv"}
+    strided = {"block": ResidualBlock, "down": None}
     with caplog.at_level(logging.INFO):
         kept = accelerate(network(**strided), CPU, amp=True, memory_format="channels_last")
     assert "strided 1x1 convolutions" in caplog.text
@@ -129,9 +130,11 @@ def test_gradients_are_float32_and_point_the_same_way(half_precision):
 
 
 def test_every_head_of_deep_supervision_is_float32(half_precision):
-    heads = accelerate(network(channels=(4, 8, 16, 32), deep_supervision=2), CPU, amp=True).train()(image())
-    assert len(heads) > 1
-    assert {head.dtype for head in heads} == {torch.float32}
+    deep = network(channels=(4, 8, 16, 32), heads=partial(Heads, deep_supervision=2))
+    heads = accelerate(deep, CPU, amp=True).train()(image())
+    assert {name: head.dtype for name, head in heads.items()} == dict.fromkeys(
+        ("main", "deep1", "deep2"), torch.float32
+    )
 
 
 def test_weights_go_in_and_out_as_before():

@@ -50,10 +50,6 @@ def test_what_it_needs_is_not_counted(file: str) -> None:
         tiles(torch.rand(1, 1, 40, 50), Exported(file, unet(2, "valid")))
 
 
-def test_a_network_without_sizes_takes_any(file: str) -> None:
-    assert not hasattr(Exported(file, torch.nn.Identity()), "output_size")
-
-
 def test_what_cannot_be_loaded_is_refused(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("broken.pt2", "broken.ts", "model.pt"):
         (tmp_path / name).write_bytes(b"nothing")

@@ -9,11 +9,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
 import torch
-from monai.networks.nets import DynUNet, SegResNet
+from monai.networks.nets import BasicUNetPlusPlus, DynUNet, SegResNet
 from torch import nn
 
 from scripts.compute import runtimes
@@ -22,6 +23,7 @@ from scripts.compute.runtimes import Runtime, agreement
 from scripts.errors import InputError
 from scripts.networks import UNet
 from scripts.networks.blocks import InterpolatedUp, ResidualBlock
+from scripts.networks.heads import Heads
 from tests.commands import ROOT
 
 CPU = torch.device("cpu")
@@ -32,10 +34,13 @@ TOLERANCE = 1e-4
 needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="openvino is not installed")
 OPENVINO = pytest.param("openvino", marks=needs_openvino)
 
+#: Heads with one more, on the level below the highest.
+DEEP = partial(Heads, deep_supervision=1)
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain 2D": lambda: UNet(2, 1, 3, [4, 8], dropout=0.5),
-    "plain 3D": lambda: UNet(3, 1, 3, [4, 8, 8], strides=[[1, 2, 2], 2], deep_supervision=1),
-    "residual": lambda: UNet(3, 1, 3, [4, 8], block=ResidualBlock, up=InterpolatedUp, pool="conv"),
+    "plain 3D": lambda: UNet(3, 1, 3, [4, 8, 8], strides=[[1, 2, 2], 2], heads=DEEP),
+    "residual": lambda: UNet(3, 1, 3, [4, 8], block=ResidualBlock, up=InterpolatedUp, down=None),
     "valid": lambda: UNet(3, 1, 3, [4, 8], padding="valid", norm=("batch", {"affine": False})),
     "SegResNet": lambda: SegResNet(3, 8, 1, 3, blocks_down=(1, 1), blocks_up=(1,)),
     "DynUNet": lambda: DynUNet(3, 1, 3, [3, 3, 3], [1, 2, 2], [2, 2], [4, 8, 8], deep_supervision=True),
@@ -137,10 +142,10 @@ def test_conversion_follows_the_weights(runtime):
     before = run(network, tile)
     other = UNet(2, 1, 2, [2, 4])
     for change in (
-        lambda: torch.optim.SGD([network.head.bias], lr=1.0).step(),
+        lambda: torch.optim.SGD([network.heads.main.bias], lr=1.0).step(),
         lambda: network.load_state_dict(other.state_dict()),
     ):
-        network.head.bias.grad = torch.ones(2)
+        network.heads.main.bias.grad = torch.ones(2)
         change()
         after = run(network, tile)
         assert (after - before).abs().max() > 0.1
@@ -188,12 +193,19 @@ def test_dropout_stays_on_in_training_mode_whatever_the_runtime():
         assert (Runtime(runtime)(network.train(), torch.ones(1, 1, 99)) == 0).any()
 
 
-def test_list_counts_by_its_first():
+def test_main_head_counts():
     network = make_network("plain 3D")
     with torch.no_grad():
-        first = network.train()(make_tile("plain 3D"))[0]
-    assert torch.equal(Runtime()(network, make_tile("plain 3D")), first)
+        heads = network.train()(make_tile("plain 3D"))
+    assert list(heads) == ["main", "deep1"]
+    assert torch.equal(Runtime()(network, make_tile("plain 3D")), heads["main"])
     network.eval()
+
+
+def test_list_is_refused():
+    network = BasicUNetPlusPlus(2, 1, 2, features=(2, 2, 2, 2, 2, 2)).eval()
+    with pytest.raises(InputError, match="the network gives a list: it must give logits, or a dictionary"):
+        Runtime()(network, torch.rand(1, 1, 32, 32))
 
 
 def test_no_gradients():
