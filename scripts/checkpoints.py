@@ -11,7 +11,6 @@ from torch import nn
 from scripts.errors import InputError
 from scripts.files import atomic_write
 
-
 #: What the weights of heads were called before version 0.8, and are called now.
 RENAMED = {f"head.{kind}": f"heads.main.{kind}" for kind in ("weight", "bias")} | {
     f"deep_heads.{index}.{kind}": f"heads.deep.deep{index + 1}.{kind}"

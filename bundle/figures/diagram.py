@@ -29,6 +29,7 @@ from scripts.networks.blocks import (
     TransposedUp,
 )
 from scripts.networks.heads import Heads
+from scripts.networks.sizes import Sizes
 from scripts.networks.unet import DecoderLevel, EncoderLevel
 from scripts.process import bundle_root
 
@@ -85,6 +86,7 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
     Raises:
         InputError: the size is illegal for the network.
     """
+    Sizes(network).check(input_size)
     maps: list[FeatureMap] = []
     handles = []
 

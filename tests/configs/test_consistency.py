@@ -30,6 +30,7 @@ BASES = ("train", "inference", "evaluate", "ensemble", "dicom", "exported", "mul
 
 #: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
 ADDED = {
+    "network/unet3d2016": {"norm_affine"},
     "evaluate": {"section", "tolerance"},
     "exported": set(),
     "loss/border_weights": {"w0", "sigma", "cells", "weigh", "join"},
