@@ -242,8 +242,11 @@ def package(
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, or its zip")],
     show: Annotated[bool, typer.Option("--show", help="List all that the configs would execute")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="You have read what `code` reports: run the last checks too")
+    ] = False,
 ) -> None:
-    """Check a bundle: files, metadata, ids, what it would execute, weights, network and export."""
+    """Check a bundle: files, metadata, ids, what it would execute, weights, network and inference."""
 
 
 @command(SHIP, "ship.export")

@@ -26,7 +26,8 @@ def read_experiment(args_file: Path, ids: Mapping[str, Any]) -> Ids:
         InputError: it does not name a list of configs, or see `with_ids`.
     """
     experiment = read_json(args_file)
-    if not isinstance(experiment.get("config_file"), list):
+    files = experiment.get("config_file")
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
         raise InputError(
             f"{args_file} has no list under 'config_file': name an args file such as those of "
             "configs/experiments"

@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from bundle.runs.experiments import for_inference, parser_of, read_experiment, resolved, with_ids
 from bundle.runs.score import table
+from bundle.ship.audit import audit_experiment
 from bundle.ship.package import data_format
 from scripts.checkpoints import check_weights, read_weights
 from scripts.compute.exported import Exported
@@ -304,8 +305,8 @@ def read_model(source: Path, ids: Row, checkpoint: Path | None, workshop: Path) 
         workshop: where the files for MONAI's commands go.
 
     Raises:
-        InputError: neither bundle nor experiment; no weights or those of another network; a network that
-            cannot be built, or that refuses a patch.
+        InputError: neither bundle nor experiment; configs from elsewhere that would execute what ours do not;
+            no weights or those of another network; a network that cannot be built, or that refuses a patch.
     """
     if source.is_dir():
         for name in ("train.json", "inference.json", "metadata.json"):
@@ -316,8 +317,10 @@ def read_model(source: Path, ids: Row, checkpoint: Path | None, workshop: Path) 
                 )
         experiment = with_ids({"config_file": [str(source.resolve() / "configs/train.json")]}, ids)
         checkpoint = checkpoint or source / "models" / "model.pt"
+        audit_experiment(experiment, ids, source.resolve() / "configs/metadata.json")
     else:
         experiment = read_experiment(source, ids)
+        audit_experiment(experiment, ids)
     try:
         inference = resolved(*for_inference(experiment))
         checkpoint = checkpoint or Path(parser_of(experiment).get_parsed_content("checkpoint"))

@@ -24,6 +24,7 @@ from monai.bundle import ConfigParser
 from bundle.runs.experiments import PLACES, for_inference, read_experiment, resolved
 from bundle.runs.score import number
 from bundle.runs.study import read_scores
+from bundle.ship.audit import audit_experiment
 from scripts.checkpoints import check_weights, read_weights
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, sha256
@@ -69,6 +70,7 @@ def package(
 ) -> None:
     """Carry out `bundle.cli.package`, whose arguments these are."""
     experiment = read_experiment(args_file, ids)
+    audit_experiment(experiment, ids)
     texts = read_card(card or CARDS / args_file.name)
     inference = resolved(*for_inference(experiment))
     files = experiment.pop("config_file")

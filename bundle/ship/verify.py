@@ -1,17 +1,21 @@
 """`python -m bundle verify BUNDLE`: whether a bundle holds what its hosts ask for, without the network.
 
 The checks are those of the Model Zoo (files, keys, metadata, sizes, export), what MONAI Label needs to serve
-and to train it, and what one wants to know of somebody else's bundle before it runs: everything that its
-configs would execute is listed, its weights must load without running code, nothing may lie outside its
-folder. Code of the bundle, its `scripts` among it, runs in processes of its own, and only where the checks
-before found nothing.
+and to train it, and what one wants to know of somebody else's bundle before it runs: all that its configs
+would execute is held against what our own execute, its weights must load without running code, nothing may
+lie outside its folder. These checks read and run nothing. Code of the bundle, its `scripts` among it, runs
+only where they found nothing, in processes with a home of their own, without the environment of the user, and
+without network where the system can do that.
 """
 
 from __future__ import annotations
 
+import ast
 import json
-import math
+import operator
 import os
+import shutil
+import site
 import subprocess
 import sys
 import tempfile
@@ -26,14 +30,14 @@ import nibabel as nib
 import numpy as np
 import torch
 import typer
-from monai.bundle import ConfigParser
 from monai.utils import optional_import
 from PIL import Image
 
-from bundle.ship.audit import executed
+from bundle.ship.audit import executed, leads_out, logging_problems, read_config, walk
 from bundle.ship.package import LARGE_FILE
 from scripts.errors import InputError
 from scripts.files import read_json, sha256
+from scripts.process import bundle_root
 
 yaml, has_yaml = optional_import("yaml")
 jsonschema, has_jsonschema = optional_import("jsonschema")
@@ -54,12 +58,44 @@ IDS = {
     ),
 }
 
-#: Files that hold Python objects: to open one is to run what it says.
-PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
+#: Where large files are named.
+LARGE_FILES = ("large_files.yml", "large_files.yaml", "large_files.json")
+
+#: What a bundle consists of.
+PARTS = ("LICENSE", "configs", "docs", "models", "scripts", *LARGE_FILES)
+
+#: Kinds of files that a bundle may hold, beside the Python files of `scripts`: weights, configs and what no
+#: program runs.
 WEIGHTS = (".pt", ".pth", ".ckpt")
+CONFIGS = (".json", ".yaml", ".yml")
+KINDS = (
+    *(*WEIGHTS, ".safetensors", *CONFIGS, ".conf", ".csv", ".gif", ".jpeg", ".jpg", ".md", ".png", ".txt"),
+)
+
+#: Folders that runs leave beside the parts of this repository.
+LEFT_BY_RUNS = ("__pycache__", "tensorboard")
+
+#: What a zip may unpack to: so many times its size, or bytes where that is less.
+MAX_RATIO, MIN_UNPACKED = 20, 100 << 20
+
+#: Largest axis and largest image, channels times pixels or voxels, that a network is tried on; what "*" in a
+#: spatial shape, any length, is taken for; and the longest expression there.
+MAX_LENGTH, MAX_IMAGE, ANY_LENGTH, MAX_EXPRESSION = 1 << 14, 1 << 25, 64, 40
+
+#: Largest exponent in a spatial shape.
+MAX_EXPONENT = 14
 
 #: Seconds that a process of a check may take.
 TIMEOUT = 600
+
+#: What such a process keeps of the environment: where programs and libraries are, language and devices.
+KEPT_ENVIRONMENT = (
+    *("CUDA_VISIBLE_DEVICES", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "PATH"),
+    *("SYSTEMROOT", "TZ"),
+)
+
+#: Longest line of a report.
+MAX_LINE = 500
 
 
 @dataclass
@@ -68,27 +104,31 @@ class Bundle:
 
     Attributes:
         root: its folder.
+        files: its plain files, by their path in the bundle.
+        strange: a sentence for everything else in its folder.
         metadata: content of metadata.json.
         configs: content of its other configs, by file name.
+        large_files: entries of large_files.yml by path.
     """
 
     root: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    strange: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     configs: dict[str, Any] = field(default_factory=dict)
+    large_files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def files(self) -> dict[str, Path]:
-        """Its files by their path in the bundle; in a git checkout those that git tracks."""
-        if (self.root / ".git").exists():
-            listed = ["git", "-C", str(self.root), "ls-files", "-z"]
-            names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")
-            found = [self.root / name for name in names if name]
-        else:
-            found = [file for file in self.root.rglob("*") if file.is_symlink() or file.is_file()]
-        return {file.relative_to(self.root).as_posix(): file for file in sorted(found)}
+    def config_files(self, name: str) -> list[str]:
+        """The names of the files of a config, by its name without suffix: there should be one."""
+        return [file for file in self.configs if file.rpartition(".")[0] == name]
 
     def config(self, name: str) -> dict[str, Any]:
         """A config by its name without suffix; empty where there is none."""
-        return next((self.configs[f] for f in self.configs if f.rpartition(".")[0] == name), {})
+        return next((self.configs[file] for file in self.config_files(name)), {})
+
+    def config_path(self, name: str) -> Path:
+        """Where a config lies, by its name without suffix."""
+        return self.root.resolve() / "configs" / next(iter(self.config_files(name)), f"{name}.json")
 
 
 def read_bundle(root: Path) -> Bundle:
@@ -97,38 +137,101 @@ def read_bundle(root: Path) -> Bundle:
     Raises:
         InputError: no metadata.json, or a config that cannot be read.
     """
-    if not (root / "configs" / "metadata.json").is_file():
+    bundle = Bundle(root, *list_files(root))
+    if "configs/metadata.json" not in bundle.files:
         raise InputError(
             f"{root} is no bundle: it has no configs/metadata.json; name the folder that holds configs"
         )
-    bundle = Bundle(root, read_json(root / "configs" / "metadata.json"))
-    for file in sorted((root / "configs").rglob("*")):
-        if file.suffix in (".json", ".yaml", ".yml") and file.name != "metadata.json":
-            try:
-                content = ConfigParser.load_config_file(str(file))
-            except Exception as error:
-                raise InputError(f"{file} cannot be read ({error}): correct it") from error
-            bundle.configs[file.relative_to(root / "configs").as_posix()] = content
+    for name, file in bundle.files.items():
+        folder, _, place = name.partition("/")
+        if name == "configs/metadata.json":
+            bundle.metadata = read_config(file)
+        elif folder == "configs" and file.suffix.lower() in CONFIGS:
+            bundle.configs[place] = read_config(file)
+        elif name in LARGE_FILES:
+            bundle.large_files = read_large_files(file)
     return bundle
 
 
+def list_files(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The plain files of a bundle, and a sentence for each link, cache and whatever else lies in its folder.
+
+    Nothing is left out, whatever a version control says, but for this repository itself: what lies beside its
+    parts is the workbench.
+
+    Args:
+        root: its folder.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    ours = root.resolve() == Path(bundle_root())
+    files: dict[str, Path] = {}
+    strange: list[str] = []
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            raise InputError(f"{folder} cannot be read ({error.strerror}): mend its rights") from error
+        for path in entries:
+            name, is_part = path.relative_to(root).as_posix(), folder != root or path.name in PARTS
+            if ours and (not is_part or path.name in LEFT_BY_RUNS):
+                continue
+            if not is_part:
+                strange.append(f"{name} is no part of a bundle ({', '.join(PARTS)}): leave it out")
+            elif path.is_symlink():
+                strange.append(f"{name} is a link to {os.readlink(path)}: put the file itself there")
+            elif path.name == "__pycache__":
+                strange.append(
+                    f"{name} holds compiled code, which runs in place of what can be read: delete it"
+                )
+            elif path.is_dir():
+                waiting.append(path)
+            elif not path.is_file():
+                strange.append(f"{name} is no plain file: leave it out")
+            else:
+                files[name] = path
+                kinds = (*KINDS, ".py") if name.startswith("scripts/") else KINDS
+                if name != "LICENSE" and path.suffix.lower() not in kinds:
+                    strange.append(f"{name} is of a kind that may hold code, or is not known: leave it out")
+    return dict(sorted(files.items())), strange
+
+
+def read_large_files(file: Path) -> dict[str, dict[str, Any]]:
+    """Entries of large_files.yml by path.
+
+    Raises:
+        InputError: it cannot be read, has another form, or names a path outside the bundle.
+    """
+    entries = read_config(file).get("large_files")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{file} has no list of entries under 'large_files': write one for each file")
+    for entry in entries:
+        path = entry.get("path")
+        if not isinstance(path, str) or leads_out(path):
+            raise InputError(f"{file} names {path!r}, which is no path in the bundle: correct it")
+    return {entry["path"]: entry for entry in entries}
+
+
 def check_files(bundle: Bundle) -> Iterator[str]:
-    """Licence, model card, configs, one file of weights, none too large, no link out of the folder."""
+    """Licence, model card, configs, one file of weights, none too large, no link, nothing else."""
     for name in ("LICENSE", "docs/README.md", "models/model.pt"):
-        if not (bundle.root / name).is_file():
+        if name not in bundle.files:
             yield f"{name} is missing: add it"
     for name in IDS:
         if not bundle.config(name):
             yield f"configs/{name}.json is missing: add it"
-    weights = sorted(file.name for file in (bundle.root / "models").glob("*.pt"))
+        elif len(names := bundle.config_files(name)) > 1:
+            yield f"configs holds {', '.join(names)}: leave one of them"
+    weights = [Path(name).name for name in bundle.files if name.count("/") == 1 and name.endswith(".pt")]
     if len(weights) > 1:
         yield f"models holds {', '.join(weights)}: hosts take the shortest name, leave model.pt alone"
-    large = _large_files(bundle)
-    for name, file in bundle.files().items():
-        if not file.resolve().is_relative_to(bundle.root.resolve()):
-            yield f"{name} is a link to {file.resolve()}, outside the bundle: put the file itself there"
-        elif file.is_file() and file.stat().st_size > LARGE_FILE and name not in large:
+    for name, file in bundle.files.items():
+        if file.stat().st_size > LARGE_FILE and name not in bundle.large_files:
             yield f"{name} has {file.stat().st_size / 1024**2:.0f} MB, above 25: name it in large_files.yml"
+    yield from bundle.strange
 
 
 def check_metadata(bundle: Bundle) -> Iterator[str]:
@@ -146,6 +249,10 @@ def check_metadata(bundle: Bundle) -> Iterator[str]:
             named, count = len(tensor.get("channel_def", {})), tensor.get("num_channels")
             if named and named != count:
                 yield f"metadata.json {side}::{name}: {count} channels, {named} in channel_def: correct one"
+            try:
+                image_size(tensor)
+            except InputError as error:
+                yield f"metadata.json {side}::{name}: {error}"
 
 
 def check_ids(bundle: Bundle) -> Iterator[str]:
@@ -171,57 +278,77 @@ def check_ids(bundle: Bundle) -> Iterator[str]:
 
 
 def check_code(bundle: Bundle) -> Iterator[str]:
-    """Every `_target_` and every expression of the configs against what is allowed."""
-    for found in executed(bundle.configs):
+    """All that configs and logging would execute, and `scripts`, against what this version executes."""
+    for found in executed({**bundle.configs, "metadata.json": bundle.metadata}):
         if found.problem:
             yield f"{found.place} would execute {found.what}: {found.problem}"
+    for name, file in bundle.files.items():
+        if file.suffix.lower() == ".conf":
+            yield from (f"{name} {problem}" for problem in logging_problems(file))
+    ours = Path(bundle_root())
+    other = [
+        name
+        for name, file in bundle.files.items()
+        if name.startswith("scripts/")
+        and not ((ours / name).is_file() and sha256(ours / name) == sha256(file))
+    ]
+    if other:
+        yield f"{', '.join(other)}: not the files of this version, and the last checks run them: read them"
 
 
 def check_paths(bundle: Bundle) -> Iterator[str]:
     """No path of a config leads out of the bundle."""
     for name, config in bundle.configs.items():
-        for text in _texts(config):
-            if not text.startswith("$") and (
-                text.startswith(("/", "~")) or ".." in PurePosixPath(text).parts
-            ):
+        for path, text in walk(config):
+            if isinstance(text, str) and leads_out(text, "::".join(map(str, path))):
                 yield f"{name} holds the path {text}, outside the bundle: start from bundle_root"
 
 
 def check_weights(bundle: Bundle) -> Iterator[str]:
     """Weights that load without running code, and have the hash that large_files.yml names."""
-    for name, file in bundle.files().items():
-        if file.suffix in PICKLES:
-            yield f"{name} holds Python objects, which run code when they are read: leave it out"
-        elif file.suffix in WEIGHTS:
+    for name, file in bundle.files.items():
+        if file.suffix.lower() in WEIGHTS:
             try:
+                if zipfile.is_zipfile(file):
+                    with zipfile.ZipFile(file) as archive:
+                        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                            raise ValueError("compressed, which PyTorch never does")
                 torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:
                 yield f"{name} holds more than weights ({type(error).__name__}): save a state dictionary"
-    for name, entry in _large_files(bundle).items():
-        file, wanted = bundle.root / name, entry.get("hash_val", "")
-        if file.is_file() and entry.get("hash_type") == "sha256" and wanted and sha256(file) != wanted:
-            yield f"{name} has the SHA-256 {sha256(file)} and large_files.yml says {wanted}: get it again"
+    for name, entry in bundle.large_files.items():
+        wanted = entry.get("hash_val")
+        if name in bundle.files and entry.get("hash_type") == "sha256" and wanted:
+            found = sha256(bundle.files[name])
+            if found != wanted:
+                yield f"{name} has the SHA-256 {found} and large_files.yml says {wanted}: get it again"
 
 
 def check_network(bundle: Bundle) -> Iterator[str]:
-    """From another folder the network takes its weights, gives the size it should, and the same twice."""
+    """From another folder the network takes its weights, gives the size it should and the same twice; MONAI's
+    `verify_net_in_out` and `ckpt_export` end well."""
     inputs, outputs = (next(iter(_tensors(bundle, side).values()), None) for side in ("inputs", "outputs"))
     if not inputs or not outputs:
         return
-    size, wanted = ([1, tensor["num_channels"], *_lengths(tensor)] for tensor in (inputs, outputs))
+    size, wanted = image_size(inputs), image_size(outputs)
     probe = Path(__file__).with_name("probe.py")
+    config = bundle.config_path("inference")
     with tempfile.TemporaryDirectory() as elsewhere:
-        done = _run([str(probe), str(bundle.root.resolve()), json.dumps(size)], Path(elsewhere))
-    if done.returncode:
-        yield f"the network of configs/inference.json does not run on {size}: {_last(done)}"
+        done = run([str(probe), str(config), json.dumps(size), str(ANY_LENGTH)], Path(elsewhere))
+    try:
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        shape, equal, dropout, commands = (found[key] for key in ("shape", "equal", "dropout", "commands"))
+    except (ValueError, LookupError, TypeError):
+        yield f"the network of configs/{config.name} does not run on {size}: {_last(done)}"
         return
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    if found["shape"] != wanted:
-        yield f"the network gives {found['shape']} for {size}, metadata.json says {wanted}: correct one"
-    if not found["equal"]:
+    if shape != wanted:
+        yield f"the network gives {shape} for {size}, metadata.json says {wanted}: correct one"
+    if not equal:
         yield "the network gives two results for one image: make it deterministic in evaluation mode"
-    if not found["dropout"]:
+    if not dropout:
         yield "the network takes no dropout, which MONAI Label sets to score what it is sure of"
+    for command, problem in dict(commands).items():
+        yield f"monai.bundle {command} fails: {problem}"
 
 
 def check_inference(bundle: Bundle) -> Iterator[str]:
@@ -236,16 +363,17 @@ def check_inference(bundle: Bundle) -> Iterator[str]:
 
 def _inference_problem(bundle: Bundle, tensor: dict[str, Any], place: str) -> str:
     """What is wrong with an inference of an image of noise at a place in dataset_dir, or ""."""
-    config = ["--config_file", str(bundle.root.resolve() / "configs" / "inference.json")]
+    config = ["--config_file", str(bundle.config_path("inference"))]
     config += ["--runtime", "torch"] if "runtime" in bundle.config("inference") else []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")
         written: list[dict[str, str]] = []
         (data / place).mkdir(parents=True)
-        write_image(data / place, tensor["num_channels"], _lengths(tensor))
+        _, channels, *size = image_size(tensor)
+        write_image(data / place, channels, size)
         for output in (Path(folder, "first"), Path(folder, "second")):
             places = ["--dataset_dir", str(data), "--output_dir", str(output)]
-            done = _run(["-m", "monai.bundle", "run", *config, *places], Path(folder))
+            done = run(["-m", "monai.bundle", "run", *config, *places], Path(folder))
             if done.returncode:
                 return f"configs/inference.json does not run on an image of noise: {_last(done)}"
             written.append(_hashes(output))
@@ -277,18 +405,6 @@ def write_image(folder: Path, channels: int, size: list[int]) -> None:
         nib.save(nib.Nifti1Image(noise, np.eye(4)), folder / "noise.nii.gz")  # type: ignore[attr-defined]
 
 
-def check_export(bundle: Bundle) -> Iterator[str]:
-    """MONAI's own commands: sizes of input and output, and the export to TorchScript."""
-    common = ["--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json"]
-    with tempfile.TemporaryDirectory() as elsewhere:
-        exported = ["--filepath", f"{elsewhere}/model.ts", "--ckpt_file", "models/model.pt"]
-        for command, options in (("verify_net_in_out", []), ("ckpt_export", exported)):
-            arguments = ["-m", "monai.bundle", command, "network_def", *common, *options]
-            done = _run(arguments, bundle.root)
-            if done.returncode:
-                yield f"monai.bundle {command} fails: {_last(done)}"
-
-
 #: It yields a sentence for each thing that is wrong; its docstring is printed.
 Check = Callable[[Bundle], Iterator[str]]
 
@@ -306,11 +422,10 @@ READING: dict[str, Check] = {
 RUNNING: dict[str, Check] = {
     "network": check_network,
     "inference": check_inference,
-    "export": check_export,
 }
 
 
-def verify(bundle: Path, show: bool) -> None:
+def verify(bundle: Path, show: bool, trust: bool) -> None:
     """Carry out `bundle.cli.verify`, whose arguments these are."""
     if not (has_yaml and has_jsonschema):
         raise InputError("verify needs jsonschema and PyYAML: run pip install -r requirements-zoo.txt")
@@ -318,13 +433,20 @@ def verify(bundle: Path, show: bool) -> None:
         root = unpack(bundle, Path(folder)) if bundle.is_file() else bundle
         found = read_bundle(root)
         if show:
-            for entry in executed(found.configs):
-                typer.echo(f"  {entry.place}: {entry.what}{'  <- ' + entry.problem if entry.problem else ''}")
-        problems = sum(_report(name, check, list(check(found))) for name, check in READING.items())
+            for entry in executed({**found.configs, "metadata.json": found.metadata}):
+                problem = f"  <- {entry.problem}" if entry.problem else ""
+                typer.echo(printable(f"  {entry.place}: {entry.what}{problem}"))
+        problems = 0
+        for name, check in READING.items():
+            trusted = trust and check is check_code
+            reported = _report(name, check, list(check(found)), "trusted" if trusted else "FAILED")
+            problems += 0 if trusted else reported
         if problems:
             for name in RUNNING:
-                typer.echo(f"{'not run':<9}{name}: mend what stands above first")
+                typer.echo(f"{'not run':<9}{name}: mend what stands above first, or read it (--trust)")
         else:
+            if not without_network():
+                typer.echo(f"{'note':<9}this system cannot cut the checks below off from the network")
             with ThreadPoolExecutor(2) as pool:  # the checks wait for processes, most of all for imports
                 results: Iterator[list[str]] = pool.map(list, [check(found) for check in RUNNING.values()])
                 problems = sum(map(_report, RUNNING, RUNNING.values(), results))
@@ -343,29 +465,152 @@ def unpack(file: Path, folder: Path) -> Path:
         The folder of the bundle: the only one in the zip, or the zip's top.
 
     Raises:
-        InputError: no zip, or an entry that leads out of it.
+        InputError: no zip, an entry that leads out of it or is there twice, one that cannot be read, or more
+            than a bundle of this size can hold.
     """
     if not zipfile.is_zipfile(file):
         raise InputError(f"{file} is neither a folder nor a zip: name a bundle")
-    with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist():
-            path = PurePosixPath(entry.filename.replace("\\", "/"))
-            is_link = entry.external_attr >> 16 & 0o170000 == 0o120000
-            if path.is_absolute() or ".." in path.parts or is_link:
-                raise InputError(
-                    f"{file} holds the entry {entry.filename}, which leads out of the zip: do not use this "
-                    "file, of which nothing was unpacked"
-                )
-        archive.extractall(folder)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if reason := _zip_problem(archive, max(MAX_RATIO * file.stat().st_size, MIN_UNPACKED)):
+                raise InputError(f"{file} {reason}: do not use this file, of which nothing was unpacked")
+            archive.extractall(folder)
+    except InputError:
+        raise
+    except Exception as error:  # encrypted, broken, of an unknown method, a name for a file and a folder, ...
+        raise InputError(f"{file} cannot be unpacked ({error}): get it again") from error
     inside = list(folder.iterdir())
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
-def _report(name: str, check: Check, sentences: Sequence[str]) -> int:
+def _zip_problem(archive: zipfile.ZipFile, most: int) -> str:
+    """Why a zip must not be unpacked, or ""; it may unpack to so many bytes at most."""
+    names: set[str] = set()
+    for entry in archive.infolist():
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        is_link = entry.external_attr >> 16 & 0o170000 == 0o120000
+        if path.is_absolute() or ".." in path.parts or is_link:
+            return f"holds the entry {entry.filename}, which leads out of the zip"
+        name = path.as_posix().casefold()
+        if name in names:
+            return f"holds the entry {entry.filename} twice, of which programs take the first or the last"
+        names.add(name)
+    size = sum(entry.file_size for entry in archive.infolist())
+    return f"would unpack to {size / 1024**2:.0f} MB, more than weights can be packed" if size > most else ""
+
+
+def printable(text: str) -> str:
+    """A text as one line of a report, whatever a stranger wrote into it."""
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]}..."
+
+
+def image_size(tensor: dict[str, Any]) -> list[int]:
+    """The smallest image that an input or output of metadata.json describes: n is 1, and so is p.
+
+    Args:
+        tensor: `num_channels`, and `spatial_shape` with numbers, "*" for any length, and MONAI's expressions
+            such as "2**p*n", of numbers, n, p, +, * and **.
+
+    Returns:
+        (1, channels, *spatial).
+
+    Raises:
+        InputError: another expression, or a size that no network takes.
+    """
+    size = [1, tensor["num_channels"]]
+    for length in tensor["spatial_shape"]:
+        text = str(length).strip()
+        try:
+            if len(text) > MAX_EXPRESSION:
+                raise ValueError("too long")
+            value = ANY_LENGTH if text == "*" else _value(ast.parse(text, mode="eval").body)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            value = 0
+        if value < 1:
+            raise InputError(
+                f"spatial_shape has {text[:MAX_EXPRESSION]!r}: give a number from 1 to {MAX_LENGTH}, '*' for "
+                "any length, or an expression such as '2**p*n'"
+            )
+        size.append(value)
+    if np.prod(size, dtype=float) > MAX_IMAGE:
+        raise InputError(f"an image of {size} has more than {MAX_IMAGE} values: give the smallest that fits")
+    return size
+
+
+def _value(node: ast.AST) -> int:
+    """The value of an expression of a spatial shape.
+
+    Raises:
+        ValueError: it has other parts, or gets too large.
+    """
+    operations = {ast.Add: operator.add, ast.Mult: operator.mul, ast.Pow: operator.pow}
+    value = 0
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        value = node.value
+    elif isinstance(node, ast.Name) and node.id in ("n", "p"):
+        value = 1
+    elif isinstance(node, ast.BinOp) and type(node.op) in operations:
+        left, right = _value(node.left), _value(node.right)
+        if isinstance(node.op, ast.Pow) and right > MAX_EXPONENT:
+            raise ValueError("too large")
+        value = operations[type(node.op)](left, right)
+    if not 0 < value <= MAX_LENGTH:
+        raise ValueError("no length")
+    return value
+
+
+def without_network() -> list[str]:
+    """What comes before a command to cut it off from the network; empty where the system cannot.
+
+    Linux gives the command, and all that it starts, a network of its own with nobody in it. What it starts
+    ends with it.
+    """
+    tool = shutil.which("unshare")
+    if tool is None:
+        return []
+    prefix = [tool, "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"]
+    tried = subprocess.run([*prefix, sys.executable, "-c", ""], capture_output=True, check=False)
+    return prefix if tried.returncode == 0 else []
+
+
+def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python with a home of its own, almost no environment, and no network where the system can do that.
+
+    Args:
+        arguments: of Python.
+        cwd: where.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        environment = {
+            **{key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ},
+            **dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), home),
+            "PYTHONUSERBASE": site.getuserbase(),  # where `pip install --user` puts packages
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        try:
+            return subprocess.run(
+                [*without_network(), sys.executable, *arguments],
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            return subprocess.CompletedProcess(error.cmd, 1, "", f"it was stopped after {TIMEOUT} seconds")
+
+
+def _report(name: str, check: Check, sentences: Sequence[str], failed: str = "FAILED") -> int:
     """Print what a check found, and return how many problems that is."""
-    typer.echo(f"{'FAILED' if sentences else 'ok':<9}{name}: {check.__doc__}")
+    about = " ".join((check.__doc__ or "").split())
+    typer.echo(f"{failed if sentences else 'ok':<9}{name}: {about}")
     for sentence in sentences:
-        typer.echo(f"         - {sentence}")
+        typer.echo(f"         - {printable(sentence)}")
     return len(sentences)
 
 
@@ -376,27 +621,9 @@ def _tensors(bundle: Bundle, side: str) -> dict[str, Any]:
     return tensors if isinstance(tensors, dict) else {}
 
 
-def _lengths(tensor: dict[str, Any]) -> list[int]:
-    """The smallest spatial size that metadata.json describes: n is 1, and so is p."""
-    sizes = []
-    for length in tensor["spatial_shape"]:
-        factors = str(length).replace("n", "1").replace("p", "1").replace(" ", "")
-        sizes.append(length if isinstance(length, int) else math.prod(map(int, factors.split("*"))))
-    return sizes
-
-
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of each file below a folder, by its path there."""
     return {str(file.relative_to(folder)): sha256(file) for file in folder.rglob("*") if file.is_file()}
-
-
-def _large_files(bundle: Bundle) -> dict[str, dict[str, str]]:
-    """Entries of large_files.yml by path."""
-    for name in ("large_files.yml", "large_files.yaml", "large_files.json"):
-        if (bundle.root / name).is_file():
-            content = yaml.safe_load((bundle.root / name).read_text(encoding="utf-8")) or {}
-            return {entry["path"]: entry for entry in content.get("large_files", [])}
-    return {}
 
 
 def _at(config: Any, key: str) -> Any:
@@ -409,32 +636,6 @@ def _at(config: Any, key: str) -> Any:
 def _target(value: Any) -> str:
     target = value.get("_target_", "") if isinstance(value, dict) else ""
     return target.rpartition(".")[2] if isinstance(target, str) else ""
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from _texts(part)
-    elif isinstance(value, str):
-        yield value
-
-
-def _run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    try:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=cwd,
-            env={**environment, "PYTHONWARNINGS": "ignore"},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        return subprocess.CompletedProcess(error.cmd, 1, "", f"it was stopped after {TIMEOUT} seconds")
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:
