@@ -228,11 +228,11 @@ def _found(place: str, path: Path_, value: Any) -> Iterator[Executed]:
     elif isinstance(value, str):
         if value.startswith("%"):
             yield Executed(place, value, "a macro, which takes in what stands elsewhere: write it here")
-        elif value.startswith("$"):
-            yield Executed(place, value, expression_problem(value, "::".join(keys)))
         elif owner in IMPORTING_KEYS:
             known = value in ALLOWED["readers"] or re.fullmatch(r"@(\w+::)*(reader|writer)", value)
             yield Executed(place, value, "" if known else NOT_OURS)
+        elif value.startswith("$"):
+            yield Executed(place, value, expression_problem(value, "::".join(keys)))
         elif _is_importable(value) and value not in ALLOWED["readers"]:
             yield Executed(place, value, f"names a part of Python; {NOT_OURS}")
 
@@ -309,7 +309,7 @@ def _problem(node: ast.AST, bound: frozenset[str]) -> str:
         name = ast.unparse(node)
         return "" if name in ALLOWED["names"] | bound else f"uses {name}"
     if isinstance(node, ast.Attribute) and node.attr not in ALLOWED["attributes"]:
-        return f"uses {node.attr}"
+        return _problem(node.value, bound) or f"uses {node.attr}"
     if kind not in ALLOWED["syntax"]:
         return f"is written with {kind}"
     if isinstance(node, ast.Call) and not (
