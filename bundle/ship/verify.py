@@ -430,8 +430,10 @@ def verify(bundle: Path, show: bool, trust: bool) -> None:
     if not (has_yaml and has_jsonschema):
         raise InputError("verify needs jsonschema and PyYAML: run pip install -r requirements-zoo.txt")
     with tempfile.TemporaryDirectory() as folder:
-        root = unpack(bundle, Path(folder)) if bundle.is_file() else bundle
-        found = read_bundle(root)
+        try:
+            found = read_bundle(unpack(bundle, Path(folder)) if bundle.is_file() else bundle)
+        except InputError as error:
+            raise InputError(printable(str(error))) from error
         if show:
             for entry in executed({**found.configs, "metadata.json": found.metadata}):
                 problem = f"  <- {entry.problem}" if entry.problem else ""

@@ -280,6 +280,8 @@ def test_what_a_stranger_writes_stays_in_its_line(copy: Path) -> None:
     output, _ = verify(copy, "--show")
     assert "$1 +\\nok       code: \\x1b[2K" in output
     assert "\nok       code" not in output
+    (copy / "configs/\x1b[2K.json").write_text("{")
+    assert "configs/\\x1b[2K.json cannot be read" in verify(copy)[1]
     assert printable("\udc80" + "x" * 1000) == "\\udc80" + "x" * 494 + "..."
 
 
