@@ -206,7 +206,7 @@ def test_export_and_package_read_before_they_run(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             read_model(source, {}, None, tmp_path)
     with pytest.raises(InputError, match=message):
-        package(args_file, tmp_path / "model.pt", tmp_path, None, None, None)
+        package(args_file, tmp_path / "model.pt", tmp_path, None, None, None, {})
     (tmp_path / "configs/inference.json").write_text("{}")
     (tmp_path / "configs/metadata.json").write_text(json.dumps({"task": "$exit()"}))
     with pytest.raises(InputError, match=r"metadata\.json task would execute \$exit\(\)"):
