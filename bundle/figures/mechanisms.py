@@ -120,7 +120,7 @@ def source_positions(transform: RandSpatialPatchd, parameters: SpatialParameters
         (*patch size, dims), in pixels of the source.
     """
     spacing = np.ones(len(transform.patch_size))
-    points = control_positions(transform.patch_size, transform.elastic_points, parameters, spacing)
+    points = control_positions(transform.extent, transform.elastic_points, parameters, spacing)
     return interpolate(points, transform.weights).numpy()
 
 

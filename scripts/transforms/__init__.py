@@ -9,7 +9,7 @@ from scripts.transforms.instances import (
     WatershedInstancesd,
 )
 from scripts.transforms.labels import ClassesToLabelsd, IgnoreToBackgroundd, LabelsToClassesd
-from scripts.transforms.spatial import RandSpatialPatchd
+from scripts.transforms.spatial import CountClassesd, RandSpatialPatchd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ClassesToInstancesd",
     "ClassesToLabelsd",
     "ComponentsToInstancesd",
+    "CountClassesd",
     "IgnoreToBackgroundd",
     "InstancesToClassesd",
     "IsolatedSpacingd",

@@ -1,4 +1,4 @@
-"""AxisInterpolation instance maps, the classes that a network learns instead, and back to instances.
+"""Between instance maps, the classes that a network learns instead, and back to instances.
 
 An instance map numbers its objects: 0 is background, every other id one object.
 

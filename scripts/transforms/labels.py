@@ -1,4 +1,4 @@
-"""AxisInterpolation label values on disk and class indices in the network."""
+"""Between label values on disk and class indices in the network."""
 
 from __future__ import annotations
 

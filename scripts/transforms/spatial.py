@@ -5,15 +5,18 @@ Sources:
     MICCAI 2015, section 3.1: random displacement vectors on a coarse 3 x 3 grid, Gaussian with a standard
     deviation of 10 pixels, bicubic interpolation to every pixel.
     O. Cicek et al., "3D U-Net: Learning Dense Volumetric Segmentation from Sparse Annotation", MICCAI 2016,
-    section 3: a grid of random vectors, Gaussian with a standard deviation of 4, B-spline interpolation.
+    section 3: random vectors on a grid with a spacing of 32 voxels in each direction, Gaussian with a
+    standard deviation of 4, B-spline interpolation.
 
 Departures: the smooth interpolation is a natural cubic spline through the drawn vectors, in 2D and in 3D.
+A deformation that would fold space is weakened until it does not; the papers say nothing of it.
 What the patch takes from outside the scan carries ``ignore_label`` in the label, as nobody annotated it; in
 the image it is zero, or the scan mirrored as in the paper's overlap-tile strategy.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +32,18 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
 from scripts.errors import InputError
-from scripts.labels import IGNORE_LABEL
+from scripts.labels import IGNORE_LABEL, whole_numbers
+from scripts.transforms.labels import source_of
+
+#: What CountClassesd appends to the key of a label.
+COUNTS_POSTFIX = "_counts"
+
+#: The volume that a voxel of a patch takes from the source is at least this share of what it takes without
+#: elastic deformation; 0 would be folded.
+SMALLEST_VOLUME = 0.1
+
+#: Between two control points along each axis the volume is looked at so many times, or at every voxel.
+LOOKS = 4
 
 #: How F.grid_sample interpolates each mode of RandSpatialPatchd.
 INTERPOLATION = {"bilinear": "bilinear", "nearest": "nearest", "weight": "bilinear"}
@@ -50,25 +64,27 @@ class SpatialParameters:
     displacements: np.ndarray | None = None
 
 
-def spline_matrix(control_points: int, size: int) -> np.ndarray:
-    """Weights of a natural cubic spline from evenly spaced control points to every voxel of an axis.
-
-    The first control point lies on the first voxel, the last on the last.
+def spline_matrix(control_points: int, size: int, share: float = 1.0, order: int = 0) -> np.ndarray:
+    """Weights of a natural cubic spline from evenly spaced control points to evenly spaced places of an axis.
 
     Args:
         control_points: at least 2.
-        size: number of voxels.
+        size: number of places.
+        share: the part of the way from the first to the last control point that the places span, around the
+            same centre, in [0, 1]; with 1 the first and the last place are control points.
+        order: 0 for the values of the spline, 1 for its slope from one control point to the next.
 
     Returns:
         (size, control_points), float32.
     """
-    positions = np.linspace(0, control_points - 1, size) if size > 1 else np.array([(control_points - 1) / 2])
+    middle = (control_points - 1) / 2
+    places = np.linspace(middle * (1 - share), middle * (1 + share), size) if size > 1 else np.array([middle])
     spline = CubicSpline(np.arange(control_points), np.eye(control_points), bc_type="natural")
-    return spline(positions).astype(np.float32)
+    return spline(places, order).astype(np.float32)
 
 
 def control_positions(
-    size: Sequence[int],
+    extent: Sequence[float],
     points: Sequence[int],
     parameters: SpatialParameters,
     spacing: Sequence[float] | np.ndarray,
@@ -80,7 +96,7 @@ def control_positions(
     straight: interpolated from here to every voxel, matrix and displacements need no second pass.
 
     Args:
-        size: voxels of the patch, one number an axis.
+        extent: voxels from the first to the last control point, one number an axis.
         points: control points, one number an axis.
         parameters: see SpatialParameters.
         spacing: size of a voxel, one number an axis, in the unit of the displacements (ones for voxels).
@@ -88,7 +104,7 @@ def control_positions(
     Returns:
         (*points, dims), in voxels of the source; 0 is the centre of its first voxel.
     """
-    axes = [np.linspace(-(n - 1) / 2, (n - 1) / 2, p) for n, p in zip(size, points, strict=True)]
+    axes = [np.linspace(-e / 2, e / 2, p) for e, p in zip(extent, points, strict=True)]
     offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)  # (*points, dims)
     moved = (offsets * spacing) @ parameters.matrix.T
     if parameters.displacements is not None:
@@ -172,6 +188,41 @@ def crop(
     return block
 
 
+def class_counts(label: torch.Tensor) -> dict[int, np.ndarray]:
+    """How many voxels of each class the slices along the first axis hold.
+
+    Args:
+        label: (1, *spatial), class indices.
+
+    Returns:
+        (slices,) for each class present, in ascending order of the classes.
+
+    Raises:
+        InputError: a fractional or negative class.
+    """
+    length = int(label.max()) + 1
+    slices = [np.asarray(whole_numbers(np.asarray(part), source_of(label, "label"))) for part in label[0]]
+    counts = np.stack([np.bincount(part.ravel(), minlength=length) for part in slices], axis=1)
+    return {int(index): counts[index] for index in np.flatnonzero(counts.any(axis=1))}
+
+
+class CountClassesd(MapTransform):
+    """Count the classes of a label for RandSpatialPatchd, which takes the counts out of the case again.
+
+    A data set that caches what comes before the first random transform counts each case once. To be named
+    right before RandSpatialPatchd, which counts at every draw what was not counted before.
+
+    Args:
+        keys: labels, (1, *spatial), class indices; the counts of "label" go to "label_counts".
+
+    Raises:
+        InputError: a fractional or negative class.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{f"{key}{COUNTS_POSTFIX}": class_counts(data[key]) for key in self.keys}}
+
+
 class RandSpatialPatchd(Randomizable, MapTransform):
     """Take one random patch from a case, image and label deformed by the same field in one resampling.
 
@@ -195,8 +246,13 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         translate_range: largest shift along every axis, in ``units``.
         flip_axes: spatial axes that are flipped in half of the patches.
         elastic_prob: share of patches deformed elastically, in [0, 1].
-        elastic_points: control points of the coarse grid, one number or one an axis, at least 2.
-        elastic_std: standard deviation of the displacement vectors, in ``units``.
+        elastic_points: control points of the coarse grid, one number or one an axis, at least 2; the
+            outermost lie on the patch's border voxels. 3 where ``elastic_spacing`` is None too.
+        elastic_spacing: instead of ``elastic_points``, voxels of the patch from one control point to the
+            next, one number or one an axis, above 0. The grid is centred on the patch, with as few points as
+            reach its border voxels: the outermost lie on them, or less than half a spacing beyond.
+        elastic_std: standard deviation of the displacement vectors, in ``units``. A field of vectors that
+            would fold space is made as much smaller as SMALLEST_VOLUME asks for.
         units: "pixel", or "mm" to honour the voxel size of the image (its MetaTensor's affine).
         ignore_label: value of label voxels outside the scan.
         outside: what images show there: "zeros", or "mirror" for the scan mirrored at its end voxels, which
@@ -204,7 +260,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
 
     Raises:
         InputError: an argument breaks its rule; a case has another number of axes than ``patch_size``, or its
-            keys have different sizes.
+            keys have different sizes; a label was changed after CountClassesd.
     """
 
     def __init__(
@@ -221,7 +277,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         translate_range: float = 0.0,
         flip_axes: Sequence[int] = (),
         elastic_prob: float = 0.0,
-        elastic_points: int | Sequence[int] = 3,
+        elastic_points: int | Sequence[int] | None = None,
+        elastic_spacing: float | Sequence[float] | None = None,
         elastic_std: float = 0.0,
         units: str = "pixel",
         ignore_label: int = IGNORE_LABEL,
@@ -275,11 +332,31 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         self.translate_range = translate_range
         self.flip_axes = tuple(flip_axes)
         self.elastic_prob = elastic_prob
-        self.elastic_points = ensure_tuple_rep(elastic_points, self.dims)
-        if min(self.elastic_points) < 2:
-            raise InputError(f"elastic_points is {elastic_points}: give 2 or more points for each axis")
-        self.weights = [
-            spline_matrix(p, n) for p, n in zip(self.elastic_points, self.patch_size, strict=True)
+        if elastic_spacing is None:
+            self.elastic_points = ensure_tuple_rep(3 if elastic_points is None else elastic_points, self.dims)
+            if min(self.elastic_points) < 2:
+                raise InputError(f"elastic_points is {elastic_points}: give 2 or more points for each axis")
+            self.extent = tuple(max(n - 1, 1) for n in self.patch_size)
+        else:
+            steps = ensure_tuple_rep(elastic_spacing, self.dims)
+            if elastic_points is not None:
+                raise InputError(
+                    f"elastic_points is {elastic_points} and elastic_spacing {elastic_spacing}: "
+                    "give one of them, and null for the other"
+                )
+            if min(steps) <= 0:
+                raise InputError(f"elastic_spacing is {elastic_spacing}: give voxels above 0 for each axis")
+            intervals = [max(math.ceil((n - 1) / s), 1) for n, s in zip(self.patch_size, steps, strict=True)]
+            self.elastic_points = tuple(count + 1 for count in intervals)
+            self.extent = tuple(count * s for count, s in zip(intervals, steps, strict=True))
+        axes = list(zip(self.elastic_points, self.patch_size, self.extent, strict=True))
+        self.weights = [spline_matrix(p, n, (n - 1) / e) for p, n, e in axes]
+        # the same at fewer places, and the slopes there from one voxel of the patch to the next
+        looks = [(p, min(n, LOOKS * (p - 1) + 1), (n - 1) / e) for p, n, e in axes]
+        self.values = [spline_matrix(*look) for look in looks]
+        self.slopes = [
+            spline_matrix(*look, 1) * np.float32((p - 1) / e if n > 1 else 0)
+            for look, (p, n, e) in zip(looks, axes, strict=True)
         ]
         # a spline exceeds the largest of its control points by no more than its absolute weights add up to
         self.overshoot = np.prod([np.abs(w).sum(1).max() for w in self.weights])
@@ -289,7 +366,11 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         self.mirrored = outside == "mirror"
 
     def randomize(  # type: ignore[override]
-        self, label: torch.Tensor | None, shape: Sequence[int], spacing: np.ndarray
+        self,
+        label: torch.Tensor | None,
+        shape: Sequence[int],
+        spacing: np.ndarray,
+        counts: Mapping[int, np.ndarray] | None = None,
     ) -> SpatialParameters:
         """Draw where the patch comes from.
 
@@ -297,10 +378,11 @@ class RandSpatialPatchd(Randomizable, MapTransform):
             label: (1, *shape) or None; attracts patches to its foreground.
             shape: voxels of the case, one number an axis.
             spacing: size of a voxel, in ``units``.
+            counts: those of the label (see class_counts), or None to count now.
         """
         start = np.array([self._draw_start(n, p) for n, p in zip(shape, self.label_size, strict=True)])
         if label is not None and self.R.random() < self.foreground_prob:
-            start = self._start_around(self._draw_foreground(label), shape, start)
+            start = self._start_around(self._draw_foreground(label, counts), shape, start)
         centre = start - np.array(self.margins) + (np.array(self.patch_size) - 1) / 2
         matrix = np.eye(self.dims)
         if self.R.random() < self.affine_prob:
@@ -313,6 +395,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         displacements = None
         if self.R.random() < self.elastic_prob:
             displacements = self.R.normal(0, self.elastic_std, (self.dims, *self.elastic_points))
+            displacements = displacements * self._unfolded(displacements, matrix * spacing)
         return SpatialParameters(centre, matrix, displacements)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -325,7 +408,9 @@ class RandSpatialPatchd(Randomizable, MapTransform):
             )
         spacing = self._spacing(image)
         label = data[self.label_key] if self.foreground_prob else None
-        return self.apply(data, self.randomize(label, image.shape[1:], spacing), spacing)
+        out = dict(data)
+        counts = out.pop(f"{self.label_key}{COUNTS_POSTFIX}", None)
+        return self.apply(out, self.randomize(label, image.shape[1:], spacing, counts), spacing)
 
     def apply(
         self, data: Mapping[Hashable, Any], parameters: SpatialParameters, spacing: np.ndarray
@@ -381,7 +466,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         if not self.mirrored:
             first = np.clip(first, 0, np.array(shape) - 1)
             end = np.clip(end, first + 1, shape)
-        positions = control_positions(self.patch_size, self.elastic_points, parameters, spacing)
+        positions = control_positions(self.extent, self.elastic_points, parameters, spacing)
         # grid_sample counts from -1 to 1, the outer faces of the end voxels, and wants the last axis first
         relative = (2 * (positions - first) + 1) / (end - first) - 1
         return first.tolist(), (end - first).tolist(), interpolate(relative[..., ::-1], self.weights)
@@ -390,14 +475,63 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         """First voxel of the label's patch along one axis; a patch larger than the case is centred on it."""
         return int(self.R.randint(voxels - patch + 1)) if voxels >= patch else -((patch - voxels) // 2)
 
-    def _draw_foreground(self, label: torch.Tensor) -> np.ndarray | None:
+    def _draw_foreground(
+        self, label: torch.Tensor, counts: Mapping[int, np.ndarray] | None
+    ) -> np.ndarray | None:
         """A voxel of a class drawn among the foreground classes present, or None where there is none."""
-        values = np.asarray(label[0])
-        classes = [int(c) for c in np.unique(values) if int(c) not in (0, self.ignore_label)]
+        counts = class_counts(label) if counts is None else counts
+        classes = [index for index in counts if index not in (0, self.ignore_label)]
         if not classes:
             return None
-        voxels = np.flatnonzero(values == classes[self.R.randint(len(classes))])
-        return np.array(np.unravel_index(voxels[self.R.randint(len(voxels))], values.shape))
+        index = classes[self.R.randint(len(classes))]
+        ends = np.cumsum(counts[index])
+        voxel = self.R.randint(ends[-1])  # of the class, in the order of the axes
+        place = int(np.searchsorted(ends, voxel, side="right"))
+        found = np.flatnonzero(np.asarray(label[0, place]) == index) if len(ends) == label.shape[1] else []
+        if len(found) != counts[index][place]:
+            raise InputError(
+                f"{self.label_key} is not the label that was counted: name CountClassesd right before "
+                "RandSpatialPatchd"
+            )
+        within = found[voxel - ends[place]]  # counted from the slice's last
+        return np.array([place, *np.unravel_index(within, label.shape[2:])])
+
+    def _unfolded(self, displacements: np.ndarray, matrix: np.ndarray) -> float:
+        """The factor, 1 or less, that keeps displacements from folding the space of the patch.
+
+        A displacement of f times the drawn one takes a voxel's volume times det(1 + f A), where A are the
+        slopes of the displacements in voxels of the patch. With the sums s_k of the eigenvalues' k-th powers,
+        the traces of A^k, it is 1 + f e_1 + f^2 e_2 + f^3 e_3 by Newton's identities; e_3 is 0 in 2D.
+
+        Args:
+            displacements: (dims, *control points), in ``units``.
+            matrix: (dims, dims), takes voxels of the patch to ``units`` of the source.
+        """
+        vectors = np.tensordot(np.linalg.inv(matrix), displacements, 1)
+        columns = []
+        for axis in range(self.dims):
+            column = vectors
+            for other, (value, slope) in enumerate(zip(self.values, self.slopes, strict=True)):
+                # the last axis gives way to the next, and after all of them they stand in order again
+                column = np.moveaxis(column, 1, -1) @ (slope if other == axis else value).T
+            columns.append(column.reshape(self.dims, -1))
+        slopes = np.stack(columns, axis=1)  # (vector, axis, places)
+        square = np.einsum("ijp,jkp->ikp", slopes, slopes)
+        first = np.einsum("iip->p", slopes)
+        second = np.einsum("iip->p", square)
+        third = np.einsum("ijp,jip->p", square, slopes)
+        terms = np.stack([first, (first**2 - second) / 2, (first**3 - 3 * first * second + 2 * third) / 6])
+
+        def folds(factor: float) -> bool:
+            return bool((factor ** np.arange(1, 4) @ terms).min() < SMALLEST_VOLUME - 1)
+
+        if not folds(1.0):
+            return 1.0
+        low, high = 0.0, 1.0
+        for _ in range(8):  # halvings: within 1/256 of the largest factor
+            middle = (low + high) / 2
+            low, high = (low, middle) if folds(middle) else (middle, high)
+        return low
 
     def _start_around(self, voxel: np.ndarray | None, shape: Sequence[int], start: np.ndarray) -> np.ndarray:
         """The start that centres the label's patch on a voxel, moved so that it stays within the case."""

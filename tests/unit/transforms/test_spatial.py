@@ -17,8 +17,11 @@ from scipy.interpolate import CubicSpline
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
 from scripts.transforms.spatial import (
+    SMALLEST_VOLUME,
+    CountClassesd,
     RandSpatialPatchd,
     SpatialParameters,
+    class_counts,
     control_positions,
     crop,
     fold,
@@ -84,7 +87,7 @@ def make_field(displacements: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 def source_coordinates(size: tuple[int, ...], parameters: SpatialParameters, spacing) -> torch.Tensor:
     """Where every voxel of a deformed patch comes from, (dims, *size), in voxels."""
     points = parameters.displacements.shape[1:]
-    positions = control_positions(size, points, parameters, np.array(spacing))
+    positions = control_positions([n - 1 for n in size], points, parameters, np.array(spacing))
     return torch.from_numpy(make_field(np.moveaxis(positions, -1, 0), size))
 
 
@@ -287,13 +290,18 @@ def test_drawn_rotation_in_3d_turns_about_its_axis(angle_of, plane):
 # The field
 
 
-def reference_field(displacements: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Splines through the vectors themselves, evaluated at every voxel, axis by axis."""
+def reference_field(
+    displacements: np.ndarray, size: tuple[int, ...], extent: tuple[float, ...] | None = None
+) -> np.ndarray:
+    """Splines through the vectors themselves, evaluated at every voxel, axis by axis.
+
+    The points span ``extent`` voxels around the centre; None: from the first voxel to the last.
+    """
     field = displacements.astype(float)
     for axis, voxels in enumerate(size, start=1):
-        points = field.shape[axis]
-        positions = np.arange(voxels) * (points - 1) / (voxels - 1)
-        field = CubicSpline(np.arange(points), field, axis=axis, bc_type="natural")(positions)
+        length = voxels - 1 if extent is None else extent[axis - 1]
+        places = (voxels - 1 - length) / 2 + length * np.linspace(0, 1, field.shape[axis])
+        field = CubicSpline(places, field, axis=axis, bc_type="natural")(np.arange(voxels))
     return field
 
 
@@ -320,6 +328,118 @@ def test_spline_weights_add_to_one_and_meet_in_the_middle(points):
     np.testing.assert_allclose(spline_matrix(points, 20).sum(1), 1, atol=1e-6)
     straight = spline_matrix(points, 1) @ np.arange(points)
     np.testing.assert_allclose(straight, (points - 1) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "points", "extent"),
+    [
+        # 131 and 115 voxels from border to border: 4.1 and 3.6 times 32
+        ((132, 132, 116), 32, (6, 6, 5), (160, 160, 128)),
+        ((9, 12), 4, (3, 4), (8, 12)),
+        ((33, 1), (16.5, 5), (3, 2), (33, 5)),
+        ((5, 5), (100, 2), (2, 3), (100, 4)),
+    ],
+)
+def test_grid_by_spacing_is_counted_by_hand(size, spacing, points, extent):
+    transform = make_transform(size, elastic_spacing=spacing)
+    assert transform.elastic_points == points
+    assert transform.extent == extent
+
+
+@pytest.mark.parametrize("size", [(9, 12), (6, 8, 13)])
+def test_field_by_spacing_is_scipys_spline_through_points_so_far_apart(size):
+    """The points lie around the patch's centre, and beyond its border where they do not meet it."""
+    step, rng = 4.0, np.random.default_rng(3)
+    transform = make_transform(size, elastic_spacing=step)
+    displacements = rng.normal(0, 2, (len(size), *transform.elastic_points))
+    extent = tuple(step * (points - 1) for points in transform.elastic_points)
+    assert all(0 <= e - (n - 1) < step for e, n in zip(extent, size, strict=True))
+    field = reference_field(displacements, size, extent)
+    parameters = SpatialParameters((np.array(size) - 1) / 2, np.eye(len(size)), displacements)
+    places = control_positions(transform.extent, transform.elastic_points, parameters, np.ones(len(size)))
+    found = np.moveaxis(interpolate(places, transform.weights).numpy(), -1, 0)
+    np.testing.assert_allclose(found - np.indices(size), field, atol=1e-4)
+
+
+def test_points_and_spacing_of_one_grid_give_one_patch():
+    case, arguments = make_case((20, 20)), {"elastic_prob": 1, "elastic_std": 1.0}
+    one, other = (
+        make_transform((9, 13), **grid, **arguments)(case)
+        for grid in ({"elastic_points": (3, 4)}, {"elastic_spacing": 4})
+    )
+    assert torch.equal(one["image"], other["image"])
+
+
+# Without folds
+
+
+def volumes(transform: RandSpatialPatchd, parameters: SpatialParameters, spacing) -> np.ndarray:
+    """What each voxel takes of the source, relative to the affine part, by differences between voxels."""
+    size = transform.patch_size
+    moved = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in size], indexing="ij"))
+    sides = np.reshape(spacing, (-1, *[1] * len(size)))
+    moved = np.einsum("ij,j...->i...", parameters.matrix, moved * sides)
+    positions = (moved + reference_field(parameters.displacements, size, transform.extent)) / sides
+    slopes = [np.stack(np.gradient(axis), axis=-1) for axis in positions]
+    return np.linalg.det(np.stack(slopes, axis=-2)) / np.linalg.det(parameters.matrix)
+
+
+def shrink(dims: int, slope: float, axes: int, matrix, spacing=1.0) -> float:
+    """The factor for displacements that grow by ``slope`` a voxel along each of the first axes."""
+    points = (2,) * dims
+    transform = make_transform((11,) * dims, elastic_points=2)
+    vectors = np.zeros((dims, *points))
+    for axis in range(axes):
+        vectors[axis] = (np.indices(points)[axis] - 0.5) * 10 * slope
+    steps = np.array(matrix, float) * spacing
+    return transform._unfolded(np.tensordot(steps, vectors, 1), steps)
+
+
+@pytest.mark.parametrize("spacing", [1.0, np.array([0.5, 3.0])])
+@pytest.mark.parametrize("matrix", [np.eye(2), [[-1, 0], [0, 1]], [[0, -2.5], [2.5, 0]]])
+def test_factor_by_hand_2d(matrix, spacing):
+    """Pulled together along one axis, a voxel keeps 1 - f s of its volume; flips and turns change nothing."""
+    assert shrink(2, -2.0, 1, matrix, spacing) == pytest.approx(0.45, abs=1 / 256)  # 1 - 2 f = 0.1
+    assert shrink(2, -1.2, 2, matrix, spacing) == pytest.approx((1 - 0.1**0.5) / 1.2, abs=1 / 256)
+    assert shrink(2, -0.89, 1, matrix, spacing) == 1
+    assert shrink(2, 5.0, 2, matrix, spacing) == 1  # apart: larger volumes
+
+
+def test_factor_by_hand_3d():
+    turn = [[0, -1, 0], [1, 0, 0], [0, 0, -1.2]]
+    assert shrink(3, -2.0, 1, turn) == pytest.approx(0.45, abs=1 / 256)
+    assert shrink(3, -2.0, 3, turn) == pytest.approx((1 - 0.1 ** (1 / 3)) / 2, abs=1 / 256)
+    assert shrink(3, -0.5, 3, turn) == 1  # 1/8
+    assert shrink(3, -0.6, 3, turn) < 1  # 0.064
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "std", "spacing"),
+    [
+        ((24, 30), {"elastic_points": (3, 6)}, 1.2, (1, 1)),
+        ((20, 16, 9), {"elastic_spacing": 7}, 2.0, (0.8, 1, 2.5)),
+    ],
+)
+def test_no_voxel_is_folded_and_what_would_not_fold_is_as_drawn(size, grid, std, spacing):
+    arguments = {
+        **{"affine_prob": 0.5, "rotate_range": 1.0, "scale_range": (0.6, 1.5), "flip_axes": (0, 1)},
+        **{"elastic_prob": 1, "elastic_std": std},
+    }
+    transform, free = (make_transform(size, 7, **grid, **arguments) for _ in range(2))
+    free._unfolded = lambda *_: 1.0
+    folded = unchanged = 0
+    for kept, drawn in zip(*(draw(t, size, 40, spacing) for t in (transform, free)), strict=True):
+        assert volumes(free, kept, spacing).min() > 0
+        smallest = volumes(free, drawn, spacing).min()
+        folded += smallest <= 0
+        ratio = kept.displacements / drawn.displacements
+        np.testing.assert_allclose(ratio, ratio.max())
+        assert (ratio.max() < 1) or (smallest > 0)
+        if smallest > 1.5 * SMALLEST_VOLUME:
+            np.testing.assert_array_equal(kept.displacements, drawn.displacements)
+            unchanged += 1
+    assert folded > 5
+    assert unchanged > 2
 
 
 # Image and label, in one resampling
@@ -573,8 +693,9 @@ def test_same_seed_same_patch():
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("layout", ["whole", "transposed"])
-def test_draws_in_a_fixed_order(layout):
+def test_draws_in_a_fixed_order(layout, counted):
     """A seed means the same patches for ever: written out with NumPy's generator alone."""
     shape, patch, spacing = (14, 12, 10), (6, 7, 5), np.array([1.0, 2.0, 0.5])
     label = make_case(shape)["label"]
@@ -588,10 +709,11 @@ def test_draws_in_a_fixed_order(layout):
         "translate_range": 4.0,
         "flip_axes": (0, 2),
         "elastic_prob": 0.6,
-        "elastic_std": 2.5,
+        "elastic_std": 0.05,
         "foreground_prob": 0.5,
     }
     transform, state = make_transform(patch, 5, **arguments), np.random.RandomState(5)
+    counts = CountClassesd("label")({"label": label})["label_counts"] if counted else None
     for _ in range(40):
         start = [state.randint(n - p + 1) for n, p in zip(shape, patch, strict=True)]
         if state.random_sample() < 0.5:
@@ -607,8 +729,8 @@ def test_draws_in_a_fixed_order(layout):
             [-1 if axis != 1 and state.random_sample() < 0.5 else 1 for axis in range(3)]
         )
         if state.random_sample() < 0.6:
-            displacements = state.normal(0, 2.5, (3, 3, 3, 3))
-        drawn = transform.randomize(label, shape, spacing)
+            displacements = state.normal(0, 0.05, (3, 3, 3, 3))
+        drawn = transform.randomize(label, shape, spacing, counts)
         np.testing.assert_allclose(drawn.centre, centre)
         np.testing.assert_allclose(drawn.matrix, matrix)
         assert (drawn.displacements is None) == (displacements is None)
@@ -663,6 +785,42 @@ def test_foreground_prob_is_the_share_of_centred_patches():
     assert abs(hits - 0.3 * times) < STANDARD_ERRORS * np.sqrt(times * 0.3 * 0.7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(9, 12), (5, 6, 7)])
+def test_counts_are_numpys(shape, dtype):
+    label = (make_case(shape)["label"] % (2 if dtype == torch.bool else 4)).to(dtype)
+    label[0, 3] = 0
+    counts = class_counts(label)
+    values = label[0].numpy().astype(int)
+    assert list(counts) == np.unique(values).tolist()
+    for index, found in counts.items():
+        assert found.tolist() == [int((part == index).sum()) for part in values]
+
+
+def test_counts_are_taken_out_of_the_case_whether_they_are_needed_or_not():
+    case = CountClassesd("label")(make_case((9, 9)))
+    assert set(case) == {"image", "label", "label_counts"}
+    for prob in (0, 1):
+        assert set(make_transform((4, 4), foreground_prob=prob)(case)) == {"image", "label"}
+
+
+@pytest.mark.parametrize("change", [lambda label: label[:, 1:], lambda label: label * 0])
+def test_label_changed_after_it_was_counted_is_refused(change):
+    case = make_case((6, 6), classes=2)
+    case["label"][0, 0] = 1
+    counted = CountClassesd("label")(case)
+    counted["label"] = change(counted["label"])
+    with pytest.raises(
+        InputError, match=r"^label is not the label that was counted: name CountClassesd right"
+    ):
+        make_transform((4, 4), foreground_prob=1)({**counted, "image": counted["image"][:, :6]})
+
+
+def test_class_that_is_no_whole_number_is_refused():
+    with pytest.raises(InputError, match=r"^label holds the value 0\.5: give whole numbers"):
+        CountClassesd("label")({"label": torch.tensor([[[0.0, 0.5]]])})
+
+
 def test_case_without_foreground_gives_a_patch():
     case = make_case((9, 9), classes=1)
     case["label"][0, 0] = IGNORE_LABEL
@@ -694,15 +852,15 @@ def test_every_voxel_is_taught_to_a_network_that_predicts_less_than_it_sees():
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (0.5, 1, 3)])
 def test_displacements_have_the_asked_for_deviation_in_their_unit(spacing):
     """Measured where the control points lie, on a grid of as many voxels, from the voxels they come from."""
-    transform = make_transform((4, 4, 4), elastic_prob=1, elastic_points=4, elastic_std=2.0, units="mm")
+    transform = make_transform((4, 4, 4), elastic_prob=1, elastic_points=4, elastic_std=0.05, units="mm")
     rest = torch.stack(torch.meshgrid(*[torch.arange(4.0)] * 3, indexing="ij"))
     moved = torch.stack(
         [source_coordinates((4,) * 3, p, spacing) - rest for p in draw(transform, (4,) * 3, 60, spacing)]
     )
     for axis, size in enumerate(spacing):
         values = moved[:, axis] * size  # mm
-        assert abs(values.std() - 2) < STANDARD_ERRORS * 2 / np.sqrt(2 * values.numel())
-        assert abs(values.mean()) < STANDARD_ERRORS * 2 / np.sqrt(values.numel())
+        assert abs(values.std() - 0.05) < STANDARD_ERRORS * 0.05 / np.sqrt(2 * values.numel())
+        assert abs(values.mean()) < STANDARD_ERRORS * 0.05 / np.sqrt(values.numel())
 
 
 def test_affine_stays_in_its_ranges():
@@ -782,6 +940,11 @@ def test_mm_reads_the_voxel_size_and_pixels_do_not():
         ({"affine_prob": -0.1}, "affine_prob is -0.1: give a share"),
         ({"elastic_prob": 2}, "elastic_prob is 2: give a share"),
         ({"elastic_points": 1}, "elastic_points is 1: give 2 or more"),
+        ({"elastic_spacing": 0}, "elastic_spacing is 0: give voxels above 0"),
+        (
+            {"elastic_points": 3, "elastic_spacing": 32},
+            "elastic_points is 3 and elastic_spacing 32: give one of them, and null",
+        ),
         ({"label_size": (9, 8)}, r"label_size is \[9, 8\]: give sizes from 1 to patch_size \[8, 8\]"),
         ({"label_size": (8,)}, r"label_size is \[8\]: give sizes"),
         ({"flip_axes": (2,)}, r"flip_axes is \[2\]: give axes from 0 to 1"),
