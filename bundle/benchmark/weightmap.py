@@ -77,4 +77,4 @@ def _ours(size: tuple[int, ...], cells: int) -> Callable[[], np.ndarray]:
     from scripts.transforms.weights import border_weight_map
 
     instances = _instances(size, cells)
-    return lambda: border_weight_map(instances, w0=W0, sigma=SIGMA)
+    return lambda: border_weight_map(instances, w0=W0, sigma=SIGMA, distance_to="cell")

@@ -3,11 +3,12 @@
 Source:
     O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
     MICCAI 2015, equation 2: w(x) = w_c(x) + w0 * exp(-(d1(x) + d2(x))^2 / (2 sigma^2)), where d1 and d2 are
-    the distances to the nearest and to the second nearest cell, and w_c balances the class frequencies.
+    the distances to the border of the nearest and of the second nearest cell, and w_c balances the class
+    frequencies.
 
-Departures: the border term is taken on every pixel as the equation stands, so inside a cell d1 is 0 and d2
-the distance to the nearest other cell. The paper does not define w_c further; see class_weight_map. Works in
-3D and with voxels of unequal sides as well.
+The paper says neither which pixels are a cell's border nor what w_c is further: see border_weight_map and
+class_weight_map. Departures: works in 3D and with voxels of unequal sides as well, and may take the distances
+to the cells instead of their borders, so that inside a cell d1 is 0 (``distance_to``).
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from scripts.labels import IGNORE_LABEL, whole_numbers
 from scripts.transforms.instances import cell_ids
 from scripts.transforms.labels import like, source_of
 
+#: What d1 and d2 of equation 2 lead to: the paper's borders of the cells, or the cells with all they cover.
+DISTANCES = ("border", "cell")
+
 #: What the border term may lack of equation 2: pixels whose term is smaller count as infinitely far away.
 BORDER_TOLERANCE = 5e-6
 
@@ -38,13 +42,15 @@ def border_weight_map(
     spacing: Sequence[float] | None = None,
     w0: float = 10.0,
     sigma: float = 5.0,
+    distance_to: str = "border",
 ) -> np.ndarray:
     """The border term of equation 2: w0 * exp(-(d1 + d2)^2 / (2 sigma^2)) on every pixel.
 
-    A distance runs from a pixel's centre to that of the nearest pixel of the cell, 0 inside it. With fewer
-    than two cells there is no second nearest and the term is 0. Each cell is measured only as far as it can
-    matter: the result is exact within 1e-5 (for large ``w0`` within single precision), and the memory taken
-    does not depend on the number of cells.
+    A distance runs from a pixel's centre to that of the nearest pixel of the cell's border: its own pixels
+    with an edge (in 3D a face) to a pixel of the image that is not the cell's. With fewer than two cells
+    there is no second nearest and the term is 0. Each cell is measured only as far as it can matter: the
+    result is exact within 1e-5 (for large ``w0`` within single precision), and the memory taken does not
+    depend on the number of cells.
 
     Args:
         instances: (*spatial), whole numbers: 0 background, every other id a cell. An instance map knows no
@@ -52,14 +58,17 @@ def border_weight_map(
         spacing: size of a voxel, one number an axis; None for pixels.
         w0: largest weight; with 0 there is no border term.
         sigma: how far the border reaches, above 0, in the unit of ``spacing``.
+        distance_to: "border" as in the paper, or "cell": 0 all over a cell, so that behind its border the
+            weight decays half as fast. Outside of cells they are the same.
 
     Returns:
         (*spatial), float32, from 0 to ``w0``.
 
     Raises:
         InputError: fractional or negative ids; several separate cells under the only id; ``spacing``, ``w0``
-            or ``sigma`` out of range.
+            or ``sigma`` out of range; another ``distance_to``.
     """
+    _check_distance(distance_to)
     cells = cell_ids(instances, "instances")
     if not 0 <= w0 < math.inf:
         raise InputError(f"w0 is {w0}: give a number, 0 or more")
@@ -70,14 +79,17 @@ def border_weight_map(
         raise InputError(f"spacing is {sides}: give {cells.ndim} numbers above 0, one for each axis")
     # beyond this sum of distances, let alone one of them, the term is less than BORDER_TOLERANCE
     reach = sigma * math.sqrt(2 * math.log(max(w0 / BORDER_TOLERANCE, 1)))
-    margins = [math.floor(reach / side) for side in sides]
+    margins = [max(math.floor(reach / side), 1) for side in sides]  # beyond a cell's box it has no pixel
     nearest = np.full(cells.shape, np.inf, dtype=np.float32)  # d1
     second = nearest.copy()  # d2
     for cell, box in enumerate(ndimage.find_objects(cells), start=1):
         if box is None:
             continue
         grown = tuple(slice(max(s.start - m, 0), s.stop + m) for s, m in zip(box, margins, strict=True))
-        distance = ndimage.distance_transform_edt(cells[grown] != cell, sampling=spacing).astype(np.float32)
+        measured = cells[grown] == cell
+        if distance_to == "border":
+            measured &= ~ndimage.binary_erosion(measured, border_value=1)  # the image's edge is no border
+        distance = ndimage.distance_transform_edt(~measured, sampling=spacing).astype(np.float32)
         first, other = nearest[grown], second[grown]
         np.minimum(other, np.maximum(first, distance), out=other)
         np.minimum(first, distance, out=first)
@@ -88,6 +100,11 @@ def border_weight_map(
     np.exp(term, out=term)
     term *= w0
     return term
+
+
+def _check_distance(distance_to: str) -> None:
+    if distance_to not in DISTANCES:
+        raise InputError(f"distance_to is {distance_to!r}: give 'border' or 'cell'")
 
 
 def class_weight_map(classes: np.ndarray) -> np.ndarray:
@@ -129,6 +146,7 @@ class BorderWeightsd(MapTransform):
         units: "pixel", or "mm" to honour the voxel size of the instance map (its MetaTensor's affine).
         w0: largest weight of the border term; with 0 the class term is left alone.
         sigma: how far the border reaches, above 0, in ``units``.
+        distance_to: "border" or "cell", see border_weight_map.
 
     Raises:
         InputError: an argument breaks its rule; an instance map with fractional or negative ids, or with
@@ -143,8 +161,10 @@ class BorderWeightsd(MapTransform):
         units: str = "pixel",
         w0: float = 10.0,
         sigma: float = 5.0,
+        distance_to: str = "border",
     ) -> None:
         super().__init__(keys)
+        _check_distance(distance_to)
         self.weight_keys: tuple[Hashable, ...] = ensure_tuple(weight_key)
         if len(set(self.weight_keys)) != len(self.keys):
             raise InputError(
@@ -157,6 +177,7 @@ class BorderWeightsd(MapTransform):
         self.units = units
         self.w0 = w0
         self.sigma = sigma
+        self.distance_to = distance_to
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
@@ -169,7 +190,8 @@ class BorderWeightsd(MapTransform):
                     "give class map and instance map on one grid"
                 )
             weight = class_weight_map(classes)
-            weight += border_weight_map(cells, self._spacing(data[key]), self.w0, self.sigma)
+            spacing = self._spacing(data[key])
+            weight += border_weight_map(cells, spacing, self.w0, self.sigma, self.distance_to)
             if self.label_key is not None:
                 weight[classes == IGNORE_LABEL] = 0
             out[weight_key] = like(weight, data[key])

@@ -416,7 +416,7 @@ def test_factor_by_hand_3d():
 @pytest.mark.parametrize(
     ("size", "grid", "std", "spacing"),
     [
-        ((24, 30), {"elastic_points": (3, 6)}, 1.2, (1, 1)),
+        ((24, 30), {"elastic_points": (3, 6)}, 2.0, (1, 1)),
         ((20, 16, 9), {"elastic_spacing": 7}, 2.0, (0.8, 1, 2.5)),
     ],
 )

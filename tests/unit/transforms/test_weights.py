@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from scipy.ndimage import distance_transform_edt
+from skimage.segmentation import find_boundaries
 
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
@@ -35,13 +36,20 @@ SEVEN = np.array(
 
 
 def reference(
-    instances: np.ndarray, spacing: tuple[float, ...] | None = None, w0: float = 10.0, sigma: float = 5.0
+    instances: np.ndarray,
+    spacing: tuple[float, ...] | None = None,
+    w0: float = 10.0,
+    sigma: float = 5.0,
+    distance_to: str = "border",
 ) -> np.ndarray:
-    """Equation 2's border term as it reads: the distances to all cells, sorted."""
+    """Equation 2's border term as it reads: the distances to all cells' borders, sorted."""
     cells = [cell for cell in np.unique(instances) if cell > 0]
     if len(cells) < 2:
         return np.zeros(instances.shape)
-    stack = np.stack([distance_transform_edt(instances != cell, sampling=spacing) for cell in cells])
+    masks = [instances == cell for cell in cells]
+    if distance_to == "border":
+        masks = [find_boundaries(mask, connectivity=1, mode="inner") for mask in masks]
+    stack = np.stack([distance_transform_edt(~mask, sampling=spacing) for mask in masks])
     stack.sort(axis=0)
     return w0 * np.exp(-((stack[0] + stack[1]) ** 2) / (2 * sigma**2))
 
@@ -62,13 +70,14 @@ def draw_cells(shape: tuple[int, ...], count: int, radius: float, seed: int) -> 
 # Border term
 
 
-def test_seven_by_seven_by_hand():
-    found = border_weight_map(SEVEN, w0=10.0, sigma=2.0)
+@pytest.mark.parametrize("distance_to", ["border", "cell"])
+def test_seven_by_seven_by_hand(distance_to):
+    found = border_weight_map(SEVEN, w0=10.0, sigma=2.0, distance_to=distance_to)
     sums = {  # d1 + d2, counted
         (3, 2): 1 + 2,  # cell 1 left, cell 2 right
         (3, 3): 1 + math.sqrt(2),  # cell 2 right, cell 3 one right and one down
         (3, 1): 0 + 3,  # in cell 1: cell 2 is three to the right
-        (3, 0): 0 + 4,
+        (3, 0): (1 if distance_to == "border" else 0) + 4,  # around it is cell 1, or the image ends
         (2, 5): 0 + 2,  # in cell 2: cell 3 is two rows down
         (3, 5): 0 + 1,
         (4, 5): 0 + 1,  # in cell 3
@@ -83,6 +92,31 @@ def test_seven_by_seven_by_hand():
         assert found[place] == pytest.approx(10 * math.exp(-(total**2) / 8), abs=TOLERANCE)
     assert found[3, 2] == pytest.approx(3.2465, abs=1e-4)  # 10 exp(-9 / 8)
     assert found[3, 5] == pytest.approx(8.8250, abs=1e-4)  # 10 exp(-1 / 8)
+
+
+@pytest.mark.parametrize(
+    ("distance_to", "weight"),
+    [("border", 10 * math.exp(-(11**2) / 50)), ("cell", 10 * math.exp(-(7**2) / 50))],  # 0.89 and 3.75
+)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_four_pixels_behind_the_rim_of_a_gap_of_two(dims, distance_to, weight):
+    instances = np.zeros((40, *[21] * (dims - 1)), dtype=int)
+    instances[:20], instances[22:] = 1, 2
+    middle = (10,) * (dims - 1)
+    found = border_weight_map(instances, distance_to=distance_to)[(slice(None), *middle)]
+    assert found[15] == pytest.approx(weight, abs=TOLERANCE)  # the rim is 19, the other 22
+    assert found[19] == pytest.approx(10 * math.exp(-(3**2) / 50), abs=TOLERANCE)
+    np.testing.assert_allclose(found[[20, 21]], found[19], atol=TOLERANCE)  # 1 + 2 as 0 + 3
+
+
+def test_distances_to_borders_by_hand_in_voxels_of_unequal_sides():
+    """Below the cell of 5 x 5 lies another; from its middle the nearer rim is to the side."""
+    instances = np.zeros((9, 7), dtype=int)
+    instances[1:6, 1:6], instances[7, 3] = 1, 2
+    found = border_weight_map(instances, spacing=(3.0, 1.0), sigma=6.0)
+    assert found[3, 3] == pytest.approx(10 * math.exp(-((2 + 12) ** 2) / 72), abs=TOLERANCE)
+    assert found[4, 2] == pytest.approx(10 * math.exp(-((1 + math.hypot(9, 1)) ** 2) / 72), abs=TOLERANCE)
+    assert found[8, 3] == pytest.approx(10 * math.exp(-((3 + 9) ** 2) / 72), abs=TOLERANCE)
 
 
 def test_distances_are_in_the_unit_of_the_spacing():
@@ -102,12 +136,14 @@ def test_distances_are_in_the_unit_of_the_spacing():
     st.sampled_from([0.7, 2.0, 5.0]),
     st.sampled_from([0.0, 0.3, 1.0, 10.0]),
     st.booleans(),
+    st.sampled_from(["border", "cell"]),
 )
-def test_equals_the_definition(seed, shape, count, sigma, w0, anisotropic):
+def test_equals_the_definition(seed, shape, count, sigma, w0, anisotropic, distance_to):
     instances = draw_cells(shape, count, min(shape) / 4, seed)
     spacing = (0.5, 2.0, 1.3)[: len(shape)] if anisotropic else None
-    found = border_weight_map(instances, spacing, w0, sigma)
-    np.testing.assert_allclose(found, reference(instances, spacing, w0, sigma), rtol=0, atol=TOLERANCE)
+    found = border_weight_map(instances, spacing, w0, sigma, distance_to)
+    expected = reference(instances, spacing, w0, sigma, distance_to)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_reach_follows_w0():
@@ -121,17 +157,21 @@ def test_reach_follows_w0():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000))
-def test_symmetries(seed):
-    """Renumbering, transposing, flipping or a bright margin change nothing but the place."""
+@given(st.integers(0, 10_000), st.sampled_from(["border", "cell"]))
+def test_symmetries(seed, distance_to):
+    """Renumbering, transposing, flipping change nothing but the place, nor do cells that go on beyond it."""
+
+    def weigh(cells):
+        return border_weight_map(cells, distance_to=distance_to)
+
     instances = draw_cells((24, 33), 5, 5, seed)
-    found = border_weight_map(instances)
+    found = weigh(instances)
     numbers = np.random.default_rng(seed).permutation(40) + 1
     renumbered = np.where(instances > 0, numbers[instances], 0)
-    np.testing.assert_array_equal(border_weight_map(renumbered), found)
-    np.testing.assert_array_equal(border_weight_map(instances.T).T, found)
-    np.testing.assert_array_equal(border_weight_map(instances[::-1])[::-1], found)
-    np.testing.assert_array_equal(border_weight_map(np.pad(instances, 6))[6:-6, 6:-6], found)
+    np.testing.assert_array_equal(weigh(renumbered), found)
+    np.testing.assert_array_equal(weigh(instances.T).T, found)
+    np.testing.assert_array_equal(weigh(instances[::-1])[::-1], found)
+    np.testing.assert_array_equal(weigh(np.pad(instances, 6, mode="edge"))[6:-6, 6:-6], found)
 
 
 @pytest.mark.parametrize("shape", [(8, 9), (5, 6, 7)])
@@ -147,9 +187,10 @@ def test_fewer_than_two_cells_have_no_border(shape):
 def test_touching_cells_weigh_w0_at_most():
     instances = np.ones((6, 20), dtype=int)
     instances[:, 10:] = 2
-    found = border_weight_map(instances)
     offsets = np.array([*range(10, 0, -1), *range(1, 11)])  # to the first column of the other cell
-    np.testing.assert_allclose(found, 10 * np.exp(-(offsets**2) / 50)[None].repeat(6, 0), atol=TOLERANCE)
+    for distance_to, sums in (("cell", offsets), ("border", 2 * offsets - 1)):
+        found = border_weight_map(instances, distance_to=distance_to)
+        np.testing.assert_allclose(found, 10 * np.exp(-(sums**2) / 50)[None].repeat(6, 0), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16, np.float32, np.float64])
@@ -263,6 +304,7 @@ def test_one_of_many_cells_may_lie_in_pieces():
         ({"w0": math.inf}, "w0 is inf: give a number, 0 or more"),
         ({"sigma": -1.0}, "sigma is -1.0: give a number above 0"),
         ({"sigma": math.nan}, "sigma is nan: give a number above 0"),
+        ({"distance_to": "rim"}, "distance_to is 'rim': give 'border' or 'cell'"),
         ({"spacing": (1.0,)}, r"spacing is \[1.0\]: give 2 numbers above 0, one for each axis"),
         ({"spacing": (1.0, 0)}, r"spacing is \[1.0, 0.0\]: give 2 numbers above 0"),
     ],
@@ -280,15 +322,16 @@ def tracked(values: np.ndarray) -> MetaTensor:
     return MetaTensor(torch.from_numpy(values)[None], affine=affine, meta={"filename_or_obj": "cells_7.png"})
 
 
+@pytest.mark.parametrize("distance_to", ["border", "cell"])
 @pytest.mark.parametrize("units", ["pixel", "mm"])
-def test_transform_adds_both_terms(units):
+def test_transform_adds_both_terms(units, distance_to):
     instances = tracked(SEVEN.astype(np.float32))
     data = {"label": instances, "image": torch.ones(1, 7, 7)}
-    out = BorderWeightsd("label", units=units, w0=3.0, sigma=2.0)(data)
+    out = BorderWeightsd("label", units=units, w0=3.0, sigma=2.0, distance_to=distance_to)(data)
     spacing = (0.5, 3.0) if units == "mm" else None
     cells = int((SEVEN > 0).sum())
     balance = np.where(SEVEN > 0, 49 / (2 * cells), 49 / (2 * (49 - cells)))
-    expected = balance + reference(SEVEN, spacing, 3.0, 2.0)
+    expected = balance + reference(SEVEN, spacing, 3.0, 2.0, distance_to)
     assert out["weight"].shape == (1, 7, 7)
     assert out["weight"].dtype == torch.float32
     np.testing.assert_allclose(out["weight"][0], expected, atol=TOLERANCE)
@@ -337,6 +380,8 @@ def test_transform_names_the_file(values, message):
 def test_transform_refuses_what_does_not_fit():
     with pytest.raises(InputError, match=r"^units is 'cm': give 'pixel' or 'mm'"):
         BorderWeightsd("label", units="cm")
+    with pytest.raises(InputError, match=r"^distance_to is 'rim': give"):
+        BorderWeightsd("label", distance_to="rim")
     with pytest.raises(InputError, match=r"^weight_key is \['weight'\]: give one name for each of the keys"):
         BorderWeightsd(["a", "b"])
     transform = BorderWeightsd("cells", label_key="label")
