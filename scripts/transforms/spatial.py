@@ -342,7 +342,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
             if elastic_points is not None:
                 raise InputError(
                     f"elastic_points is {elastic_points} and elastic_spacing {elastic_spacing}: "
-                    "give one of them, and null for the other"
+                    "give one of them, and None for the other"
                 )
             if min(steps) <= 0:
                 raise InputError(f"elastic_spacing is {elastic_spacing}: give voxels above 0 for each axis")
@@ -487,7 +487,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         ends = np.cumsum(counts[index])
         voxel = self.R.randint(ends[-1])  # of the class, in the order of the axes
         place = int(np.searchsorted(ends, voxel, side="right"))
-        found = np.flatnonzero(np.asarray(label[0, place]) == index) if len(ends) == label.shape[1] else []
+        found = np.flatnonzero(np.asarray(label[0, place : place + 1]) == index)
         if len(found) != counts[index][place]:
             raise InputError(
                 f"{self.label_key} is not the label that was counted: name CountClassesd right before "

@@ -33,7 +33,7 @@ ADDED = {
     "network/unet3d2016": {"norm_affine"},
     "evaluate": {"section", "tolerance"},
     "exported": set(),
-    "loss/border_weights": {"w0", "sigma", "cells", "weigh", "join"},
+    "loss/border_weights": {"w0", "sigma", "distance_to", "cells", "weigh", "join"},
     "multi_gpu_train": {"validate::sampler", "validate::dataloader::sampler"},
 }
 
@@ -210,11 +210,11 @@ def test_published_networks(
 def test_one_number_of_a_list_is_changed_by_name() -> None:
     """In an overlay, an args file or a variant; what surrounds it stays."""
     parser, unchanged = merged("train", **{"patch::elastic_prob": 0.75}), merged("train")
-    ours, theirs = (config.get_parsed_content("augment") for config in (parser, unchanged))
-    assert (ours[0].elastic_prob, theirs[0].elastic_prob) == (0.75, 0.3)
-    assert ours[0].affine_prob == theirs[0].affine_prob
-    assert [type(step).__name__ for step in ours] == [
-        *("RandSpatialPatchd", "RandGaussianNoised", "RandGaussianSmoothd"),
+    ours, theirs = (config.get_parsed_content("patch") for config in (parser, unchanged))
+    assert (ours.elastic_prob, theirs.elastic_prob) == (0.75, 0.3)
+    assert ours.affine_prob == theirs.affine_prob
+    assert [type(step).__name__ for step in parser.get_parsed_content("augment")] == [
+        *("CountClassesd", "RandSpatialPatchd", "RandGaussianNoised", "RandGaussianSmoothd"),
         *("RandScaleIntensityd", "RandShiftIntensityd", "RandAdjustContrastd"),
     ]
 
