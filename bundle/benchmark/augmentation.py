@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bundle.benchmark.runner import CEILING, OURS, Contest, Entry
 from scripts.labels import IGNORE_LABEL
-from scripts.transforms import RandSpatialPatchd
+from scripts.transforms import CountClassesd, RandSpatialPatchd
 
 #: Voxels of the case and of the patch along every axis, by number of axes.
 SIZES = {3: (200, 128), 2: (768, 512)}
@@ -64,7 +64,8 @@ def _contest(dims: int, case: int, patch: int) -> Contest:
             ("batchgeneratorsv2",),
         ),
         "RandomElasticDeformation, RandomAffine": ("TorchIO", _torchio, ("torchio",)),
-        "RandSpatialPatchd": (OURS, _ours, ()),
+        "RandSpatialPatchd": (OURS, partial(_ours, 0.0), ()),
+        "RandSpatialPatchd, around foreground": (OURS, partial(_ours, 1.0), ()),
     }
     for name, (origin, make, needs) in contenders.items():
         for allocator in ("default", "tuned"):
@@ -122,7 +123,8 @@ def _sample(dims: int, case: int, patch: int, shared: bool) -> Callable[[], Pair
 
 
 def _dictionary(transform: MapTransform, dims: int, case: int) -> Callable[[], Pair]:
-    data = dict(zip(KEYS, _case(dims, case), strict=True))
+    # what comes before the first random transform is cached
+    data = CountClassesd("label")(dict(zip(KEYS, _case(dims, case), strict=True)))
     assert isinstance(transform, Randomizable)
     transform.set_random_state(seed=0)
 
@@ -133,11 +135,12 @@ def _dictionary(transform: MapTransform, dims: int, case: int) -> Callable[[], P
     return work
 
 
-def _ours(dims: int, case: int, patch: int) -> Callable[[], Pair]:
+def _ours(foreground_prob: float, dims: int, case: int, patch: int) -> Callable[[], Pair]:
     transform = RandSpatialPatchd(
         KEYS,
         MODES,
         [patch] * dims,
+        foreground_prob=foreground_prob,
         affine_prob=1.0,
         rotate_range=ROTATE,
         scale_range=SCALES,
