@@ -195,6 +195,7 @@ def plan_task(
         "spatial_dims": spatial_dims,
         "in_channels": in_channels,
         "labels": dict(sorted(labels.items(), key=lambda label: label[1])),
+        "segments": {},
         "patch_size": patch,
         "samples_per_case": min(max(patches, 1), MAX_SAMPLES_PER_CASE),
     }

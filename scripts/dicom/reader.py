@@ -11,7 +11,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from scripts.dicom.series import SeriesFinder, is_series
+from scripts.dicom.series import SERIES_DIGEST, SeriesFinder, is_series
 from scripts.errors import InputError
 
 #: What `reader` says in a config.
@@ -22,8 +22,8 @@ class DicomReader(ImageReader):
     """Reads a series in patient geometry, see `scripts.dicom.series`.
 
     An image is a folder, a zip file or a multi-frame file that holds one series, or has the name of the
-    series behind it, `FOLDER/series_0123456789ab`. Only affine and shape enter the meta data: nothing about
-    the patient.
+    series behind it, `FOLDER/series_0123456789ab`. Only affine, shape and a hash of the UIDs enter the meta
+    data: nothing about the patient.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,8 @@ class DicomReader(ImageReader):
             img: what `read` gave.
 
         Returns:
-            Intensities after rescaling, (x, y, z), float32, x along the rows; and affine (RAS, mm) and shape.
+            Intensities after rescaling, (x, y, z), float32, x along the rows; and affine (RAS, mm), shape and
+            `Series.digest`.
 
         Raises:
             InputError: there is no such series.
@@ -67,4 +68,5 @@ class DicomReader(ImageReader):
             MetaKeys.SPATIAL_SHAPE: np.array(series.shape),
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+            SERIES_DIGEST: series.digest,
         }

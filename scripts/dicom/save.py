@@ -22,10 +22,10 @@ from scripts.dicom.segmentation import (
     make_segmentation,
     make_segments,
     require_highdicom,
-    silence_pydicom,
     source_headers,
 )
-from scripts.dicom.series import BadSeries, Series, SeriesFinder
+from scripts.dicom.series import SERIES_DIGEST, BadSeries, Series, SeriesFinder, gone
+from scripts.dicom.silence import silence_pydicom
 from scripts.errors import InputError
 from scripts.files import atomic_write
 from scripts.labels import IGNORE_NAME, class_names, whole_numbers
@@ -72,15 +72,14 @@ class SaveSegmentationd(MapTransform):
         self.codes = segments
         self.algorithm = _algorithm(Path(metadata))
         self.finder = SeriesFinder()
-        unused = sorted(set(segments) - set(labels))
-        if unused:
-            logger.warning("segments has codes for %s, which labels does not name", ", ".join(unused))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.keys:
             tensor = class_map(out[key], key)
             series = self.finder.open(source_of(tensor, key))
+            if getattr(tensor, "meta", {}).get(SERIES_DIGEST, series.digest) != series.digest:
+                raise gone(series.path)
             grid = whole_numbers(tensor[0].cpu().numpy(), f"{key} of {series.path}")
             self._require_grid(series, grid, tensor)
             self._write(series, series.slices_of(grid))

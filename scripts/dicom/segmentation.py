@@ -6,10 +6,7 @@ guessed when it is read back. A plane that was never acquired has none.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +19,7 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import DA
 
 from scripts.dicom.series import EXTRA, Series, SeriesFinder, series_name
+from scripts.dicom.silence import silence_pydicom
 from scripts.errors import InputError
 from scripts.labels import class_names
 
@@ -29,16 +27,13 @@ if TYPE_CHECKING:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import Segmentation
 
-#: Category and type of a label without codes: CID 7150 and 7166 (PS3.16).
-ANY_TISSUE = Code("85756007", "SCT", "Tissue")
-
 #: Series number of segmentations; reports have the next.
 SERIES_NUMBER = 900
 
 #: Most characters of a long string (PS3.5 6.2).
 LONG_STRING = 64
 
-_CODES = ("category", "type", "modifier")
+_EXAMPLE = '["91723000", "SCT", "Anatomical Structure"]', '["5366008", "SCT", "Hippocampus"]'
 _NAMED_IN_STUDY = (  # may be empty but must be there (PS3.3 C.7.1.1, C.7.2.1)
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "ReferringPhysicianName"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
@@ -102,50 +97,49 @@ def make_segments(
 
     Args:
         labels: name to value.
-        codes: for a label `category`, `type` and `modifier`, each as code value, coding scheme and meaning;
-            a label without any is a tissue.
+        codes: for each of these labels, and no other, `category`, `type` and, where it has one, `modifier`;
+            each is code value, coding scheme and meaning.
 
     Raises:
-        InputError: a code is not these three texts, or a name is too long.
+        InputError: codes are missing, or are those of another label; a code is not these three texts; a name
+            is too long.
     """
-    for name, given in codes.items():
-        for key, code in given.items():
-            sound = len(code) == 3 and all(isinstance(part, str) and 0 < len(part) <= 64 for part in code)
-            if key not in _CODES or not sound or isinstance(code, str):
-                raise InputError(
-                    f"segments has {key!r}: {code!r} for {name!r}; {', '.join(_CODES)} are each a list of "
-                    'code value, scheme and meaning; write for example ["5366008", "SCT", "Hippocampus"]'
-                )
+    names = class_names(dict(labels))[1:]
+    missing = [name for name in names if name not in codes]
+    others = [name for name in codes if name not in names]
+    if missing or others:
+        found = f"no codes for {', '.join(missing)}" if missing else f"codes for {', '.join(others)}"
+        raise InputError(
+            f"segments has {found}: a DICOM segment says in codes what it shows, so the task needs them for "
+            f"its labels {', '.join(names)} and no other; write them beside its labels, for example "
+            f'"segments": {{"{names[0]}": {{"category": {_EXAMPLE[0]}, "type": {_EXAMPLE[1]}}}}}'
+        )
     segments = []
-    for number, name in enumerate(class_names(dict(labels))[1:], start=1):
+    for number, name in enumerate(names, start=1):
         if len(name) > LONG_STRING:
             raise InputError(
                 f"labels has {name!r}: the label of a DICOM segment has {LONG_STRING} characters at most; "
                 "shorten it"
             )
-        own = {key: Code(*code) for key, code in codes.get(name, {}).items()}
-        kind = own.get("type", ANY_TISSUE)
-        category = own.get("category", ANY_TISSUE)
-        segments.append(
-            Segment(name, labels[name], number, category, kind, own.get("modifier"), str(generate_uid()))
-        )
+        own = {key: _code(name, key, code) for key, code in codes[name].items()}
+        if not {"category", "type"} <= own.keys() <= {"category", "type", "modifier"}:
+            raise InputError(
+                f"segments has {', '.join(own) or 'nothing'} for {name!r}: a label has category and type, "
+                "and perhaps modifier; give these"
+            )
+        kind = own["category"], own["type"], own.get("modifier")
+        segments.append(Segment(name, labels[name], number, *kind, str(generate_uid())))
     return segments
 
 
-@contextmanager
-def silence_pydicom() -> Iterator[None]:
-    """Keep pydicom and highdicom quiet: they warn of unusual names by citing them."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _code(name: str, key: str, code: Any) -> Code:
+    sound = isinstance(code, list | tuple) and len(code) == 3
+    if not sound or not all(isinstance(part, str) and 0 < len(part) <= LONG_STRING for part in code):
+        raise InputError(
+            f"segments has {key!r}: {code!r} for {name!r}; it is a list of code value, scheme and meaning; "
+            f"write for example {_EXAMPLE[1]}"
+        )
+    return Code(*code)
 
 
 def source_headers(series: Series) -> list[Dataset]:

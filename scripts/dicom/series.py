@@ -31,6 +31,7 @@ import pydicom
 from pydicom import Dataset, uid
 from pydicom.errors import InvalidDicomError
 
+from scripts.dicom.silence import silence_pydicom
 from scripts.errors import InputError
 
 #: What is read as images (PS3.4 B.5); anything else is left out.
@@ -59,6 +60,9 @@ SAME_POSITION = 0.01
 
 #: The least share of the grid's planes that must have been acquired.
 ACQUIRED_SHARE = 0.25
+
+#: Under which the meta data of an image hold `Series.digest`.
+SERIES_DIGEST = "series_digest"
 
 #: The file to install for what pydicom alone does not do.
 EXTRA = "requirements-dicom.txt"
@@ -156,6 +160,11 @@ class Series:
         return self.path.name
 
     @property
+    def digest(self) -> str:
+        """A hash of the images' UIDs in their order: another one when an image is gone or exchanged."""
+        return hashlib.sha256(" ".join(each.instance for each in self.slices).encode()).hexdigest()
+
+    @property
     def multi_frame(self) -> bool:
         """Whether the slices are frames of one file."""
         return len(self.slices) > 1 and self.slices[0].source == self.slices[1].source
@@ -177,6 +186,7 @@ class Series:
         gaps = np.diff(along)
         return x * y * (np.append(gaps, gaps[-1]) + np.append(gaps[0], gaps)) / 2
 
+    @silence_pydicom()
     def read(self) -> np.ndarray:
         """Intensities on the grid, (x, y, z), float32.
 
@@ -197,6 +207,7 @@ class Series:
         """A label map on the grid, (x, y, z), at the slices: (N, rows, columns), from the nearest planes."""
         return grid[..., np.rint(self.planes).astype(int)].T
 
+    @silence_pydicom()
     def headers(self) -> list[Dataset]:
         """The data sets without pixels, in the order of the slices; one for a multi-frame file.
 
@@ -206,13 +217,18 @@ class Series:
         sources = list(dict.fromkeys(each.source for each in self.slices))
         try:
             return [pydicom.dcmread(file, stop_before_pixels=True) for _, file in _opened(sources)]
-        except Exception as error:  # whatever a broken file makes pydicom raise
-            raise BadSeries(
-                self.path,
-                f"a file that is gone or has changed ({type(error).__name__})",
-                "the images must be there when their segmentation is written",
-                "put them back and run again",
-            ) from None
+        except Exception:  # whatever a broken file makes pydicom raise
+            raise gone(self.path) from None
+
+
+def gone(path: Path) -> BadSeries:
+    """What is said of a series that is not any more what a segmentation was made of."""
+    return BadSeries(
+        path,
+        "a file that is gone or has changed",
+        "the images must be there when their segmentation is written",
+        "put them back and run again",
+    )
 
 
 @dataclass(frozen=True)
@@ -222,10 +238,18 @@ class Found:
     Attributes:
         series: for each name what its files are and say, in the order of the names.
         left_out: how many of each kind were left out.
+        stamps: when each folder and file was changed, and its size, before it was read.
+        holders: the folders and zip files, which change when files come and go.
     """
 
     series: dict[str, list[tuple[Source, Dataset]]]
     left_out: Counter[str]
+    stamps: dict[Path, tuple[int, int]]
+    holders: list[Path]
+
+    def changed(self, paths: Iterable[Path]) -> bool:
+        """Whether one of these is not any more what it was."""
+        return any(_stamp(path) != self.stamps[path] for path in paths)
 
     def describe(self) -> str:
         """What was left out and how many, in words; empty if nothing was."""
@@ -233,22 +257,27 @@ class Found:
 
 
 class SeriesFinder:
-    """Opens series, and looks through each folder or zip file once."""
+    """Opens series, and looks through a folder or zip file once for all of them, as long as nothing changes.
+
+    It remembers the headers of the last place alone, so that a process may run for weeks.
+    """
 
     def __init__(self) -> None:
-        self._found: dict[Path, Found] = {}
+        self._last: tuple[Path, Found] | None = None
 
+    @silence_pydicom()
     def look(self, place: str | Path) -> Found:
         """The series of a folder, with its subfolders and zip files, or of a file.
 
         Raises:
             InputError: it is not there, is or holds a broken or encrypted zip file, or holds no image series.
         """
-        place = Path(place)
-        if place not in self._found:
-            self._found[place] = _look(place)
-        return self._found[place]
+        place, last = Path(place), self._last
+        if last is None or last[0] != place or last[1].changed(last[1].holders):
+            last = self._last = place, _look(place)
+        return last[1]
 
+    @silence_pydicom()
     def open(self, path: str | Path) -> Series:
         """A series in order.
 
@@ -263,17 +292,22 @@ class SeriesFinder:
         path = Path(path)
         if not path.exists() and is_series(path):
             place, name = path.parent, path.name
-            series = self.look(place).series
+            found = self.look(place)
+            series = found.series
             if name not in series:
                 raise InputError(f"{path} is not there: {place} holds {', '.join(series)}; name one of these")
         else:
-            place, series = path, self.look(path).series
+            place, found = path, self.look(path)
+            series = found.series
             if len(series) > 1:
                 raise InputError(
                     f"{path} holds {len(series)} series, where one is asked for: name one of them, "
                     f"{' or '.join(str(path / name) for name in series)}"
                 )
             name = next(iter(series))
+        if found.changed({source.path for source, _ in series[name]}):
+            self._last = None
+            return self.open(path)
         return arrange(place / name, series[name])
 
 
@@ -289,7 +323,18 @@ def series_name(identifier: str) -> str:
     return _PREFIX + hashlib.sha256(identifier.encode()).hexdigest()[:_DIGITS]
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    """When a file or folder was changed, in ns, and its size in bytes; zeros where it is gone."""
+    try:
+        about = path.stat()
+    except OSError:
+        return 0, 0
+    return about.st_mtime_ns, about.st_size
+
+
 def _look(place: Path) -> Found:
+    stamps = {path: _stamp(path) for path in (place, *place.rglob("*"))}
+    holders = [path for path in stamps if path == place or path.is_dir() or path.suffix.lower() == ".zip"]
     series: defaultdict[str, list[tuple[Source, Dataset]]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     try:
@@ -322,7 +367,7 @@ def _look(place: Path) -> Found:
         raise InputError(
             f"{place} holds a file that cannot be opened ({type(error).__name__}): make all of them readable"
         ) from None
-    found = Found(dict(sorted(series.items())), left_out)
+    found = Found(dict(sorted(series.items())), left_out, stamps, holders)
     if not series:
         raise InputError(
             f"{place} holds no DICOM images ({found.describe() or 'no files'}): hand the folder or zip file "
@@ -497,7 +542,8 @@ def _require_decoder(path: Path, header: Dataset) -> None:
         fix = f"run pip install {needed}, or convert it to Explicit VR Little Endian"
     except NotImplementedError:
         fix = "convert it to Explicit VR Little Endian"
-    raise BadSeries(path, f"the transfer syntax {syntax.name}", "its pixels cannot be decoded here", fix)
+    name = syntax.name if syntax.name != syntax else "of an unknown name"  # which may be anything
+    raise BadSeries(path, f"the transfer syntax {name}", "its pixels cannot be decoded here", fix)
 
 
 def _slices(path: Path, source: Source, header: Dataset) -> list[Slice]:

@@ -100,10 +100,16 @@ def test_overlay_on_training_adds_only_what_it_means_to(name: str) -> None:
     assert {key for key in read(name) if not has_id(read("train"), key)} == ADDED[name]
 
 
-def test_dicom_adds_the_codes_of_our_labels() -> None:
-    inference, dicom = read("inference"), read("dicom")
-    assert dicom.keys() - inference.keys() == {"segments"}
-    assert dicom["segments"].keys() == inference["labels"].keys() - {"background"}
+def test_codes_are_those_of_the_task() -> None:
+    """A task without any says so: those of inference.json are for the hippocampus alone."""
+    inference = read("inference")
+    assert inference["segments"].keys() == inference["labels"].keys() - {"background"}
+    tasks = [name for name in map(name_of, OVERLAYS) if name.startswith("task/")]
+    assert tasks
+    for task in tasks:
+        labels = read(task).get("labels", inference["labels"])
+        assert read(task)["segments"].keys() in (set(), labels.keys() - {next(iter(labels))})
+    assert "segments" not in read("dicom")
 
 
 @pytest.mark.parametrize("name", [*BASES, *map(name_of, OVERLAYS)])

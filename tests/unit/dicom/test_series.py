@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import re
 import warnings
+import weakref
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -288,6 +291,57 @@ def test_a_folder_with_everything_in_it(tmp_path: Path) -> None:
         finder.open(folder)
     with pytest.raises(InputError, match=r"series_000000000000 is not there: .* holds series_"):
         finder.open(folder / "series_000000000000")
+
+
+def test_a_finder_holds_the_last_place_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may run for weeks; a place is looked through once for all its series."""
+    places = [phantom.write(phantom.make_odd("plain", seed=n)[0], tmp_path / str(n)) for n in range(3)]
+    read, dcmread = [], pydicom.dcmread
+
+    def counted(file: Any, **options: Any) -> pydicom.Dataset:
+        read.append(file)
+        return dcmread(file, **options)
+
+    monkeypatch.setattr(pydicom, "dcmread", counted)
+    finder = SeriesFinder()
+    first = weakref.ref(finder.look(places[0]))
+    finder.open(places[0])
+    assert len(read) == 8
+    for place in places[1:]:
+        finder.open(place)
+    assert len(read) == 24
+    gc.collect()
+    assert first() is None
+
+
+def test_what_changes_is_looked_at_anew(tmp_path: Path) -> None:
+    """Files that come, go, or are written over, in a folder below or in a zip file."""
+    images, volume = phantom.make_odd("plain")
+    finder, study, below = SeriesFinder(), tmp_path / "study", tmp_path / "study/below"
+    phantom.write(images[:6], below)
+    assert np.array_equal(finder.open(study).read(), volume[..., :6])
+    later(phantom.write(images[6:], below), 1)
+    assert np.array_equal(finder.open(study).read(), volume)
+    for file in below.iterdir():
+        image = pydicom.dcmread(file)
+        image.PixelSpacing = [2.0, 2.0]
+        image.save_as(file)
+        later(file, 2)
+    later(below, 1)  # the folder is as it was
+    assert finder.open(study).slices[0].spacing == (2.0, 2.0)
+    finder.open(study).slices[-1].source.path.unlink()
+    later(below, 3)
+    assert finder.open(study).shape == (7, 6, 7)
+    file = phantom.pack(below, tmp_path / "study.zip")
+    assert finder.open(file).shape == (7, 6, 7)
+    phantom.write(images[:1], tmp_path / "other")
+    later(phantom.pack(tmp_path / "other", file), 4)
+    assert finder.open(file).shape == (7, 6, 1)
+
+
+def later(path: Path, seconds: int) -> None:
+    """A time of change that no clock is too coarse for."""
+    os.utime(path, ns=(0, 1_700_000_000_000_000_000 + seconds * 10**9))
 
 
 def test_a_scout_without_the_word_is_refused(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_folders_by_equal_ids(tmp_path: Path) -> None:
         "spatial_dims": 2,
         "in_channels": 1,
         "labels": LABELS,
+        "segments": {},  # nobody knows the codes of these labels
         "patch_size": [32, 32],  # 20 x 30 rounded up
         "samples_per_case": 1,
         "geometry": [],
@@ -275,6 +276,7 @@ def test_nnunet_folders(tmp_path: Path, version: int) -> None:
         "spatial_dims": 3,
         "in_channels": 2,
         "labels": {"background": 0, "tumour": 2},
+        "segments": {},
         "patch_size": [64, 48, 32],  # axes 0 and 1 change places in RAS
         "samples_per_case": 1,
         "spacing": [0.5, 2.0, 1.0],
