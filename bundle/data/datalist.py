@@ -15,7 +15,7 @@ import random
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,33 +77,36 @@ class Source:
 
 
 def match_folders(images: Path, labels: Path) -> Source:
-    """Pair two folders: by equal ids, then without usual words such as `_mask` at the end or `img_` before.
+    """Pair two folders: by equal names, then without usual words such as `_mask` at the end or `img_` before.
+
+    A file is called by its name, or where every case has a folder of its own by the folder's.
 
     Raises:
-        InputError: if a folder is missing or empty, or both are the same.
+        InputError: if a folder is missing or empty, or both are the same, or that of a case does not hold one
+            image.
     """
     if images.absolute() == labels.absolute():
         raise InputError(f"--images and --labels are both {images}; they must be two folders; move one kind.")
-    left = {"image": _files(images, "--images"), "label": _files(labels, "--labels")}
+    left = {"image": _named(images, "--images"), "label": _named(labels, "--labels")}
+    names = left["image"] | left["label"]
     cases: list[dict[str, Any]] = []
-    for identify in (file_stem, _bare_stem):
+    for identify in (str, _bare):
         groups = {kind: _group(left[kind], identify) for kind in left}
         for name in sorted(groups["image"].keys() & groups["label"].keys()):
             image, label = groups["image"][name], groups["label"][name]
             if len(image) == len(label) == 1:
-                case_name = name if identify is file_stem else _USUAL_ENDING.sub("", file_stem(image[0]))
+                case_name = name if identify is str else _USUAL_ENDING.sub("", names[image[0]])
                 cases.append({"image": str(image[0]), "label": str(label[0]), "case": case_name})
-                left["image"].remove(image[0])
-                left["label"].remove(label[0])
+                del left["image"][image[0]], left["label"][label[0]]
     twice = {name for name, times in Counter(case["case"] for case in cases).items() if times > 1}
     for case in cases:
         if case["case"] in twice:
-            case["case"] = file_stem(case["image"])
-    rivals = {kind: _group(left[kind], _bare_stem) for kind in left}
+            case["case"] = names[Path(case["image"])]
+    rivals = {kind: _group(left[kind], _bare) for kind in left}
     problems = [
-        _unmatched(file, kind, rivals["label" if kind == "image" else "image"].get(_bare_stem(file), []))
+        _unmatched(file, name, kind, rivals["label" if kind == "image" else "image"].get(_bare(name), []))
         for kind in left
-        for file in left[kind]
+        for file, name in left[kind].items()
     ]
     return Source(sorted(cases, key=lambda case: case["case"]), problems=problems)
 
@@ -133,7 +136,7 @@ def read_nnunet(folder: Path) -> Source:
             paths = [str(images.pop(file, folder / "imagesTr" / file)) for file in files]
             case["image"] = paths if len(paths) > 1 else paths[0]
         cases.append(case)
-    problems = [_unmatched(file, "image", []) for file in images.values()]
+    problems = [_unmatched(file, file_stem(file), "image", []) for file in images.values()]
     labels = dataset_labels(description, path) or None
     return Source(cases, len(channels), labels, _about(description), problems)
 
@@ -288,24 +291,39 @@ def _files(folder: Path, option: str) -> list[Path]:
     return files
 
 
-def _bare_stem(path: str | Path) -> str:
-    return _USUAL_BEGINNING.sub("", _USUAL_ENDING.sub("", file_stem(path)))
+def _named(folder: Path, option: str) -> dict[Path, str]:
+    """The images of a folder, or of its subfolders where it holds nothing else, and what they are called."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not inner or list_images(folder):
+        return {file: file_stem(file) for file in _files(folder, option)}
+    found = {place: list_images(place) for place in inner}
+    for place, files in found.items():
+        if len(files) != 1:
+            raise InputError(
+                f"{option}: {place} holds {len(files)} images; the folder of a case holds one; move the "
+                "others away, or list the files of each case in a dataset.json and hand its folder as --msd."
+            )
+    return {files[0]: place.name for place, files in found.items()}
 
 
-def _group(files: Iterable[Path], identify: Any) -> dict[str, list[Path]]:
+def _bare(name: str) -> str:
+    return _USUAL_BEGINNING.sub("", _USUAL_ENDING.sub("", name))
+
+
+def _group(named: Mapping[Path, str], identify: Callable[[str], str]) -> dict[str, list[Path]]:
     groups: defaultdict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        groups[identify(file)].append(file)
+    for file, name in named.items():
+        groups[identify(name)].append(file)
     return groups
 
 
-def _unmatched(file: Path, kind: str, rivals: Sequence[Path]) -> Problem:
+def _unmatched(file: Path, name: str, kind: str, rivals: Sequence[Path]) -> Problem:
     other = "label" if kind == "image" else "image"
     found = f"{'an' if kind == 'image' else 'a'} {kind} without {'a' if other == 'label' else 'an'} {other}"
     if rivals:
         found += f" of its own ({', '.join(file.name for file in rivals)} could belong to several)"
     return Problem(
-        file_stem(file),
+        name,
         str(file),
         found,
         "each image needs one label, each label one image",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -20,7 +21,8 @@ from matplotlib.figure import Figure
 from bundle.runs.commands import run_bundle, run_python, say
 from bundle.runs.experiments import for_inference, read_experiment
 from bundle.runs.score import number, table
-from scripts.data.datalist import cases_of, sections
+from scripts.data.checks import image_suffix
+from scripts.data.datalist import cases_of, output_name, sections
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json
 from scripts.pictures import save_figure
@@ -56,9 +58,10 @@ def study(
     seeds = list(dict.fromkeys(seeds))
     experiment = read_experiment(args_file, ids)
     changes = {variant: {**ids, **own} for variant, own in read_variants(variants).items()}
-    truth = _labels_folder(dataset_dir, section)
     results = section if inferer is None else f"{section}_{inferer.stem}"
     output_dir = output_dir.resolve()
+    truth = output_dir / f"labels_{section}"
+    link_labels(dataset_dir, section, truth)
     places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
     rows: list[Row] = []
 
@@ -203,15 +206,14 @@ def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
     }
 
 
-def _labels_folder(dataset_dir: Path, section: str) -> Path:
-    """The one folder of the label files of a section."""
-    folders = {Path(case["label"]).parent for case in cases_of(sections(dataset_dir), section)}
-    if len(folders) != 1:
-        raise InputError(
-            f"--section is {section!r}, whose labels lie in {len(folders)} folders: put them into one and "
-            f"list them again in {dataset_dir}"
-        )
-    return folders.pop()
+def link_labels(dataset_dir: Path, section: str, folder: Path) -> None:
+    """Make a folder with the labels of a section, each called by its case as `score` looks for them."""
+    cases = cases_of(sections(dataset_dir), section)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for case in cases:
+        name = output_name(case["case"]) + image_suffix(case["label"])
+        (folder / name).symlink_to(case["label"])
 
 
 def _minutes(folder: Path) -> float | None:

@@ -25,6 +25,7 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from tqdm import tqdm
 
+from scripts.dicom.silence import silence_pydicom
 from scripts.errors import InputError
 from scripts.files import disk_space_for
 
@@ -48,6 +49,7 @@ ADVICE = {
 }
 
 
+@silence_pydicom()
 def fetch(url: str, series: str, output_dir: Path, timeout: float) -> None:
     """Carry out `bundle.cli.fetch`, whose arguments these are."""
     client = _client(url, timeout)
@@ -78,6 +80,7 @@ def fetch(url: str, series: str, output_dir: Path, timeout: float) -> None:
     typer.echo(f"{count} instances in {output_dir}")
 
 
+@silence_pydicom()
 def store(url: str, paths: list[Path], timeout: float) -> None:
     """Carry out `bundle.cli.store`, whose arguments these are."""
     client = _client(url, timeout)

@@ -27,6 +27,7 @@ from tests.commands import (
     bundle_run,
     command,
     config_files,
+    input_error,
     last_line,
     read_array,
     run,
@@ -107,6 +108,16 @@ def validate(*files: Path) -> None:
     for file in files:
         done = subprocess.run(["dciodvfy", file], capture_output=True, text=True, check=False)
         assert [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")] == []
+
+
+def test_a_task_without_codes_is_refused_before_any_work(weights: Path, tmp_path: Path) -> None:
+    study = phantom.write(images("plain"), tmp_path / "study")
+    with pytest.raises(RuntimeError) as caught:
+        segment(study, tmp_path / "out", weights, "dicom", segments={})
+    assert input_error(caught.value).startswith(
+        "segments has no codes for anterior, posterior: a DICOM segment"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["plain", "oblique", "tilted", "missing", "uneven", "multi"])

@@ -37,6 +37,15 @@ def test_what_leaves_the_house(packaged: Path) -> None:
     assert all(isinstance(value, torch.Tensor) for value in state.values())
 
 
+def test_codes_are_those_of_the_task(packaged: Path) -> None:
+    """Of these labels nobody knows any; those of the hippocampus stay at home."""
+    dicom, inference = (
+        json.loads((packaged / f"configs/{name}.json").read_text()) for name in ("dicom", "inference")
+    )
+    assert "segments" not in dicom
+    assert inference["segments"] == {}
+
+
 def test_metadata_and_model_card(packaged: Path) -> None:
     about = json.loads((packaged / "configs/metadata.json").read_text())
     ours = json.loads((CONFIGS / "metadata.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import monai.bundle
 import pytest
 
 import bundle.runs.study
-from tests.commands import ROOT, TINY, as_options, invoke, unchanged_process
+from tests.commands import ROOT, TINY, as_options, datalist, invoke, unchanged_process
 
 pytestmark = pytest.mark.workflow
 
@@ -36,7 +37,21 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, commands: list[str]) -> None:
+@pytest.fixture
+def nnunet_cells(cells: Path, tmp_path: Path) -> Path:
+    """The same pictures listed from an nnU-Net folder, where an image is called x_0000 and its label x."""
+    raw = tmp_path / "raw"
+    for kind, ending in (("images", "_0000"), ("labels", "")):
+        (raw / f"{kind}Tr").mkdir(parents=True)
+        for file in (*(cells / f"{kind}Tr").iterdir(), *(cells / f"{kind}Ts").iterdir()):
+            shutil.copy(file, raw / f"{kind}Tr" / f"{file.stem}{ending}.png")
+    description = {"channel_names": {"0": "grey"}, "labels": {}, "file_ending": ".png"}
+    (raw / "dataset.json").write_text(json.dumps(description))
+    datalist(tmp_path / "listed", nnunet=raw, instances=True, folds=2, test_fraction=0.34)
+    return tmp_path / "listed"
+
+
+def test_study_of_two_seeds_and_two_variants(nnunet_cells: Path, tmp_path: Path, commands: list[str]) -> None:
     experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"]}
     (tmp_path / "args.json").write_text(json.dumps({**experiment, "val_interval": 1}))
     variants = {"whole": {}, "One image": {"train::dataset::data": "$@split['training'][:1]"}}
@@ -45,7 +60,7 @@ def test_study_of_two_seeds_and_two_variants(cells: Path, tmp_path: Path, comman
     def study(*seeds: int, **more: object) -> str:
         options = {
             "args_file": tmp_path / "args.json",
-            "dataset_dir": cells,
+            "dataset_dir": nnunet_cells,
             "output_dir": tmp_path / "out",
             "measure": "instances",
             "variants": tmp_path / "variants.json",

@@ -130,6 +130,20 @@ def test_usual_words_are_matched(tmp_path: Path, image: str, label: str, name: s
         assert entry["label"] == "l/" + label.format(n)
 
 
+def test_a_folder_for_each_case(tmp_path: Path) -> None:
+    """All images of one name, all labels of another: a case is called by its folder."""
+    for n in range(5):
+        picture(tmp_path / f"i/1.2.{n}/imaging.png")
+        picture(tmp_path / f"l/1.2.{n}/segmentation.png")
+    source = "--images", tmp_path / "i", "--labels", tmp_path / "l"
+    dataset, _, _ = make(tmp_path, *source)
+    assert [entry["case"] for entry in dataset["training"]] == [f"1.2.{n}" for n in range(5)]
+    assert dataset["training"][3]["image"] == "i/1.2.3/imaging.png"
+    assert dataset["training"][3]["label"] == "l/1.2.3/segmentation.png"
+    picture(tmp_path / "i/1.2.3/second.png")
+    refused(r"--images: .*1\.2\.3 holds 2 images; the folder", "--output_dir", tmp_path / "out", *source)
+
+
 def test_all_problems_are_listed_and_nothing_is_written(tmp_path: Path) -> None:
     options = folders(tmp_path)
     picture(tmp_path / "i/lonely.png")

@@ -13,6 +13,7 @@ from bundle.runs.study import (
     ENSEMBLE,
     UNCHANGED,
     folder_name,
+    link_labels,
     read_scores,
     read_variants,
     summary_table,
@@ -93,11 +94,17 @@ def test_unknown_experiment(tmp_path: Path) -> None:
     assert "a.json has no list under 'config_file'" in study(tmp_path)
 
 
-def test_labels_lie_in_one_folder(tmp_path: Path) -> None:
-    entries = [{"case": case, "image": f"i/{case}.png", "label": f"{case}/l.png"} for case in "abc"]
-    written(tmp_path / "dataset.json", {"training": entries[:2], "validation": entries[2:]})
-    written(tmp_path / "a.json", {"config_file": ["configs/train.json"]})
-    assert "labels lie in 2 folders" in study(tmp_path, "--section", "training")
+def test_labels_are_called_by_their_cases(tmp_path: Path) -> None:
+    """Wherever they lie and whatever they are called; what an earlier study left is gone."""
+    entries = [{"case": f"1.2.{n}", "image": f"{n}/i.png", "label": f"{n}/l.nii.gz"} for n in range(3)]
+    written(tmp_path / "dataset.json", {"training": entries[:1], "validation": entries[1:]})
+    for n in range(3):
+        (tmp_path / str(n)).mkdir()
+        (tmp_path / f"{n}/l.nii.gz").write_text(str(n))
+    for section, expected in (("training", {"1.2.0": "0"}), ("validation", {"1.2.1": "1", "1.2.2": "2"})):
+        link_labels(tmp_path, section, tmp_path / "labels")
+        found = {file.name: file.read_text() for file in (tmp_path / "labels").iterdir()}
+        assert found == {f"{case}.nii.gz": content for case, content in expected.items()}
 
 
 def test_mean_scores_of_each_measure(tmp_path: Path) -> None:
