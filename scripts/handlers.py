@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,6 +31,7 @@ from scripts.judging import SCORES, case_scores, format_summary, mean_foreground
 from scripts.labels import class_names
 from scripts.networks import Ensemble
 from scripts.pictures import Panel, draw_learning_curve, draw_panels, draw_scores
+from scripts.process import gather, generator_states, rank_and_size, restore_generators
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +113,7 @@ class TimeSplit:
     def __init__(self, evaluator: Engine) -> None:
         self.evaluator = evaluator
         self.seconds = dict.fromkeys(("data", "step", "validation", "else"), 0.0)
+        self.last: float | None = None  # of a training that runs
 
     def attach(self, trainer: Engine) -> None:
         """Register; what happens between two events goes to the part that the later one ends.
@@ -128,16 +132,19 @@ class TimeSplit:
         trainer.add_event_handler(Events.COMPLETED, self._report)
 
     def _open(self, trainer: Engine) -> None:
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
         self.first_epoch = trainer.state.epoch
         self.last = perf_counter()
 
     def _count(self, engine: Engine, part: str) -> None:
-        now = perf_counter()
-        self.seconds[part] += now - self.last
-        self.last = now
+        if self.last is not None:  # the evaluator may run by itself
+            now = perf_counter()
+            self.seconds[part] += now - self.last
+            self.last = now
 
     def _report(self, trainer: Engine) -> None:
         self._count(trainer, "else")
+        self.last = None
         total = sum(self.seconds.values())
         epochs = max(trainer.state.epoch - self.first_epoch, 1)
         parts = (
@@ -168,15 +175,25 @@ class Validation:
 
     def attach(self, trainer: Engine) -> None:
         """Register at the end of epochs, or of the training."""
-        if len(self.validator.data_loader):  # type: ignore[arg-type]
-            due = Events.EPOCH_COMPLETED(event_filter=self._is_due)
-            trainer.add_event_handler(due, lambda: self.validator.run(trainer.state.epoch))
-        else:
-            logger.warning("no case to validate on: %s gets the weights of the last epoch", self.path)
-            trainer.add_event_handler(Events.COMPLETED, lambda: save_weights(self.network, self.path))
+        due = Events.EPOCH_COMPLETED(event_filter=self._is_due)
+        trainer.add_event_handler(due, lambda: self.validator.run(trainer.state.epoch))
+        trainer.add_event_handler(Events.STARTED, self._warn)
+        trainer.add_event_handler(Events.COMPLETED, self._keep_last)
 
     def _is_due(self, trainer: Engine, epoch: int) -> bool:
-        return epoch % self.interval == 0 or epoch == trainer.state.max_epochs
+        last = epoch == trainer.state.max_epochs
+        return self._has_cases() and (epoch % self.interval == 0 or last)
+
+    def _has_cases(self) -> bool:
+        return len(self.validator.data_loader) > 0  # type: ignore[arg-type]
+
+    def _warn(self, trainer: Engine) -> None:
+        if not self._has_cases():
+            logger.warning("no case to validate on: %s gets the weights of the last epoch", self.path)
+
+    def _keep_last(self, trainer: Engine) -> None:
+        if not self._has_cases():
+            save_weights(self.network, self.path)
 
 
 class BestModelSaver:
@@ -204,17 +221,24 @@ class BestModelSaver:
 class LastCheckpoint:
     """Write everything a training needs to go on, and go on from it.
 
+    Only the same training goes on: the same cases, network, optimizer, processes and ``settings``. The number
+    of epochs, the learning rate and its schedule may be others, and hold as asked for: the schedule is gone
+    through anew to the epoch that was reached, unless it follows the scores and is restored.
+
     Args:
         path: the file to write at the end of epochs and to resume from.
         network: the network.
         optimizer: the optimizer.
         lr_scheduler: the schedule of the learning rate.
         evaluator: the validation, for the best metric so far.
+        cases: the cases of each section that the training uses, for their ids and the sizes of their files.
+        settings: what else makes the training what it is, by name.
         resume: whether to go on from ``path`` when it exists.
         interval: epochs between two checkpoints.
 
     Raises:
-        InputError: when training starts, for a checkpoint of another network.
+        InputError: when training starts, for a checkpoint of another training, or with more epochs behind it
+            than are asked for.
     """
 
     def __init__(
@@ -224,6 +248,8 @@ class LastCheckpoint:
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any,
         evaluator: Engine,
+        cases: Mapping[str, Sequence[Mapping[str, Any]]],
+        settings: Mapping[str, Any],
         resume: bool = False,
         interval: int = 1,
     ) -> None:
@@ -232,24 +258,29 @@ class LastCheckpoint:
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.evaluator = evaluator
+        self.cases = cases
+        self.settings = settings
         self.resume = resume
         self.interval = interval
 
     def attach(self, trainer: Engine) -> None:
-        """Register at the start, and at the end of epochs after validation and schedule."""
+        """Register at the start, and at the end of epochs after validation and schedule, in every process."""
         trainer.add_event_handler(Events.STARTED, self._load)
         trainer.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self._save)
 
     def _save(self, trainer: Engine) -> None:
+        scaler = getattr(trainer, "scaler", None)
         state = {
             "network": unwrap(self.network).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler and scaler.state_dict(),
             "epoch": trainer.state.epoch,
             "iteration": trainer.state.iteration,
             "best_metric": float(_state(self.evaluator).best_metric),
             "best_metric_epoch": int(_state(self.evaluator).best_metric_epoch),
-            "torch_rng": torch.get_rng_state(),
+            "generators": gather(generator_states(self.network)),
+            "training": self._describe(),
         }
         if is_first():
             with atomic_write(self.path) as temporary:
@@ -257,6 +288,8 @@ class LastCheckpoint:
 
     def _load(self, trainer: Engine) -> None:
         if not self.path.exists():
+            if self.resume:
+                logger.warning("nothing to resume in %s: the training starts afresh", self.path)
             return
         if not self.resume:
             logger.warning(
@@ -264,19 +297,65 @@ class LastCheckpoint:
             )
             return
         state = read_checkpoint(self.path)
-        if "optimizer" not in state:
+        if "training" not in state:
             raise InputError(
-                f"{self.path}: holds weights alone; resume from the last.pt that a training wrote"
+                f"{self.path}: holds no training that could go on; resume from the last.pt that a training "
+                "of this version wrote"
             )
-        check_weights(self.network, state["network"], self.path)
+        self._require_same(trainer, state)
         unwrap(self.network).load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        groups = self._reach(state)
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        scaler = getattr(trainer, "scaler", None)
+        if scaler and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         trainer.state.epoch, trainer.state.iteration = state["epoch"], state["iteration"]
         _state(self.evaluator).best_metric = state["best_metric"]
         _state(self.evaluator).best_metric_epoch = state["best_metric_epoch"]
-        torch.set_rng_state(state["torch_rng"])
+        restore_generators(self.network, state["generators"][rank_and_size()[0]])
         logger.info("going on from %s after epoch %d", self.path, state["epoch"])
+
+    def _reach(self, state: dict) -> list[dict]:
+        """Bring the schedule to where the checkpoint is, and give the optimizer's settings that follow."""
+        if isinstance(self.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            return state["optimizer"]["param_groups"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a schedule that goes on before its optimizer
+            for _ in range(state["lr_scheduler"].get("last_epoch", state["epoch"])):
+                self.lr_scheduler.step()
+        return self.optimizer.state_dict()["param_groups"]
+
+    def _require_same(self, trainer: Engine, state: dict) -> None:
+        check_weights(self.network, state["network"], self.path)
+        here, there = self._describe(), state["training"]
+        differences = [
+            f"{name} is {there.get(name, 'not set')} there and {here.get(name, 'not set')} here"
+            for name in {**here, **there}
+            if here.get(name) != there.get(name)
+        ]
+        if differences:
+            raise InputError(
+                f"{self.path}: of another training ({'; '.join(differences)}); resume with what it had, or "
+                "give another --output_dir"
+            )
+        if state["epoch"] > (trainer.state.max_epochs or 0):
+            raise InputError(
+                f"max_epochs is {trainer.state.max_epochs}, and {self.path} has {state['epoch']} epochs "
+                "behind it; ask for as many or more, or give another --output_dir"
+            )
+
+    def _describe(self) -> dict[str, str]:
+        """What makes this training what it is, in words and hashes."""
+        network, optimizer = unwrap(self.network), type(self.optimizer).__name__
+        tensors = [len(group["params"]) for group in self.optimizer.param_groups]
+        described = {name: json.dumps(value, default=str) for name, value in self.settings.items()}
+        return described | {
+            "network": f"{type(network).__name__} ({_hash(str(network))})",
+            "optimizer": f"{optimizer} of {tensors} tensors",
+            "number of processes": str(rank_and_size()[1]),
+            **{f"data of {name}": _describe_cases(cases) for name, cases in self.cases.items()},
+        }
 
 
 class EarlyStopping:
@@ -364,6 +443,7 @@ class LearningCurve:
 
     def _open(self, trainer: Engine) -> None:
         self.last = perf_counter()
+        self.rows = []
         table = self.output_dir / "learning_curve.csv"
         if trainer.state.epoch > 0 and table.exists():
             with table.open() as file:
@@ -503,6 +583,20 @@ class CaseScores:
             writer = csv.DictWriter(file, fieldnames=list(columns))
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _describe_cases(cases: Sequence[Mapping[str, Any]]) -> str:
+    """How many cases, and a hash of their ids and the sizes of their files, in their order."""
+    listed = []
+    for case in cases:
+        files = [Path(file) for key in ("image", "label") for file in ensure_tuple(case.get(key, ()))]
+        sizes = [file.stat().st_size for file in files if file.is_file()]
+        listed.append([case.get("case", [file.name for file in files]), sizes])
+    return f"{len(cases)} cases ({_hash(json.dumps(listed))})"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _state(engine: Engine) -> Any:

@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from monai.utils import set_determinism
+from torch import nn
 
 from scripts.errors import InputError, root_cause
 
@@ -88,9 +90,39 @@ def set_up_distributed(seed: int) -> None:
         raise InputError(
             "multi_gpu_train.json needs several processes: start it with torchrun --nproc_per_node N -m"
         )
-    dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
-    atexit.register(_leave_distributed)
+    if not dist.is_initialized():
+        local_device()  # which the messages of this process go by
+        dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(_leave_distributed)
     set_up(seed)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process, from 0, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gather(value: Any) -> list[Any]:
+    """A value of each process, in the order of their ranks, in all of them; alone, the one there is."""
+    values = [value] * rank_and_size()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def generator_states(network: nn.Module) -> dict[str, torch.Tensor | None]:
+    """States of the generators of this process from which a network draws: the CPU's, and that of its GPU."""
+    device = next(network.parameters()).device
+    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"cpu": torch.get_rng_state(), "cuda": own}
+
+
+def restore_generators(network: nn.Module, states: dict[str, Any]) -> None:
+    """Put back what `generator_states` gave; that of a GPU only where the network lies on one."""
+    device = next(network.parameters()).device
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _leave_distributed() -> None:

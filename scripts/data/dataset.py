@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from monai.data import CacheDataset
 from torch.utils.data import DistributedSampler
+
+from scripts.process import rank_and_size
 
 
 class SeededCacheDataset(CacheDataset):
@@ -56,11 +57,11 @@ class EpochSampler(DistributedSampler):
     """
 
     def __init__(self, dataset: Any, seed: int = 0, repeats: int = 1) -> None:
-        alone = not (dist.is_available() and dist.is_initialized())
+        rank, size = rank_and_size()
         super().__init__(
             range(len(dataset) * repeats),  # type: ignore[arg-type]
-            num_replicas=1 if alone else dist.get_world_size(),
-            rank=0 if alone else dist.get_rank(),
+            num_replicas=size,
+            rank=rank,
             shuffle=True,
             seed=seed,
         )

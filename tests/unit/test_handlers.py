@@ -1,6 +1,9 @@
-"""Handlers that can be judged without a training."""
+"""Handlers by themselves, in engines that train next to nothing."""
 
+import contextlib
+import functools
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +12,16 @@ from ignite.engine import Engine
 from torch import nn
 
 from scripts import handlers
-from scripts.handlers import CasePictures, LearningCurve, ProgressBar, TimeSplit, Validation
+from scripts.errors import InputError
+from scripts.handlers import (
+    CasePictures,
+    EarlyStopping,
+    LastCheckpoint,
+    LearningCurve,
+    ProgressBar,
+    TimeSplit,
+    Validation,
+)
 
 
 @pytest.fixture
@@ -78,3 +90,200 @@ def test_only_the_first_process_watches(monkeypatch, tmp_path):
             trainer = Engine(lambda engine, batch: None)
             handler.attach(trainer)
             assert bool(trainer._event_handlers) == first
+
+
+def test_evaluator_runs_without_the_training_that_it_belongs_to(tmp_path, caplog):
+    """A config may make a trainer, whose handlers know the evaluator, and run the evaluator alone."""
+    trainer, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    evaluator.data_loader = []
+    split = TimeSplit(evaluator)
+    split.attach(trainer)
+    Validation(evaluator, 1, nn.Linear(1, 1), str(tmp_path / "model.pt")).attach(trainer)
+    LearningCurve(evaluator, str(tmp_path)).attach(trainer)
+    ProgressBar("training", evaluator).attach(trainer)
+    EarlyStopping(evaluator, 1).attach(trainer)
+    evaluator.run([0])
+    assert not any(split.seconds.values())
+    assert not caplog.records
+    assert not list(tmp_path.iterdir())
+
+
+class PowerCut(BaseException):
+    """Stands for what no handler can catch."""
+
+
+class Training:
+    """Epochs of three steps of a network with dropout, with all that a checkpoint holds.
+
+    Attributes:
+        rates: learning rate of each epoch.
+    """
+
+    def __init__(
+        self, folder, max_epochs=4, stop=None, optimizer=None, schedule=None, network=None, **changed
+    ):
+        torch.manual_seed(0)
+        self.network = network or nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+        self.optimizer = (optimizer or functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9))(
+            self.network.parameters()
+        )
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+        self.schedule = (schedule or functools.partial(cosine, T_max=max_epochs))(self.optimizer)
+        self.evaluator = Engine(lambda engine, batch: None)
+        self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+        self.max_epochs, self.stop = max_epochs, stop
+        given = {"cases": {"training": [{"case": "a"}, {"case": "b"}]}, "settings": {"fold": 0, "seed": 1}}
+        self.checkpoint = LastCheckpoint(
+            str(folder / "last.pt"),
+            self.network,
+            self.optimizer,
+            self.schedule,
+            self.evaluator,
+            **{**given, **changed},
+        )
+        self.rates = []
+
+    def run(self):
+        trainer = Engine(self.step)
+        trainer.scaler = self.scaler
+        trainer.add_event_handler(
+            "EPOCH_STARTED", lambda: self.rates.append(self.optimizer.param_groups[0]["lr"])
+        )
+        trainer.add_event_handler("EPOCH_COMPLETED", lambda: self.schedule.step())
+        self.checkpoint.attach(trainer)
+        trainer.add_event_handler("EPOCH_COMPLETED", self.cut)
+        with contextlib.suppress(PowerCut):
+            trainer.run(range(3), max_epochs=self.max_epochs)
+        return self
+
+    def note_rate(self):
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, engine, batch):
+        self.optimizer.zero_grad()
+        loss = self.network(torch.ones(2, 4) * (batch + 1)).square().mean()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def cut(self, engine):
+        if engine.state.epoch == self.stop:
+            raise PowerCut
+
+
+def cosine(epoch, epochs, rate=0.1):
+    return rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+ONE_CYCLE = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=9)
+
+
+@pytest.mark.parametrize("schedule", [None, ONE_CYCLE])
+def test_resumed_training_is_the_one_left_alone(schedule, tmp_path):
+    """Weights, momentum, dropout, the scale of the loss and a schedule that changes the momentum too."""
+    alone = Training(tmp_path / "alone", schedule=schedule).run()
+    Training(tmp_path, stop=2, schedule=schedule).run()
+    resumed = Training(tmp_path, schedule=schedule, resume=True)
+    torch.manual_seed(99)
+    resumed.run()
+    assert resumed.rates == alone.rates[2:]
+    assert resumed.optimizer.param_groups[0]["momentum"] == alone.optimizer.param_groups[0]["momentum"]
+    assert resumed.scaler.get_scale() == alone.scaler.get_scale() != 8
+    for found, expected in zip(resumed.network.parameters(), alone.network.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("epochs", "rate"), [(8, 0.1), (3, 0.1), (4, 0.5)])
+def test_schedule_follows_what_is_asked_for(epochs, rate, tmp_path):
+    Training(tmp_path, stop=2).run()
+    optimizer = functools.partial(torch.optim.SGD, lr=rate, momentum=0.9)
+    resumed = Training(tmp_path, epochs, optimizer=optimizer, resume=True).run()
+    assert resumed.rates == pytest.approx([cosine(epoch, epochs, rate) for epoch in range(2, epochs)])
+
+
+def test_finished_training_goes_on_without_a_second_rise(tmp_path):
+    Training(tmp_path).run()
+    rates = Training(tmp_path, 8, resume=True).run().rates
+    assert rates == pytest.approx([cosine(epoch, 8) for epoch in range(4, 8)])
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_schedule_by_the_scores_goes_on_where_it_was(tmp_path):
+    class NeverBetter(torch.optim.lr_scheduler.ReduceLROnPlateau):
+        def step(self):
+            super().step(1.0)  # a tenth after every epoch but the first
+
+    schedule = functools.partial(NeverBetter, patience=0)
+    Training(tmp_path, stop=2, schedule=schedule).run()
+    assert Training(tmp_path, schedule=schedule, resume=True).run().rates == pytest.approx([0.01, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"settings": {"fold": 1, "seed": 1}},
+            r"another training \(fold is 0 there and 1 here\); resume with",
+        ),
+        (
+            {"settings": {"fold": 0, "seed": 2, "batch_size": 3}},
+            r"seed is 1 .* 2 here; batch_size is not set",
+        ),
+        (
+            {"cases": {"training": [{"case": "a"}, {"case": "c"}]}},
+            r"data of training is 2 cases \(\w{8}\) there",
+        ),
+        ({"optimizer": torch.optim.AdamW}, r"optimizer is SGD of \[4\] tensors there and AdamW"),
+        ({"network": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))}, "checkpoint of another network"),
+        (
+            {"network": nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 1))},
+            r"network is Sequential \(\w{8}\) there",
+        ),
+        ({"max_epochs": 1}, "max_epochs is 1, and .* has 2 epochs behind it"),
+    ],
+)
+def test_another_training_is_not_gone_on_with(changed, message, tmp_path):
+    Training(tmp_path, stop=2).run()
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(InputError, match=message):
+        Training(tmp_path, **changed, resume=True).run()
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_other_files_of_the_same_cases_are_another_training(tmp_path):
+    file = tmp_path / "a.png"
+    cases = {"training": [{"case": "a", "image": str(file)}]}
+    file.write_bytes(b"12")
+    Training(tmp_path, stop=2, cases=cases).run()
+    file.write_bytes(b"123")
+    with pytest.raises(InputError, match="data of training"):
+        Training(tmp_path, cases=cases, resume=True).run()
+
+
+def test_weights_alone_are_no_training(tmp_path):
+    torch.save(Training(tmp_path).network.state_dict(), tmp_path / "last.pt")
+    with pytest.raises(InputError, match="holds no training that could go on"):
+        Training(tmp_path, resume=True).run()
+
+
+def test_nothing_to_resume_is_said(tmp_path, caplog):
+    assert len(Training(tmp_path, resume=True).run().rates) == 4
+    assert f"nothing to resume in {tmp_path / 'last.pt'}: the training starts afresh" in caplog.text
+
+
+def test_each_process_gets_its_own_generator_back(tmp_path, monkeypatch):
+    """Two processes, of which this one is the second."""
+    states = [torch.Generator().manual_seed(seed).get_state() for seed in (5, 6)]
+    monkeypatch.setattr(handlers, "gather", lambda own: [{"cpu": state, "cuda": None} for state in states])
+    Training(tmp_path, stop=2).run()
+    monkeypatch.setattr(handlers, "rank_and_size", lambda: (1, 1))
+    Training(tmp_path, 2, resume=True).run()
+    assert torch.equal(torch.get_rng_state(), states[1])
+
+
+def test_number_of_processes_belongs_to_a_training(tmp_path, monkeypatch):
+    Training(tmp_path, stop=2).run()
+    monkeypatch.setattr(handlers, "rank_and_size", lambda: (0, 2))
+    with pytest.raises(InputError, match="number of processes is 1 there and 2 here"):
+        Training(tmp_path, resume=True).run()
