@@ -127,6 +127,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, atol=WEIGHT_TOLERANCE, rtol=0, msg=name)
+    last = torch.load(tmp_path / "two/checkpoints/last.pt", weights_only=True)
+    assert len(last["generators"]) == 2
+    assert last["training"]["number of processes"] == "2"
     assert names(tmp_path / "two") == names(tmp_path / "one")  # one process writes
 
 

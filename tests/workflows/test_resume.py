@@ -115,6 +115,14 @@ def test_resuming_a_finished_training_changes_nothing(cells: Path, cut_off: Path
     assert load(cut_off / "checkpoints/last.pt")["epoch"] == 4
 
 
+def test_resume_with_another_fold_is_refused(cells: Path, cut_off: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        train(cells, cut_off, resume=True, fold=1)
+    said = input_error(caught.value)
+    assert "of another training (fold is 0 there and 1 here; data of training is 3 cases" in said
+    assert "data of validation is 1 cases" in said
+
+
 def test_resume_with_another_network_is_refused(cells: Path, cut_off: Path) -> None:
     before = load(cut_off / "checkpoints/last.pt")["network"]
     with pytest.raises(RuntimeError) as caught:
