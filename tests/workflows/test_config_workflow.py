@@ -68,11 +68,10 @@ def test_train_evaluate_and_infer_in_one_process(cells: Path, tmp_path: Path) ->
     assert trained.max_epochs == 1
     assert len(trained.train_dataset) == 2
 
-    name = "cells_005.png"
-    one = {"image": str(cells / "imagesTs" / name), "label": str(cells / "labelsTs" / name), "case": "cells_005"}
+    files = {key: str(cells / f"{key}sTs/cells_005.png") for key in ("image", "label")}
     scores = tmp_path / "evaluation/scores.csv"
     for workflow_type, chosen, cases in (
-        ("train", {"validate#dataset#data": [one]}, ["cells_005"]),
+        ("train", {"validate#dataset#data": [{**files, "case": "cells_005"}]}, ["cells_005"]),
         ("evaluation", {}, ["cells_004", "cells_005"]),
     ):
         go_through(workflow_type, "train.json", task, "evaluate.json", **given, **chosen)
