@@ -165,7 +165,7 @@ def logging_problems(file: Path) -> Iterator[str]:
 
 
 def leads_out(text: str, place: str = "") -> bool:
-    """Whether a text of a config is, or holds as an expression, a path that does not start from ROOTS.
+    """Whether a text of a config is, or holds as an expression, a path or address not below ROOTS.
 
     Args:
         text: with the `$` of an expression.
@@ -173,9 +173,7 @@ def leads_out(text: str, place: str = "") -> bool:
     """
     if not text.startswith("$"):
         path = text.replace("\\", "/")
-        return (
-            path.startswith(("/", "~")) or ".." in path.split("/") or re.match("[A-Za-z]:/", path) is not None
-        )
+        return ".." in path.split("/") or re.match("/|~|[A-Za-z][A-Za-z0-9+.-]*:/", path) is not None
     statement = _parsed(text, place)
     below = {
         id(node.right)

@@ -125,6 +125,7 @@ def test_readers_by_reference() -> None:
         *(("$@bundle_root + '/models'", False), ("$@output_dir + '/a' + '/b'", False)),
         *(("$'/etc'", True), ("$'' + '/etc'", True), ("$@x + '/etc'", True), ("$[@bundle_root, '/x']", True)),
         *(("$@bundle_root + '/../x'", True), ("$@bundle_root + '/~'", True)),
+        *(("s3://somebody/logs", True), ("$'https://' + @x", True), ("a:b", False)),
     ],
 )
 def test_paths_that_lead_out(text: str, leads: bool) -> None:
