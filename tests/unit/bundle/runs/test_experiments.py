@@ -69,7 +69,7 @@ def test_ids_of_the_command_line_win() -> None:
     assert experiment["patch::rotate_range"] == 3.14
     files = {"config_file": ["configs/train.json", "configs/network/residual.json"]}
     other = parser_of(read_experiment(CONFIGS / "experiments/hippocampus.json", files))
-    assert other["network_def"]["deep_supervision"] == 2
+    assert other["network_def"]["heads"]["deep_supervision"] == 2
 
 
 @pytest.mark.parametrize("key", ["max_epoch", "patches::elastic_prob", "train::trainers::max_epochs"])
