@@ -44,6 +44,7 @@ MAX_ROWS = 20
 """Rows of a problem table in an error message or a log entry."""
 
 _THREADS = 2
+_COUNTED_SPAN, _COUNTED_AT_ONCE = 1 << 16, 1 << 20  # values that are counted in a table, voxels at once
 _LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 _READ_ERRORS = (
     EOFError,
@@ -552,13 +553,34 @@ def _same_grid(here: _Grid, other: _Grid, name: str) -> None:
         )
 
 
+def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`numpy.unique` with counts, several times as fast for whole numbers that lie close together.
+
+    Args:
+        values: finite, of any shape.
+    """
+    flat = values.ravel(order="K")
+    if not flat.size or float(flat.max()) - float(flat.min()) >= _COUNTED_SPAN:
+        return np.unique(flat, return_counts=True)
+    low = int(flat.min())
+    counts = np.zeros(int(flat.max()) - low + 1, dtype=np.int64)
+    for start in range(0, flat.size, _COUNTED_AT_ONCE):
+        part = flat[start : start + _COUNTED_AT_ONCE]
+        whole = part.astype(np.int64)
+        if (whole != part).any():
+            return np.unique(flat, return_counts=True)
+        counts += np.bincount(whole - low, minlength=len(counts))
+    found = counts.nonzero()[0]
+    return found + low, counts[found]
+
+
 def _inspect_label_values(
     name: str, path: str, values: np.ndarray, labels: Mapping[str, int] | None, instances: bool
 ) -> tuple[list[Problem], dict[int, int]]:
     """Problems of a label's values, and the number of voxels of each value."""
     try:
         _finite(values)
-        found, counts = np.unique(values, return_counts=True)
+        found, counts = _count_values(values)
         fractional = found[found != np.rint(found)] if found.dtype.kind == "f" else found[:0]
         if fractional.size:
             raise _Fault(

@@ -24,7 +24,6 @@ from typing import Any
 
 from scripts.data.checks import (
     Problem,
-    check_cases,
     check_image,
     check_series,
     image_suffix,
@@ -32,6 +31,7 @@ from scripts.data.checks import (
     require_sound,
     summarise,
 )
+from scripts.data.remembered import check_remembered
 from scripts.dicom import DICOM_READER, SeriesFinder
 from scripts.errors import InputError
 from scripts.files import read_json
@@ -236,7 +236,7 @@ def read_split(
     instances: bool = False,
     fold: int = 0,
     seed: int = 0,
-    check: bool = True,
+    check: str = "always",
 ) -> dict[str, list[dict[str, Any]]]:
     """Read the cases of a data folder and check their files.
 
@@ -248,7 +248,8 @@ def read_split(
         instances: labels number the instances; then `labels` is not compared with the files.
         fold: the fold that validates, where neither splits.json nor a validation list says what does.
         seed: seed of the folds made on the fly.
-        check: read every file and refuse bad ones.
+        check: whether every file is read and bad ones refused: "always"; "remembered", only what has not
+            passed before or has changed since, see `scripts.data.remembered`; or "never".
 
     Returns:
         `training`, `validation` and `testing`: lists of `{"image", "label", "case"}` with absolute paths.
@@ -260,17 +261,18 @@ def read_split(
     if not instances:
         _compare_labels(dataset_labels(_description(path), path), labels, path)
     result = sections(dataset_dir, fold, seed)
-    if check:
-        cases = [case for name in SPLITS.values() for case in result[name]]
-        require_sound(
-            check_cases(
-                cases,
-                spatial_dims=spatial_dims,
-                in_channels=in_channels,
-                labels=labels,
-                instances=instances,
-            )
+    cases = [case for name in SPLITS.values() for case in result[name]]
+    require_sound(
+        check_remembered(
+            cases,
+            path.parent,
+            check,
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            labels=labels,
+            instances=instances,
         )
+    )
     logger.info("%s: %s", path, ", ".join(f"{len(result[name])} {name}" for name in result))
     return result
 

@@ -101,7 +101,7 @@ def test_tune_chooses_on_validation_alone_and_inference_agrees(trained: Path, tm
     }
 
     cases = read_split(
-        trained / "data", spatial_dims=2, in_channels=1, labels=LABELS, instances=True, check=False
+        trained / "data", spatial_dims=2, in_channels=1, labels=LABELS, instances=True, check="never"
     )["validation"]
     (tmp_path / "images").mkdir()
     for case in cases:
@@ -167,7 +167,11 @@ def test_two_classes_are_compared_as_components(
     (case,) = predict(parser, tmp_path)
     check_probabilities(case)
     (listed,) = read_split(
-        tmp_path / "list", spatial_dims=2, in_channels=1, labels={"a": 0, "b": 255, "ignore": 7}, check=False
+        tmp_path / "list",
+        spatial_dims=2,
+        in_channels=1,
+        labels={"a": 0, "b": 255, "ignore": 7},
+        check="never",
     )["validation"]
     mask = masks[Path(listed["label"]).stem].T  # pictures are read as (width, height)
     np.testing.assert_array_equal(case.truth, connected_components(mask == 255, connectivity=1))
@@ -182,7 +186,7 @@ def test_volumes_are_compared_on_the_grid_of_their_files(
     parser = random_network(str(CONFIGS / "task/phantom_organ.json"), settings, data=organ)
     (case,) = predict(parser, tmp_path)
     check_probabilities(case)
-    listed = read_split(organ, spatial_dims=3, in_channels=1, labels=LABELS, instances=True, check=False)
+    listed = read_split(organ, spatial_dims=3, in_channels=1, labels=LABELS, instances=True, check="never")
     label = nib.Nifti1Image.from_filename(listed["validation"][0]["label"])
     np.testing.assert_array_equal(case.truth, np.asarray(label.dataobj))
 

@@ -178,7 +178,7 @@ def test_folds_made_on_the_fly(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "has no folds: made 5 with seed 3, fold 0 validates" in caplog.text
     assert ids(read_split(folder, seed=3, **SETTINGS)) == ids(splits[0])
     different = {
-        ids(read_split(folder, seed=seed, check=False, **SETTINGS))["validation"] for seed in range(9)
+        ids(read_split(folder, seed=seed, check="never", **SETTINGS))["validation"] for seed in range(9)
     }
     assert len(different) > 1
     with pytest.raises(InputError, match="fold=5 does not exist"):
@@ -274,7 +274,7 @@ def test_bad_files_are_refused_unless_unchecked(tmp_path: Path) -> None:
     picture(folder / "labels/c.png", value=9)
     with pytest.raises(InputError, match=r"c\.png: found label values 9 that are not declared"):
         read_split(folder, **SETTINGS)
-    assert len(read_split(folder, check=False, **SETTINGS)["training"]) == 5  # 7 in folds of 2, 2, 1, 1, 1
+    assert len(read_split(folder, check="never", **SETTINGS)["training"]) == 5  # 7 in folds of 2, 2, 1, 1, 1
     assert read_split(folder, **(SETTINGS | {"labels": {"x": 3}}), instances=True)
 
 
