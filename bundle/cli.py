@@ -158,7 +158,7 @@ def datalist(
 @command(RUNS, "runs.score")
 def score(
     pred: Annotated[Path, typer.Argument(help="Folder of predictions, or one file")],
-    truth: Annotated[Path, typer.Argument(help="Folder of label files, or one file")],
+    truth: Annotated[Path, typer.Argument(help="Folder of label files, or one file; see --section")],
     measure: Annotated[Measure, typer.Option("--measure", help="What is judged")] = "classes",
     output_dir: Annotated[
         Path | None, typer.Option("--output_dir", help="Where scores.csv and summary.json go")
@@ -169,6 +169,9 @@ def score(
     ] = 1.0,
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder of images, to draw cases on (measure instances)")
+    ] = None,
+    section: Annotated[
+        Section | None, typer.Option("--section", help="TRUTH has a dataset.json: its cases of this section")
     ] = None,
 ) -> None:
     """Score predictions file by file, and all of them together."""

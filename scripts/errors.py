@@ -3,10 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
+
+#: Most values that a message lists.
+MOST_LISTED = 20
 
 
 class InputError(ValueError):
     """A file, key or argument breaks a rule. The message is one sentence: name, value, rule and fix."""
+
+
+class Fault(InputError):
+    """What is wrong with a file that others may not have: they can be done without it.
+
+    Args:
+        found: what the file holds, to follow the word "found".
+        rule: what is asked for.
+        fix: what the user can do.
+        file: its path, where it is known.
+    """
+
+    def __init__(self, found: str, rule: str, fix: str, file: str | Path = "") -> None:
+        super().__init__(found, rule, fix)
+        self.file = str(file)
+
+    def of(self, file: str | Path) -> Fault:
+        """The same of this file."""
+        found, rule, fix = self.args
+        return Fault(found, rule, fix, file)
+
+    def __str__(self) -> str:
+        found, rule, fix = self.args
+        return f"{self.file}: found {found}; {rule}; {fix}."
+
+
+def few(values: Sequence[object]) -> str:
+    """The first values of a list, and how many more there are."""
+    more = len(values) - MOST_LISTED
+    return ", ".join(map(str, values[:MOST_LISTED])) + (f" and {more} more" if more > 0 else "")
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -1,13 +1,14 @@
-"""Files: written whole or not at all, JSON, hashes."""
+"""Files: written whole or not at all, JSON, tables, hashes."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,20 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(content).__name__}; a JSON object {{...}} is expected; correct the file."
         )
     return content
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows as CSV with a heading.
+
+    Args:
+        path: the file.
+        rows: dictionaries, at least one; other keys than the columns are left out.
+        columns: those of the first row unless given.
+    """
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns or rows[0]), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def sha256(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Ignite handlers that MONAI lacks: progress with the time left, checkpoints, pictures of cases, scores."""
+"""Ignite handlers that MONAI lacks: progress with the time left, validation, checkpoints, learning curve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,11 +26,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from scripts.checkpoints import check_weights, is_first, read_checkpoint, read_weights, save_weights, unwrap
 from scripts.compute.exported import Exported
 from scripts.errors import InputError
-from scripts.files import atomic_write
-from scripts.judging import SCORES, case_scores, format_summary, mean_foreground_dice, summarize
-from scripts.labels import class_names
+from scripts.files import atomic_write, write_csv
 from scripts.networks import Ensemble
-from scripts.pictures import Panel, draw_learning_curve, draw_panels, draw_scores
+from scripts.pictures import draw_learning_curve
 from scripts.process import gather, generator_states, rank_and_size, restore_generators
 
 logger = logging.getLogger(__name__)
@@ -472,117 +470,9 @@ class LearningCurve:
         logger.info(
             "epoch %d of %d: loss %.4f", trainer.state.epoch, trainer.state.max_epochs, self.rows[-1]["loss"]
         )
-        with (
-            atomic_write(self.output_dir / "learning_curve.csv") as temporary,
-            temporary.open("w", newline="") as file,
-        ):
-            writer = csv.DictWriter(file, fieldnames=["epoch", "loss", metric, "minutes"])
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_csv(self.output_dir / "learning_curve.csv", self.rows)
         if judged:
             draw_learning_curve(self.rows, metric, self.output_dir / "learning_curve.png")
-
-
-class CasePictures:
-    """After each validation, draw the cases with the worst and the best mean Dice.
-
-    Args:
-        output_dir: folder of the pictures, one a validation: epoch_0010.png.
-        labels: the task's labels, class name to value on disk.
-    """
-
-    def __init__(self, output_dir: str, labels: dict[str, int]) -> None:
-        self.output_dir = Path(output_dir)
-        self.n_classes = len(class_names(labels))
-
-    def attach(self, evaluator: Engine) -> None:
-        """Register at every case and at the end, in the first of several processes."""
-        if not is_first():
-            return
-        evaluator.add_event_handler(Events.STARTED, self._open)
-        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        evaluator.add_event_handler(Events.COMPLETED, self._draw)
-
-    def _open(self, evaluator: Engine) -> None:
-        self.worst: tuple[float, Panel] | None = None
-        self.best: tuple[float, Panel] | None = None
-
-    def _collect(self, evaluator: Engine) -> None:
-        for name, image, pred, truth, _ in _cases(evaluator):
-            dice = mean_foreground_dice(pred, truth, self.n_classes)
-            panel = Panel(image, truth, pred, f"{name}: mean Dice {dice:.3f}")
-            if self.worst is None or dice < self.worst[0]:
-                self.worst = (dice, panel)
-            if self.best is None or dice > self.best[0]:
-                self.best = (dice, panel)
-
-    def _draw(self, evaluator: Engine) -> None:
-        if self.worst is not None and self.best is not None:
-            panels = [self.worst[1], self.best[1]]
-            draw_panels(panels, self.output_dir / f"epoch_{evaluator.state.epoch:04d}.png")
-
-
-class CaseScores:
-    """Score every case and write scores.csv, summary.csv, summary.json, scores.png and cases.png.
-
-    Args:
-        output_dir: folder of the files.
-        labels: the task's labels, class name to value on disk.
-        tolerance: distance within which surfaces agree for the surface Dice, in mm (pixels for pictures).
-    """
-
-    def __init__(self, output_dir: str, labels: dict[str, int], tolerance: float = 1.0) -> None:
-        self.output_dir = Path(output_dir)
-        self.names = class_names(labels)
-        self.tolerance = tolerance
-
-    def attach(self, evaluator: Engine) -> None:
-        """Register at every case and at the end."""
-        evaluator.add_event_handler(Events.STARTED, self._open)
-        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        evaluator.add_event_handler(Events.COMPLETED, self._write)
-
-    def _open(self, evaluator: Engine) -> None:
-        self.rows: list[dict] = []
-        self.panels: list[tuple[float, Panel]] = []
-
-    def _collect(self, evaluator: Engine) -> None:
-        for name, image, pred, truth, spacing in _cases(evaluator):
-            scores = case_scores(pred, truth, len(self.names), spacing, self.tolerance)
-            for label, row in zip(self.names[1:], scores, strict=True):
-                self.rows.append({"case": name, "class": label, **row})
-            dice = mean_foreground_dice(pred, truth, len(self.names))
-            self.panels.append((dice, Panel(image, truth, pred, f"{name}: mean Dice {dice:.3f}")))
-            self.panels.sort(key=lambda pair: pair[0])
-
-    def _write(self, evaluator: Engine) -> None:
-        summary = summarize(self.rows)
-        self._table("scores.csv", ["case", "class", *SCORES], self.rows)
-        self._table("summary.csv", list(summary[0]), summary)
-        with atomic_write(self.output_dir / "summary.json") as temporary:
-            temporary.write_text(
-                json.dumps({"tolerance": self.tolerance, "summary": summary}, indent=1) + "\n"
-            )
-        draw_scores(self.rows, self.output_dir / "scores.png")
-        chosen = {"worst": 0, "median": len(self.panels) // 2, "best": len(self.panels) - 1}
-        for word, index in chosen.items():
-            panel = self.panels[index][1]
-            self.panels[index] = (
-                self.panels[index][0],
-                Panel(panel.image, panel.truth, panel.pred, panel.title),
-            )
-            self.panels[index][1].title = f"{word}: {panel.title}"
-        draw_panels(
-            [self.panels[i][1] for i in dict.fromkeys(chosen.values())], self.output_dir / "cases.png"
-        )
-        logger.info("means over %d cases:\n%s", len(self.panels), format_summary(summary))
-        logger.info("tables and pictures: %s", self.output_dir)
-
-    def _table(self, name: str, columns: Sequence[str], rows: Sequence[dict]) -> None:
-        with atomic_write(self.output_dir / name) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(columns))
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def _describe_cases(cases: Sequence[Mapping[str, Any]]) -> str:
@@ -608,12 +498,3 @@ def _loss(engine: Engine) -> float:
     """Loss of the step just done."""
     output = _state(engine).output
     return float((output[0] if isinstance(output, list) else output)[Keys.LOSS].detach())
-
-
-def _cases(engine: Engine) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray, list[float]]]:
-    """Name, image, prediction, truth (arrays without channel) and spacing of the cases just evaluated."""
-    for case in _state(engine).output:
-        image, pred, truth = (np.asarray(case[key].cpu()) for key in (Keys.IMAGE, Keys.PRED, Keys.LABEL))
-        source = Path(str(case[Keys.IMAGE].meta["filename_or_obj"])).name
-        spacing = [float(size) for size in case[Keys.LABEL].pixdim[: truth.ndim - 1]]
-        yield source.split(".")[0], image[0], pred[0], truth[0], spacing

@@ -1,11 +1,11 @@
-"""Pictures that people look at: cases side by side, cells merged and split, learning curves, scores."""
+"""Pictures that people look at: cases side by side, cells that are wrong, learning curves, scores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,9 +18,7 @@ from skimage.segmentation import find_boundaries
 
 from scripts.errors import InputError
 from scripts.files import atomic_write
-
-#: Where matplotlib puts the first row of an array.
-Origin = Literal["upper", "lower"]
+from scripts.judging import Case, CellErrors, cell_errors
 
 #: Colours of the classes 0, 1, 2, ...; the background is clear.
 CLASS_COLOURS = ["#00000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"]
@@ -35,14 +33,14 @@ MERGED_COLOUR, SPLIT_COLOUR, OUTLINE_COLOUR = "#cc79a7", "#f0e442", "#000000"
 NEIGHBOUR_DISTANCE = 3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Panel:
-    """One case to be drawn.
+    """What is drawn of a case.
 
     Attributes:
-        image: (*spatial), grey values.
-        truth: (*spatial), class indices.
-        pred: (*spatial), class indices.
+        image: grey values, (X, Y).
+        truth: class indices, (X, Y).
+        pred: class indices, (X, Y).
         title: what stands above the row.
     """
 
@@ -51,34 +49,39 @@ class Panel:
     pred: np.ndarray
     title: str
 
+    @classmethod
+    def of(cls, case: Case, image: np.ndarray, title: str) -> Panel:
+        """The picture itself, or the slice of a volume along the last axis with most foreground.
+
+        Args:
+            case: class maps.
+            image: grey values, (*spatial).
+            title: what stands above the row.
+        """
+        pred, truth = case.cleared()
+        where = _fullest(truth, pred)
+        return cls(image[where].copy(), truth[where].copy(), pred[where].copy(), title)
+
 
 def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
-    """Save cases as rows of image, truth, prediction and error; volumes by the fullest slice.
+    """Save cases as rows of image, truth, prediction and error.
 
     Args:
         panels: at least one case.
         path: the PNG to write.
     """
-    origin: Origin = (
-        "upper" if panels[0].image.ndim == 2 else "lower"
-    )  # pictures run down, RAS volumes run up
     figure = Figure(figsize=(12, 3.3 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 4, squeeze=False)
     for row, panel in zip(axes, panels, strict=True):
-        image, truth, pred = _slice(panel)
+        truth, pred = panel.truth, panel.pred
         error = np.select(
             [truth == pred, pred == 0, truth == 0], [0, 1, 2], default=3
         )  # nothing, missed, invented, wrong class
-        low, high = np.percentile(image, [0.5, 99.5])
-        for axis, name in zip(row, ("image", "truth", "prediction", "error"), strict=True):
-            shades = Normalize(low, max(high, low + 1e-6))
-            axis.imshow(image.T, cmap="gray", norm=shades, origin=origin, interpolation="nearest")
-            axis.set_axis_off()
-            axis.set_title(name if name != "image" else panel.title, fontsize=9)
+        _grey(row, panel.image, (panel.title, "truth", "prediction", "error"))
         for axis, classes, colours in zip(
             row[1:], (truth, pred, error), (CLASS_COLOURS, CLASS_COLOURS, ERROR_COLOURS), strict=True
         ):
-            _overlay(axis, classes, colours, origin)
+            _overlay(axis, classes, colours)
     figure.supxlabel("error: orange missed, blue invented, yellow wrong class", fontsize=9)
     save_figure(figure, path)
 
@@ -134,56 +137,6 @@ def draw_scores(rows: Sequence[dict], path: str | Path, score: str = "dice") -> 
     save_figure(figure, path)
 
 
-@dataclass(frozen=True)
-class CellErrors:
-    """Ids of the cells that a prediction got wrong, in ascending order.
-
-    Attributes:
-        merged: predicted cells that cover more than half of each of two or more true cells.
-        split: true cells that hold more than half of each of two or more predicted cells.
-        missed: true cells that no predicted cell covers by more than half, and that are not split.
-        invented: predicted cells that no true cell holds by more than half, and that are not merged.
-    """
-
-    merged: tuple[int, ...]
-    split: tuple[int, ...]
-    missed: tuple[int, ...]
-    invented: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return ", ".join(f"{len(ids)} {name}" for name, ids in vars(self).items())
-
-
-def cell_errors(truth: np.ndarray, pred: np.ndarray) -> CellErrors:
-    """Which cells are merged, split, missed or invented; truth and prediction exchanged, so are the names.
-
-    Args:
-        truth: (*spatial), whole numbers: 0 background, every other id a true cell.
-        pred: (*spatial), the same for the predicted cells.
-
-    Raises:
-        InputError: two shapes.
-    """
-    _require_one_grid(truth, pred)
-    true_ids, true_index, true_area = np.unique(truth, return_inverse=True, return_counts=True)
-    pred_ids, pred_index, pred_area = np.unique(pred, return_inverse=True, return_counts=True)
-    pairs = true_index.ravel() * len(pred_ids) + pred_index.ravel()
-    shared = np.bincount(pairs, minlength=len(true_ids) * len(pred_ids)).reshape(len(true_ids), len(pred_ids))
-    shared = shared[true_ids > 0][:, pred_ids > 0]  # (true cells, predicted cells), in pixels
-    true_area, pred_area = true_area[true_ids > 0], pred_area[pred_ids > 0]
-    true_ids, pred_ids = true_ids[true_ids > 0], pred_ids[pred_ids > 0]
-    covered = 2 * shared > true_area[:, None]  # more than half of the true cell
-    held = 2 * shared > pred_area  # more than half of the predicted cell
-    merged, split = covered.sum(0) > 1, held.sum(1) > 1
-    missed, invented = ~covered.any(1) & ~split, ~held.any(0) & ~merged
-    return CellErrors(
-        merged=tuple(pred_ids[merged].tolist()),
-        split=tuple(true_ids[split].tolist()),
-        missed=tuple(true_ids[missed].tolist()),
-        invented=tuple(pred_ids[invented].tolist()),
-    )
-
-
 def distinct_colours(cells: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """Give neighbouring cells different colours, whatever their numbers.
 
@@ -224,25 +177,25 @@ def distinct_colours(cells: np.ndarray, like: np.ndarray | None = None) -> np.nd
     return colour[ordered]
 
 
-def draw_instances(image: np.ndarray, truth: np.ndarray, pred: np.ndarray, path: str | Path) -> CellErrors:
+def draw_instances(image: np.ndarray, case: Case, path: str | Path) -> CellErrors:
     """Save image, true cells, predicted cells and what is wrong with them; volumes by the fullest slice.
 
     A predicted cell has the colour of the true cell that it lies on, where no neighbour has it.
 
     Args:
         image: (*spatial), grey values.
-        truth: (*spatial), whole numbers: 0 background, every other id a cell.
-        pred: (*spatial), the same.
+        case: object numbers, 0 background.
         path: the PNG to write.
 
     Returns:
         The cells that are wrong, counted over the whole picture or volume.
 
     Raises:
-        InputError: image, truth and prediction have different shapes.
+        InputError: the image has another shape.
     """
+    pred, truth = case.cleared()
     _require_one_grid(image, truth)
-    errors = cell_errors(truth, pred)
+    errors = cell_errors(case)
     true_colours = distinct_colours(truth)
     pred_colours = distinct_colours(pred, true_colours)
     marks = [
@@ -260,21 +213,14 @@ def draw_instances(image: np.ndarray, truth: np.ndarray, pred: np.ndarray, path:
     wrong[outline] = len(marks) + 1
     colours = [CLASS_COLOURS[0], *(colour for _, colour, _ in marks), OUTLINE_COLOUR]
 
-    origin: Origin = "upper" if image.ndim == 2 else "lower"
-    shown, true_colours_shown, pred_colours_shown = _slice(Panel(image, true_colours, pred_colours, ""))
-    wrong, _, _ = _slice(Panel(wrong, true_colours, pred_colours, ""))
-    low, high = np.percentile(shown, [0.5, 99.5])
-    shades = Normalize(low, max(high, low + 1e-6))
+    where = _fullest(true_colours, pred_colours)
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     axes = figure.subplots(1, 4)
     names = ("image", f"truth: {_count(truth)} cells", f"prediction: {_count(pred)} cells", "errors")
-    for axis, name in zip(axes, names, strict=True):
-        axis.imshow(shown.T, cmap="gray", norm=shades, origin=origin, interpolation="nearest")
-        axis.set_axis_off()
-        axis.set_title(name, fontsize=10)
-    _overlay(axes[1], true_colours_shown, CLASS_COLOURS, origin)
-    _overlay(axes[2], pred_colours_shown, CLASS_COLOURS, origin)
-    _overlay(axes[3], wrong, colours, origin)
+    _grey(axes, image[where], names)
+    _overlay(axes[1], true_colours[where], CLASS_COLOURS)
+    _overlay(axes[2], pred_colours[where], CLASS_COLOURS)
+    _overlay(axes[3], wrong[where], colours)
     figure.suptitle(str(errors), fontsize=11)
     figure.legend(
         handles=[Patch(color=colour, label=name) for name, colour, _ in marks],
@@ -287,19 +233,28 @@ def draw_instances(image: np.ndarray, truth: np.ndarray, pred: np.ndarray, path:
     return errors
 
 
-def _slice(panel: Panel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The 2D picture itself, or the slice along the last axis with most foreground."""
-    if panel.image.ndim == 2:
-        return panel.image, panel.truth, panel.pred
-    filled = ((panel.truth > 0).sum((0, 1)) + (panel.pred > 0).sum((0, 1))).argmax()
-    return panel.image[..., filled], panel.truth[..., filled], panel.pred[..., filled]
+def _fullest(truth: np.ndarray, pred: np.ndarray) -> tuple[Any, ...]:
+    """Index of the slice along the last axis with most foreground, which runs up; of a picture of it all."""
+    if truth.ndim == 2:
+        return (...,)
+    return np.s_[:, ::-1, ((truth > 0).sum((0, 1)) + (pred > 0).sum((0, 1))).argmax()]
 
 
-def _overlay(axis: Axes, classes: np.ndarray, colours: Sequence[str], origin: Origin) -> None:
+def _grey(axes: Sequence[Axes], image: np.ndarray, titles: Sequence[str]) -> None:
+    """Show the image on all axes, each with its title."""
+    low, high = np.percentile(image, [0.5, 99.5])
+    shades = Normalize(low, max(high, low + 1e-6))
+    for axis, title in zip(axes, titles, strict=True):
+        axis.imshow(image.T, cmap="gray", norm=shades, interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title(title, fontsize=9)
+
+
+def _overlay(axis: Axes, classes: np.ndarray, colours: Sequence[str]) -> None:
     """Colour classes over the picture; more classes than colours go round again, background stays clear."""
     wrapped = np.where(classes > 0, (classes.astype(int) - 1) % (len(colours) - 1) + 1, 0)
     paint, shades = ListedColormap(list(colours)), Normalize(0, len(colours) - 1)
-    axis.imshow(wrapped.T, cmap=paint, norm=shades, alpha=0.6, origin=origin, interpolation="nearest")
+    axis.imshow(wrapped.T, cmap=paint, norm=shades, alpha=0.6, interpolation="nearest")
 
 
 def _require_one_grid(one: np.ndarray, other: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from bundle.figures.diagram import configured, draw_architecture
 from bundle.figures.mechanisms import corrupt_cells, draw_elastic, draw_tiles, draw_weights, even_cells
 from scripts.files import atomic_write
+from scripts.judging import Case
 from scripts.pictures import draw_instances, save_figure
 
 DPI = 100
@@ -27,7 +28,7 @@ LARGEST = 250_000  # bytes of a PNG; a larger one is reduced to 256 colours
 def _write_instances(path: Path) -> None:
     image, truth = even_cells(0, (192, 192))
     _, others = even_cells(1, (192, 192))
-    draw_instances(image.T, truth.T, corrupt_cells(truth, others).T, path)
+    draw_instances(image.T, Case("cells", corrupt_cells(truth, others).T, truth.T), path)
 
 
 def _writes(draw: Callable[[], Figure]) -> Callable[[Path], None]:

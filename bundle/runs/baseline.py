@@ -10,27 +10,10 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from scripts.judging import Case, mean_dice
+
 SMOOTHING = 1.0  # deviation of the Gaussian before the threshold, in grid steps
 MIN_COMPONENT = 30  # pixels or voxels; smaller components are dropped
-
-
-def dice_per_class(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> np.ndarray:
-    """Dice of each class but the background.
-
-    Args:
-        pred: class map of any shape.
-        truth: class map of the same shape.
-        n_classes: background included.
-
-    Returns:
-        Dice (n_classes - 1,) from 0 to 1; NaN for a class that is in neither map.
-    """
-    scores = np.full(n_classes - 1, np.nan)
-    for c in range(1, n_classes):
-        total = np.sum(pred == c) + np.sum(truth == c)
-        if total:
-            scores[c - 1] = 2 * np.sum((pred == c) & (truth == c)) / total
-    return scores
 
 
 def _name_components(foreground: np.ndarray, truth: np.ndarray, n_classes: int) -> np.ndarray:
@@ -59,4 +42,4 @@ def otsu_components(image: np.ndarray, truth: np.ndarray, n_classes: int) -> np.
     smooth = ndimage.gaussian_filter(image.astype(np.float64), SMOOTHING)
     bright = smooth > threshold_otsu(smooth)
     maps = [_name_components(foreground, truth, n_classes) for foreground in (bright, ~bright)]
-    return max(maps, key=lambda pred: np.nanmean(dice_per_class(pred, truth, n_classes)))
+    return max(maps, key=lambda pred: mean_dice(Case("", pred, truth)))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import typer
-from PIL import Image
 
-from bundle.runs.baseline import dice_per_class, otsu_components
+from bundle.runs.baseline import otsu_components
 from bundle.runs.commands import run_bundle, run_python, say
 from scripts.data.checks import image_suffix
 from scripts.data.datalist import output_path, sections
 from scripts.errors import InputError
 from scripts.files import read_json
+from scripts.judging import mean_dice
+from scripts.judging.files import Pair, read_image, read_values
 
 #: Kind of phantom, and the experiment that learns it.
 EXPERIMENTS = {"cells": "phantom_cells", "organ": "phantom_organ"}
@@ -69,21 +70,15 @@ def compare_with_otsu(data: Path, segmentations: Path) -> tuple[float, float]:
         InputError: a held-out case has no segmentation.
     """
     description = read_json(data / "dataset.json")
-    n_classes = len(description["labels"])
     scores = []
-    for case in sections(data)["testing"]:
-        image, truth = (_array(Path(case[key])) for key in ("image", "label"))
-        segmented = output_path(segmentations, case["case"], "seg", image_suffix(case["image"]))
-        if not segmented.is_file():
-            raise InputError(f"{segmented}: no such segmentation; run inference on {data}/imagesTs first")
-        pred = _array(segmented)
+    for listed in sections(data)["testing"]:
+        found = output_path(segmentations, listed["case"], "seg", image_suffix(listed["image"]))
+        if not found.is_file():
+            raise InputError(f"{found}: no such segmentation; run inference on {data}/imagesTs first")
+        case = read_values(Pair(listed["case"], found, Path(listed["label"])))
         if description.get("instances"):
-            truth, pred = (truth > 0).astype(np.uint8), (pred > 0).astype(np.uint8)
-        otsu = otsu_components(image, truth, n_classes)
-        scores.append([np.nanmean(dice_per_class(guess, truth, n_classes)) for guess in (pred, otsu)])
-    unet, baseline = np.mean(scores, axis=0)
+            case = replace(case, pred=(case.pred > 0).astype(int), truth=(case.truth > 0).astype(int))
+        otsu = otsu_components(read_image(Path(listed["image"])), case.truth, len(description["labels"]))
+        scores.append([mean_dice(case), mean_dice(replace(case, pred=otsu))])
+    unet, baseline = np.nanmean(scores, axis=0)
     return float(unet), float(baseline)
-
-
-def _array(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path)) if path.suffix == ".png" else np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import math
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -20,12 +19,12 @@ from matplotlib.figure import Figure
 
 from bundle.runs.commands import run_bundle, run_python, say
 from bundle.runs.experiments import for_inference, read_experiment
-from bundle.runs.score import number, table
-from scripts.data.checks import image_suffix
-from scripts.data.datalist import cases_of, output_name, sections
+from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json
+from scripts.files import read_json, write_csv
+from scripts.judging.tables import read_means
 from scripts.pictures import save_figure
+from scripts.tables import Row, number, table
 
 #: What the picture shows, and what the printed table begins with, of the scores of each measure.
 SHOWN = {
@@ -39,8 +38,6 @@ UNCHANGED = "unchanged"
 
 #: In place of a seed: the mean of the probabilities of all seeds.
 ENSEMBLE = "ensemble"
-
-Row = dict[str, Any]
 
 
 def study(
@@ -58,10 +55,9 @@ def study(
     seeds = list(dict.fromkeys(seeds))
     experiment = read_experiment(args_file, ids)
     changes = {variant: {**ids, **own} for variant, own in read_variants(variants).items()}
+    cases_of(sections(dataset_dir), section)  # hours before they are segmented
     results = section if inferer is None else f"{section}_{inferer.stem}"
     output_dir = output_dir.resolve()
-    truth = output_dir / f"labels_{section}"
-    link_labels(dataset_dir, section, truth)
     places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
     rows: list[Row] = []
 
@@ -79,10 +75,10 @@ def study(
                 save_probabilities=measure == "membranes",
             )
             run_python(
-                *("-m", "bundle", "score", str(judged), str(truth)),
+                *("-m", "bundle", "score", str(judged), places["dataset_dir"], "--section", section),
                 *("--measure", measure, "--output_dir", str(judged)),
             )
-        scores = read_scores(judged / "summary.json")
+        scores = read_means(judged / "summary.json")
         rows.append({"variant": variant, "seed": seed, **scores, "minutes": _minutes(folder)})
         write(rows, output_dir / results, measure)
 
@@ -132,17 +128,6 @@ def folder_name(variant: str) -> str:
     return re.sub(r"\W+", "_", variant).strip("_").lower()
 
 
-def read_scores(path: Path) -> Row:
-    """The mean scores over the cases, from a summary.json of `python -m bundle score` or evaluate.json."""
-    summary = read_json(path)
-    if "summary" not in summary:  # instances or membranes
-        return summary["mean"]
-    means = {(entry["class"], entry["score"]): entry["mean"] for entry in summary["summary"]}
-    classes = list(dict.fromkeys(name for name, _ in means))
-    overall = "mean" if "mean" in classes else classes[-1]
-    return {score: mean for (name, score), mean in means.items() if name == overall}
-
-
 def summary_table(rows: Sequence[Row], measure: str) -> str:
     """A line for each variant: the mean over the seeds, their standard deviation, and the ensemble."""
     lines = []
@@ -162,10 +147,7 @@ def summary_table(rows: Sequence[Row], measure: str) -> str:
 
 def write(rows: Sequence[Row], output_dir: Path, measure: str) -> None:
     """Write study.csv, a row for each training, and study.png."""
-    with atomic_write(output_dir / "study.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(output_dir / "study.csv", rows)
     draw(rows, SHOWN[measure], output_dir / "study.png")
 
 
@@ -204,16 +186,6 @@ def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
         variant: [row for row in rows if row["variant"] == variant]
         for variant in dict.fromkeys(row["variant"] for row in rows)
     }
-
-
-def link_labels(dataset_dir: Path, section: str, folder: Path) -> None:
-    """Make a folder with the labels of a section, each called by its case as `score` looks for them."""
-    cases = cases_of(sections(dataset_dir), section)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for case in cases:
-        name = output_name(case["case"]) + image_suffix(case["label"])
-        (folder / name).symlink_to(case["label"])
 
 
 def _minutes(folder: Path) -> float | None:

@@ -7,7 +7,6 @@ would make their scores worthless. The score of the best parameters flatters, as
 
 from __future__ import annotations
 
-import csv
 import inspect
 import json
 import tempfile
@@ -32,10 +31,12 @@ from scripts.checkpoints import read_checkpoint
 from scripts.data import cases_of
 from scripts.data.checks import check_cases, require_sound
 from scripts.errors import InputError
-from scripts.files import atomic_write
-from scripts.judging import instance_scores, v_rand
+from scripts.files import atomic_write, write_csv
+from scripts.judging import Case, instance_scores, v_rand
+from scripts.judging.tables import mean_of
 from scripts.labels import IGNORE_LABEL, count_classes
 from scripts.pictures import save_figure
+from scripts.tables import table
 from scripts.transforms import WatershedInstancesd
 
 #: Values tried for each parameter of WatershedInstancesd, in the order in which they are tried.
@@ -63,18 +64,18 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Case:
+class Predicted:
     """A validation case on the grid of its file.
 
     Attributes:
         probabilities: file of (classes, *spatial), float32.
         truth: instance map, (*spatial).
-        ignored: where nobody annotated, (*spatial), boolean.
+        mask: where somebody annotated, (*spatial), boolean.
     """
 
     probabilities: Path
     truth: np.ndarray
-    ignored: np.ndarray
+    mask: np.ndarray
 
 
 def search(
@@ -115,7 +116,7 @@ def search(
     return list(trials.values())
 
 
-def mean_score(cases: Sequence[Case], transform: Transform, measure: str) -> float:
+def mean_score(cases: Sequence[Predicted], transform: Transform, measure: str) -> float:
     """The mean score of the instances that a transform makes of the probabilities.
 
     Args:
@@ -129,14 +130,13 @@ def mean_score(cases: Sequence[Case], transform: Transform, measure: str) -> flo
     scores = []
     for case in cases:
         data = {Keys.PRED: torch.from_numpy(np.load(case.probabilities))}
-        pred = np.asarray(transform(data)[Keys.PRED][0])
-        pred = np.where(case.ignored, 0, pred)
+        judged = Case(str(case.probabilities), transform(data)[Keys.PRED][0].numpy(), case.truth, case.mask)
         rand = measure == "v_rand"
-        scores.append(v_rand(pred, case.truth) if rand else instance_scores(pred, case.truth)[measure])
-    return float(np.nanmean(scores))
+        scores.append(v_rand(*judged.annotated()) if rand else instance_scores(judged)[measure])
+    return mean_of(scores)
 
 
-def predict(parser: ConfigParser, folder: Path) -> list[Case]:
+def predict(parser: ConfigParser, folder: Path) -> list[Predicted]:
     """Probabilities and true instances of the validation cases, on the grid of their files.
 
     Args:
@@ -177,7 +177,7 @@ def predict(parser: ConfigParser, folder: Path) -> list[Case]:
     for key, value in changes.items():
         parser[key] = value
     evaluator = parser.get_parsed_content("validate::evaluator")
-    cases: list[Case] = []
+    cases: list[Predicted] = []
 
     def keep(engine: Engine) -> None:
         for output in engine.state.output:  # type: ignore[union-attr]
@@ -185,10 +185,10 @@ def predict(parser: ConfigParser, folder: Path) -> list[Case]:
             np.save(file, np.asarray(output[Keys.PRED].float().cpu()))
             label = np.asarray(output[Keys.LABEL][0].cpu())
             if instances:
-                cases.append(Case(file, label.astype(np.int64), np.zeros(label.shape, dtype=bool)))
+                cases.append(Predicted(file, label.astype(np.int64), np.ones(label.shape, dtype=bool)))
             else:
                 truth = connected_components(label == 1, connectivity=1)
-                cases.append(Case(file, truth, label == IGNORE_LABEL))
+                cases.append(Predicted(file, truth, label != IGNORE_LABEL))
 
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
     evaluator.run()
@@ -228,13 +228,10 @@ def tune(
     with atomic_write(output_dir / "postprocessing.json") as temporary:
         temporary.write_text(json.dumps({"to_labels": [step]}, indent=4) + "\n", encoding="utf-8")
     rows = [{**trial.parameters, measure: trial.score} for trial in trials]
-    with atomic_write(output_dir / "tune.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(output_dir / "tune.csv", rows)
     draw_trials(trials, measure, output_dir / "tune.png")
 
-    typer.echo(_table(trials[:TABLE_ROWS], measure))
+    typer.echo(table([measure, *best.parameters], rows[:TABLE_ROWS], names=0))
     typer.echo(f"\n{measure}, mean over {len(cases)} validation cases:")
     typer.echo(f"  {best.score:.4f} with the best of {len(trials)} combinations")
     typer.echo(f"  {default.score:.4f} with the defaults of WatershedInstancesd")
@@ -282,7 +279,7 @@ def draw_trials(trials: Sequence[Trial], measure: str, path: Path) -> None:
 
 
 def _try_all(
-    cases: Sequence[Case], configured: Sequence[Transform], measure: str
+    cases: Sequence[Predicted], configured: Sequence[Transform], measure: str
 ) -> tuple[list[Trial], Trial]:
     """All trials, the best first, and that of the defaults; begins with what the configs have."""
     arguments = list(inspect.signature(WatershedInstancesd).parameters.values())[1:]
@@ -307,14 +304,3 @@ def _try_all(
             default = Trial(defaults, judge(defaults))
             trials.append(default)
     return sorted(trials, key=lambda trial: -trial.score), default
-
-
-def _table(trials: Sequence[Trial], measure: str) -> str:
-    """A plain table, one line for each trial."""
-    names = list(trials[0].parameters)
-    lines = ["  ".join(f"{name:>{max(len(name), 8)}}" for name in (measure, *names))]
-    for trial in trials:
-        cells = [f"{trial.score:.4f}", *(str(value) for value in trial.parameters.values())]
-        widths = [max(len(name), 8) for name in (measure, *names)]
-        lines.append("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
-    return "\n".join(lines)

@@ -8,7 +8,6 @@ several sizes, and on real cases as inference would segment them.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
@@ -37,18 +36,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.runs.experiments import for_inference, parser_of, read_experiment, resolved, with_ids
-from bundle.runs.score import table
 from bundle.ship.audit import audit_experiment
 from bundle.ship.package import data_format
 from scripts.checkpoints import check_weights, read_weights
 from scripts.compute.exported import Exported
 from scripts.compute.runtimes import openvino_core
 from scripts.errors import InputError, root_cause
-from scripts.files import atomic_write, read_json
-from scripts.judging import mean_foreground_dice
-from scripts.labels import class_names
+from scripts.files import atomic_write, read_json, write_csv
+from scripts.judging import case_of, mean_dice
+from scripts.judging.tables import mean_of
 from scripts.networks.sizes import Sizes
 from scripts.pictures import save_figure
+from scripts.tables import Row, table
 
 #: What stands in the table for the network as it was, and its weights.
 REFERENCE = "PyTorch"
@@ -64,8 +63,6 @@ INPUT, OUTPUT = "image", "pred"
 
 #: Loggers that tell about each step of an export.
 CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "monai.bundle.scripts")
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ class Result:
         files: written files.
         difference: largest absolute difference of a logit.
         other_label: share of the voxels of each case that have another label.
-        dice: mean Dice of each case.
+        dice: mean Dice of each case; NaN for one that says nothing.
         seconds: for each round, of each case.
         note: why it is not there, or not measured.
     """
@@ -154,13 +151,11 @@ class Evaluation:
         dataset: cases, each a dictionary of image and label.
         inferer: from an image, (B, C, *spatial), and a network to logits.
         postprocessing: from logits to classes on the grid of the file.
-        classes: their number.
     """
 
     dataset: Sequence[Row]
     inferer: Callable[..., Tensor]
     postprocessing: Callable[[Row], Row]
-    classes: int
 
 
 def write_torch_export(model: Model, folder: Path) -> None:
@@ -438,7 +433,6 @@ def read_evaluation(model: Model, dataset_dir: Path, section: str, cases: int | 
             parser.get_parsed_content("validate::dataset"),
             parser.get_parsed_content("validate::inferer"),
             parser.get_parsed_content("validate::postprocessing"),
-            len(class_names(parser.get_parsed_content("labels"))),
         )
     except Exception as error:
         root = root_cause(error)
@@ -516,26 +510,27 @@ def judge(
                 logits[name] = evaluation.inferer(image, networks[name])
                 results[name].seconds[index].append(time.perf_counter() - start)
         found = {name: evaluation.postprocessing({**case, Keys.PRED: logits[name][0]}) for name in names}
-        expected = np.asarray(found[REFERENCE][Keys.PRED][0])
+        judged = {name: case_of(name, found[name][Keys.PRED], found[name][Keys.LABEL]) for name in names}
         for name in names:
-            pred, truth = (np.asarray(found[name][key][0]) for key in (Keys.PRED, Keys.LABEL))
             results[name].compare(logits[name], logits[REFERENCE])
-            results[name].other_label.append(float(np.mean(pred != expected)))
-            results[name].dice.append(mean_foreground_dice(pred, truth, evaluation.classes))
+            results[name].other_label.append(float(np.mean(judged[name].pred != judged[REFERENCE].pred)))
+            results[name].dice.append(mean_dice(judged[name]))
 
 
 def row_of(name: str, result: Result, reference: Result) -> Row:
     """A row of the table; None for what was not measured."""
     measured = [statistics.fmean(times) for times in result.seconds]
-    pairs = zip(result.dice, reference.dice, strict=False)
+    pairs = np.array(
+        [pair for pair in zip(result.dice, reference.dice, strict=False) if not np.isnan(pair).any()]
+    )
     return {
         "format": name,
         "file": " ".join(file.name for file in result.files) or None,
         "MB": sum(file.stat().st_size for file in result.files) / 1e6 if result.files else None,
         "largest difference": result.difference,
         "other label": statistics.fmean(result.other_label) if result.other_label else None,
-        "dice": statistics.fmean(result.dice) if result.dice else None,
-        "dice difference": max((abs(a - b) for a, b in pairs), default=None),
+        "dice": mean_of(result.dice) if result.dice else None,
+        "dice difference": float(np.abs(pairs[:, 0] - pairs[:, 1]).max()) if len(pairs) else None,
         "seconds a case": statistics.median(measured) if measured else None,
         "seconds of each round": measured,
         "cases": len(result.dice),
@@ -554,17 +549,14 @@ def summary_table(rows: Sequence[Row]) -> str:
         }
         for row in rows
     ]
-    return table(COLUMNS, lines)
+    return table(COLUMNS, lines, names=2)
 
 
 def write_tables(rows: Sequence[Row], output_dir: Path) -> None:
     """Write export.csv, export.json and, where cases were segmented, export.png."""
     with atomic_write(output_dir / "export.json") as temporary:
         temporary.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
-    with atomic_write(output_dir / "export.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*COLUMNS, "note"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(output_dir / "export.csv", rows, [*COLUMNS, "note"])
     if any(row["seconds of each round"] for row in rows):
         draw(rows, output_dir / "export.png")
 

@@ -22,15 +22,15 @@ import typer
 from monai.bundle import ConfigParser
 
 from bundle.runs.experiments import PLACES, for_inference, read_experiment, resolved
-from bundle.runs.score import number
-from bundle.runs.study import read_scores
 from bundle.ship.audit import audit_experiment
 from scripts.checkpoints import check_weights, read_weights
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, sha256
+from scripts.judging.tables import read_means
 from scripts.labels import class_names
 from scripts.networks.sizes import Sizes
 from scripts.process import bundle_root
+from scripts.tables import number
 
 CARDS = Path(__file__).with_name("cards")
 
@@ -307,7 +307,7 @@ def _network(inference: Mapping[str, Any]) -> torch.nn.Module:
 
 def _measured(path: Path | None) -> dict[str, float]:
     """The mean scores of a summary.json, those that say something."""
-    scores = {} if path is None else read_scores(path)
+    scores = {} if path is None else read_means(path)
     return {name: value for name, value in scores.items() if value is not None}
 
 

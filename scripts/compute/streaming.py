@@ -32,8 +32,8 @@ from torch import nn
 from scripts.compute.inferers import SlabInferer, most_probable
 from scripts.data.checks import Problem
 from scripts.data.datalist import InferenceCases, output_path
-from scripts.data.volumes import BadVolume, Box, Volume, open_volume
-from scripts.errors import InputError
+from scripts.data.volumes import Box, Volume, open_volume
+from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.labels import IGNORE_LABEL, label_type
 from scripts.process import release_memory
@@ -111,7 +111,7 @@ def find_geometry(volume: Volume, transforms: Sequence[Transform]) -> Geometry:
         transforms: Orientationd and Spacingd, in any number and order, with the key "image".
 
     Raises:
-        BadVolume: the volume's grid is sheared.
+        Fault: the volume's grid is sheared.
     """
     # MONAI's lazy transforms work out shape and affine alone; the voxels are one number, repeated.
     image = MetaTensor(torch.zeros(()).expand(1, *volume.shape), affine=torch.from_numpy(volume.affine))
@@ -126,11 +126,11 @@ def find_geometry(volume: Volume, transforms: Sequence[Transform]) -> Geometry:
     off_axis = matrix[:3, :3].copy()
     off_axis[list(sources), range(3)] = 0
     if sorted(sources) != [0, 1, 2] or (np.abs(off_axis) @ shape).max() > SHEAR_TOLERANCE:
-        raise BadVolume(
-            volume.path,
+        raise Fault(
             "an affine with shear",
             "the axes must stand at right angles to be resampled one by one",
             "resample it onto a grid without shear, or segment it with configs/inference.json alone",
+            volume.path,
         )
     same_shape = shape == tuple(volume.shape[source] for source in sources)
     if (
@@ -163,7 +163,7 @@ class NetworkView:
         axis: the axis of the network's grid along which the file is stored plane by plane.
 
     Raises:
-        BadVolume: a voxel is not a finite number.
+        Fault: a voxel is not a finite number.
     """
 
     def __init__(self, volume: Volume, geometry: Geometry, scores: int) -> None:
@@ -229,11 +229,11 @@ class NetworkView:
             mean += apart * new / (count + new)
             count += new
         if not mean.isfinite().all():
-            raise BadVolume(
-                self.volume.path,
+            raise Fault(
                 "NaN or infinite voxels",
                 "every voxel must be a finite number",
                 "replace them, for example with numpy.nan_to_num, and save the file again",
+                self.volume.path,
             )
         spread = (squares / count).sqrt()
         spread[spread == 0] = 1
@@ -318,7 +318,7 @@ class VolumeSegmenter:
             self.segment(Path(path), output_path(self.output_dir, name, "seg", ".nii"))
         except (InputError, OSError) as error:
             unknown = f"no way to segment it ({error})", "it is left out", "mend it"
-            problem = Problem(name, path, *(error.reason if isinstance(error, BadVolume) else unknown))
+            problem = Problem(name, path, *(error.args if isinstance(error, Fault) else unknown))
             logger.error(problem.sentence())
             self.cases.problems.append(problem)
             self.cases.cases.remove(case)

@@ -27,8 +27,8 @@ from nibabel.wrapstruct import WrapStructError
 from PIL import Image
 from tqdm import tqdm
 
-from scripts.dicom import BadSeries, SeriesFinder
-from scripts.errors import InputError
+from scripts.dicom import SeriesFinder
+from scripts.errors import Fault, InputError, few
 from scripts.labels import IGNORE_NAME
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Problem:
 
     def sentence(self) -> str:
         """The whole problem in one sentence."""
-        return f"{self.file}: found {self.found}; {self.rule}; {self.fix}."
+        return str(Fault(self.found, self.rule, self.fix, self.file))
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,17 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """Where the voxels of a file lie: voxels per spatial axis and, for NIfTI, voxel to mm."""
 
     shape: tuple[int, ...]
     affine: np.ndarray | None
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Edges of a voxel in mm, one an axis; 1 for pictures."""
+        sizes = np.ones(3) if self.affine is None else nib.affines.voxel_sizes(self.affine)
+        return tuple(sizes[: len(self.shape)].tolist())
 
 
 @dataclass(frozen=True)
@@ -123,10 +129,6 @@ class _Loaded:
     affine: np.ndarray | None = None
     mode: str = ""
     pages: int = 1
-
-
-class _Fault(Exception):
-    """A file that cannot be used; the arguments are found, rule and fix of a Problem."""
 
 
 def image_suffix(path: str | Path) -> str:
@@ -191,9 +193,7 @@ def check_series(
         loaded = _Loaded(series.read(), series.affine)
         _spatial_grid(loaded, spatial_dims, in_channels, label=False)
         _finite(loaded.values)
-    except BadSeries as error:
-        return [Problem(name, path, *error.reason)]
-    except _Fault as fault:
+    except Fault as fault:
         return [Problem(name, path, *fault.args)]
     for note in series.notes:
         logger.warning("%s: %s", path, note)
@@ -282,7 +282,7 @@ def format_table(problems: Sequence[Problem]) -> str:
     )
 
 
-def summarise(problems: Sequence[Problem], headline: str) -> str:
+def describe(problems: Sequence[Problem], headline: str) -> str:
     """One problem as its sentence; more as a headline and a table of at most `MAX_ROWS` rows."""
     if len(problems) == 1:
         return problems[0].sentence()
@@ -299,9 +299,49 @@ def require_sound(problems: Sequence[Problem]) -> None:
     warnings = [problem for problem in problems if problem.severity == "warning"]
     errors = [problem for problem in problems if problem.severity == "error"]
     if warnings:
-        logger.warning(summarise(warnings, f"{len(warnings)} warnings about the data:"))
+        logger.warning(describe(warnings, f"{len(warnings)} warnings about the data:"))
     if errors:
-        raise InputError(summarise(errors, f"{len(errors)} problems in the data, mend them and run again:"))
+        raise InputError(describe(errors, f"{len(errors)} problems in the data, mend them and run again:"))
+
+
+def read_label(
+    path: Path, labels: Mapping[str, int] | None = None, instances: bool = False
+) -> tuple[np.ndarray, Grid]:
+    """Read a label file whole.
+
+    Args:
+        path: picture or NIfTI file, 2D or 3D.
+        labels: as for `check_case`.
+        instances: as for `check_case`.
+
+    Returns:
+        Whole numbers, (x, y[, z]), pictures (width, height), and where they lie.
+
+    Raises:
+        Fault: what `check_case` would find wrong with it.
+    """
+    try:
+        dims = read_dims(path)
+        values, grid = _load_label(str(path), dims[0] if dims else 2)
+    except Fault as fault:
+        raise fault.of(path) from None
+    for problem in _inspect_label_values("", str(path), values, labels, instances)[0]:
+        if problem.severity == "error":
+            raise Fault(problem.found, problem.rule, problem.fix, path)
+    return (values.astype(np.int64) if values.dtype.kind == "f" else values), grid
+
+
+def _load_label(path: str, spatial_dims: int) -> tuple[np.ndarray, Grid]:
+    """Values of a label file, (*spatial), and where they lie."""
+    loaded = _load(path)
+    grid = _spatial_grid(loaded, spatial_dims, 1, label=True)
+    if image_suffix(path).lower() in (".jpg", ".jpeg"):
+        raise Fault(
+            "a label stored as JPEG",
+            "JPEG changes pixel values, so it cannot hold labels",
+            "export the label again as PNG",
+        )
+    return loaded.values.reshape(grid.shape), grid
 
 
 def _inspect_case(
@@ -326,22 +366,15 @@ def _inspect_case(
         return problems, None
     path = str(case["label"])
     try:
-        loaded = _load(path)
-        label_grid = _spatial_grid(loaded, spatial_dims, 1, label=True)
-        if image_suffix(path).lower() in (".jpg", ".jpeg"):
-            raise _Fault(
-                "a label stored as JPEG",
-                "JPEG changes pixel values, so it cannot hold labels",
-                "export the label again as PNG",
-            )
-    except _Fault as fault:
+        values, label_grid = _load_label(path, spatial_dims)
+    except Fault as fault:
         return [*problems, Problem(name, path, *fault.args)], None
     try:
         if grid is not None:
-            _same_grid(label_grid, grid, "image")
-    except _Fault as fault:
+            require_same_grid(label_grid, grid, "image")
+    except Fault as fault:
         problems.append(Problem(name, path, *fault.args))
-    found, voxels = _inspect_label_values(name, path, loaded.values, labels, instances)
+    found, voxels = _inspect_label_values(name, path, values, labels, instances)
     problems += found
     if grid is None or any(problem.severity == "error" for problem in problems):
         return problems, None
@@ -350,7 +383,7 @@ def _inspect_case(
 
 def _inspect_image(
     case: Mapping[str, Any], spatial_dims: int, in_channels: int
-) -> tuple[list[Problem], _Grid | None]:
+) -> tuple[list[Problem], Grid | None]:
     """Problems of all channel files, and the grid of the first one that can be read."""
     name = str(case["case"])
     if not case.get("image"):
@@ -380,10 +413,10 @@ def _inspect_image(
             loaded = _load(path)
             here = _spatial_grid(loaded, spatial_dims, in_channels if len(files) == 1 else 1, label=False)
             if grid is not None:
-                _same_grid(here, grid, "first channel")
+                require_same_grid(here, grid, "first channel")
             grid = grid or here
             _finite(loaded.values)
-        except _Fault as fault:
+        except Fault as fault:
             problems.append(Problem(name, path, *fault.args))
     return problems, grid
 
@@ -398,19 +431,19 @@ def _load(path: str) -> _Loaded:
     file = Path(path)
     suffix = image_suffix(file).lower()
     if file.is_dir():
-        raise _Fault(
+        raise Fault(
             "a folder",
             "an image is one file here",
             "convert the series in it to one NIfTI file, or hand the folder to configs/dicom.json",
         )
     if not file.is_file():
-        raise _Fault("no such file", "every file of the list must exist", "correct the path or add the file")
+        raise Fault("no such file", "every file of the list must exist", "correct the path or add the file")
     try:
         raw = file.read_bytes()
         if not raw:
-            raise _Fault("an empty file (0 bytes)", "a file must hold an image", "copy or download it again")
+            raise Fault("an empty file (0 bytes)", "a file must hold an image", "copy or download it again")
         if raw.startswith(_LFS_HEAD):
-            raise _Fault(
+            raise Fault(
                 "a Git LFS pointer, not the image itself",
                 "the content must be there",
                 "run 'git lfs pull' in the repository it came from",
@@ -419,14 +452,16 @@ def _load(path: str) -> _Loaded:
             return _load_nifti(raw, suffix)
         if suffix in PICTURE_SUFFIXES:
             return _load_picture(file)
+    except Fault:
+        raise
     except _READ_ERRORS as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise _Fault(
+        raise Fault(
             f"a truncated or corrupt {suffix} file ({reason[:120]})",
             "a file must be readable to its end",
             "copy, download or export it again",
         ) from error
-    raise _Fault(
+    raise Fault(
         f"the unknown suffix '{file.suffix}'",
         f"images are {', '.join(IMAGE_SUFFIXES)}",
         "convert it, volumes to .nii.gz and pictures to .png, or add configs/dicom.json for DICOM",
@@ -440,14 +475,14 @@ def _load_nifti(raw: bytes, suffix: str) -> _Loaded:
     image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(data)
     values = np.asanyarray(image.dataobj)
     if values.dtype.kind not in "biuf":
-        raise _Fault(
+        raise Fault(
             f"voxels of type {values.dtype}",
             "voxels must be integers or real numbers",
             "save it with one number per voxel",
         )
     affine = image.affine
     if affine is None or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        raise _Fault(
+        raise Fault(
             "an affine that is not invertible",
             "the header must say where each voxel lies in mm",
             "write a correct affine into the header",
@@ -464,45 +499,43 @@ def _load_picture(file: Path) -> _Loaded:
         return _Loaded(np.asarray(picture).swapaxes(0, 1), mode=picture.mode, pages=pages)
 
 
-def _spatial_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool) -> _Grid:
+def _spatial_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool) -> Grid:
     """The grid of a file, if it has the dimensions and the channels that are asked for."""
     if loaded.mode:
         return _picture_grid(loaded, spatial_dims, channels, label)
     shape = loaded.values.shape
     with_channels = len(shape) == 4 and spatial_dims == 3 and shape[3] == channels
     if not with_channels and len(shape) != spatial_dims:
-        raise _Fault(
+        raise Fault(
             f"{len(shape)} dimensions {shape}",
             f"a {spatial_dims}D {'label' if label else 'image'} with {channels} channel(s) is expected",
             "save one of its volumes to a file of its own, or set --spatial_dims and --in_channels right",
         )
     if len(shape) == spatial_dims and channels > 1:
-        raise _Fault(
+        raise Fault(
             f"one channel {shape}",
             f"in_channels={channels} is expected",
             "hand a file per channel or a 4D file with the channels last, or set --in_channels 1",
         )
     if spatial_dims == 3 and 1 in shape[:3]:
-        raise _Fault(
+        raise Fault(
             f"a single slice {shape}",
             "a 3D volume has more than one voxel on each axis",
             "save the slices as PNG and work in 2D",
         )
-    return _Grid(tuple(shape[:spatial_dims]), loaded.affine)
+    return Grid(tuple(shape[:spatial_dims]), loaded.affine)
 
 
-def _picture_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool) -> _Grid:
+def _picture_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool) -> Grid:
     if spatial_dims != 2:
-        raise _Fault("a 2D picture", "a 3D volume is expected", "save the stack as one .nii.gz file")
+        raise Fault("a 2D picture", "a 3D volume is expected", "save the stack as one .nii.gz file")
     if loaded.pages > 1:
-        raise _Fault(
-            f"{loaded.pages} pages", "a 2D image has one page", "save each page to a file of its own"
-        )
+        raise Fault(f"{loaded.pages} pages", "a 2D image has one page", "save each page to a file of its own")
     values = loaded.values
     bands = values.shape[2] if values.ndim == 3 else 1
     palette_image = loaded.mode == "P" and not label  # the palette indices of a label are its values
     if bands == channels and not palette_image:
-        return _Grid(values.shape[:2], None)
+        return Grid(values.shape[:2], None)
     kind = _MODE_NAMES.get(loaded.mode, f"a picture with {bands} channel(s) (mode {loaded.mode})")
     if bands >= 3 and np.array_equal(values[..., 0], values[..., 1]):
         kind += " with R = G = B" if np.array_equal(values[..., 0], values[..., 2]) else ""
@@ -515,7 +548,7 @@ def _picture_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool
     else:
         rule = f"{channels} channels (in_channels={channels}) are expected"
         fix = "convert it with Pillow: Image.open(file).convert('RGB').save(file), or set --in_channels"
-    raise _Fault(kind if bands > 1 or palette_image else f"a grey picture ({loaded.mode})", rule, fix)
+    raise Fault(kind if bands > 1 or palette_image else f"a grey picture ({loaded.mode})", rule, fix)
 
 
 def _finite(values: np.ndarray) -> None:
@@ -525,17 +558,26 @@ def _finite(values: np.ndarray) -> None:
     infinite = int(np.isinf(values).sum())
     counts = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count]
     if counts:
-        raise _Fault(
+        raise Fault(
             f"{' and '.join(counts)} voxels",
             "every voxel must be a finite number",
             "replace them, for example with numpy.nan_to_num, and save the file again",
         )
 
 
-def _same_grid(here: _Grid, other: _Grid, name: str) -> None:
-    """Refuse two grids that do not cover the same voxels."""
+def require_same_grid(here: Grid, other: Grid, name: str) -> None:
+    """Refuse two grids that do not cover the same voxels.
+
+    Args:
+        here: the grid of the file.
+        other: the grid that it should have.
+        name: what has the other one.
+
+    Raises:
+        Fault: without a file.
+    """
     if here.shape != other.shape:
-        raise _Fault(
+        raise Fault(
             f"shape {here.shape} where the {name} has {other.shape}",
             f"both must lie on the same grid as the {name}",
             f"resample it onto the grid of the {name} or pair it with the right one",
@@ -546,7 +588,7 @@ def _same_grid(here: _Grid, other: _Grid, name: str) -> None:
     corners = np.array([(*corner, 1) for corner in itertools.product(*last)])  # (8, 4), voxels
     apart = np.linalg.norm(corners @ (here.affine - other.affine).T, axis=1).max()
     if apart > GRID_TOLERANCE * nib.affines.voxel_sizes(other.affine).min():
-        raise _Fault(
+        raise Fault(
             f"a grid that lies up to {apart:.3g} mm away from that of the {name}",
             f"both must have the same affine to within {GRID_TOLERANCE} voxel",
             f"resample it onto the grid of the {name} or copy the affine if only the header is wrong",
@@ -583,12 +625,12 @@ def _inspect_label_values(
         found, counts = _count_values(values)
         fractional = found[found != np.rint(found)] if found.dtype.kind == "f" else found[:0]
         if fractional.size:
-            raise _Fault(
+            raise Fault(
                 f"{fractional.size} different fractional values such as {fractional[0]:.4g}",
                 "a label holds whole numbers, one per class",
                 "threshold a soft mask or resample the label with nearest neighbour",
             )
-    except _Fault as fault:
+    except Fault as fault:
         return [Problem(name, path, *fault.args)], {}
     voxels = {int(value): int(count) for value, count in zip(found, counts, strict=True)}
     problems = []
@@ -598,7 +640,7 @@ def _inspect_label_values(
             Problem(
                 name,
                 path,
-                f"negative values {_few(negative)}",
+                f"negative values {few(negative)}",
                 "label values start at 0",
                 "give those voxels a value from 0 up and declare it",
             )
@@ -621,7 +663,7 @@ def _inspect_label_values(
             Problem(
                 name,
                 path,
-                f"label values {_few(undeclared)} that are not declared",
+                f"label values {few(undeclared)} that are not declared",
                 f"the declared labels are {known}",
                 "correct the file or declare the values in 'labels'",
             )
@@ -640,15 +682,9 @@ def _inspect_label_values(
     return problems, voxels
 
 
-def _few(values: Sequence[object]) -> str:
-    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return ", ".join(map(str, values[:5])) + more
-
-
-def _canonical(grid: _Grid) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
+def _canonical(grid: Grid) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
     """Shape and voxel edges (mm) of a grid; in 3D in the order that RAS orientation gives them."""
     if grid.affine is None:
         return grid.shape, None
-    sizes = nib.affines.voxel_sizes(grid.affine)[: len(grid.shape)]
     order = np.argsort(nib.io_orientation(grid.affine)[:, 0]) if len(grid.shape) == 3 else np.arange(2)
-    return tuple(grid.shape[axis] for axis in order), tuple(float(sizes[axis]) for axis in order)
+    return tuple(grid.shape[axis] for axis in order), tuple(grid.spacing[axis] for axis in order)

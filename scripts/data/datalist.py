@@ -26,14 +26,14 @@ from scripts.data.checks import (
     Problem,
     check_image,
     check_series,
+    describe,
     image_suffix,
     map_cases,
     require_sound,
-    summarise,
 )
 from scripts.data.remembered import check_remembered
 from scripts.dicom import DICOM_READER, SeriesFinder
-from scripts.errors import InputError
+from scripts.errors import InputError, few
 from scripts.files import read_json
 from scripts.labels import IGNORE_NAME
 
@@ -72,7 +72,7 @@ class InferenceCases:
         if failed:
             raise InputError(
                 f"{len(failed)} of {len(self.cases) + len(failed)} images were not segmented: "
-                f"{_few(failed)}; the others are done; mend the files named in the log and run again on them."
+                f"{few(failed)}; the others are done; mend the files named in the log and run again on them."
             )
 
 
@@ -220,7 +220,7 @@ def read_splits_file(path: Path, ids: Iterable[str]) -> dict[str, list[str]]:
         unknown = sorted(set(splits[name]) - known)
         if unknown:
             raise InputError(
-                f"{path} names {_few(unknown)} under '{key}', for which the data set has no case; "
+                f"{path} names {few(unknown)} under '{key}', for which the data set has no case; "
                 "correct the ids or add the cases."
             )
     _require_unique((case for cases in splits.values() for case in cases), path)
@@ -370,7 +370,7 @@ def read_images(
         found = map_cases(lambda case: check_image(case, **kind), cases, "Checking images")
     if all(found):
         problems = [problem for problems in found for problem in problems]
-        raise InputError(summarise(problems, f"None of the {len(cases)} images in {folder} is usable:"))
+        raise InputError(describe(problems, f"None of the {len(cases)} images in {folder} is usable:"))
     result = InferenceCases([case for case, problems in zip(cases, found, strict=True) if not problems])
     for problem in (problem for problems in found for problem in problems):
         logger.error(problem.sentence())
@@ -502,7 +502,7 @@ def _require_unique(ids: Iterable[str], path: Path) -> None:
     clashes = sorted({case for same in names.values() if len(same) > 1 for case in same})
     if clashes:
         raise InputError(
-            f"{path} lists {_few(clashes)} more than once, or their results would have one name; each case "
+            f"{path} lists {few(clashes)} more than once, or their results would have one name; each case "
             'has an id of its own ("case" of an entry) and belongs to one split; rename or remove the others.'
         )
 
@@ -596,8 +596,3 @@ def group_channels(files: Sequence[Path], in_channels: int) -> list[dict[str, An
     for name, file in zip(ids, files, strict=True):
         groups[name].append(str(file))
     return [{"image": paths if len(paths) > 1 else paths[0], "case": name} for name, paths in groups.items()]
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(names[:20]) + more

@@ -19,28 +19,13 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from scripts.data.checks import Problem, image_suffix, summarise
+from scripts.data.checks import Problem, describe, image_suffix
 from scripts.data.datalist import InferenceCases, group_channels, list_images
-from scripts.errors import InputError
+from scripts.errors import Fault, InputError
 
 logger = logging.getLogger(__name__)
 
 Box = tuple[slice, ...]
-
-
-class BadVolume(InputError):
-    """A volume that cannot be segmented; the others can.
-
-    Args:
-        path: the file or folder.
-        found: what it holds, to follow the word "found".
-        rule: what is asked for.
-        fix: what the user can do.
-    """
-
-    def __init__(self, path: str | Path, found: str, rule: str, fix: str) -> None:
-        self.reason = (found, rule, fix)
-        super().__init__(f"{path}: found {found}; {rule}; {fix}.")
 
 
 @dataclass(frozen=True)
@@ -70,21 +55,21 @@ def open_volume(path: str | Path, in_channels: int) -> Volume:
         in_channels: channels that the network takes.
 
     Raises:
-        BadVolume: it cannot be read piece by piece, or has another number of axes or channels.
+        Fault: it cannot be read piece by piece, or has another number of axes or channels.
         InputError: it is a Zarr array, and zarr is not installed.
     """
     path = Path(path)
     suffix = ".zarr" if path.suffix.lower() == ".zarr" else image_suffix(path).lower()
     if suffix == ".nii.gz":
-        raise BadVolume(
-            path,
+        raise Fault(
             "a compressed file",
             "only an uncompressed one can be read piece by piece",
             f"uncompress it with 'gunzip --keep {path.name}' and put {path.stem} in its place",
+            path,
         )
     if suffix not in (".nii", ".zarr"):
-        raise BadVolume(
-            path, "another kind of file", "a volume is a .nii file or a .zarr folder", "convert or remove it"
+        raise Fault(
+            "another kind of file", "a volume is a .nii file or a .zarr folder", "convert or remove it", path
         )
     try:
         volume, dtype, shape = (_open_zarr if suffix == ".zarr" else _open_nifti)(path)
@@ -92,30 +77,28 @@ def open_volume(path: str | Path, in_channels: int) -> Volume:
         if isinstance(error, InputError):
             raise
         reason = " ".join(str(error).split())[:120]
-        raise BadVolume(
-            path, f"a broken volume ({reason})", "it must be readable", "write it again"
-        ) from error
+        raise Fault(f"a broken volume ({reason})", "it must be readable", "write it again", path) from error
     if dtype.kind not in "biuf":
-        raise BadVolume(
-            path,
+        raise Fault(
             f"voxels of type {dtype}",
             "voxels must be integers or real numbers",
             "save it with one number per voxel",
+            path,
         )
     if len(volume.read) != in_channels or len(shape) not in (3, 4) or min(shape) < 1:
-        raise BadVolume(
-            path,
+        raise Fault(
             f"shape {shape}",
             f"a volume with {in_channels} channel(s) is expected, several as the last of four axes",
             "save it so, or set --in_channels right",
+            path,
         )
     affine = volume.affine
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        raise BadVolume(
-            path,
+        raise Fault(
             "an affine that is not invertible",
             "it must say where each voxel lies in mm",
             "write a correct affine",
+            path,
         )
     return volume
 
@@ -126,7 +109,7 @@ def _open_nifti(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
     shape, dtype = proxy.shape, proxy.dtype
     width, height, depth = (*shape, 1, 1, 1)[:3]
     if path.stat().st_size < proxy.offset + math.prod(shape) * dtype.itemsize:
-        raise BadVolume(path, "a truncated file", "all its voxels must be there", "copy or download it again")
+        raise Fault("a truncated file", "all its voxels must be there", "copy or download it again", path)
 
     def reader(channel: int) -> Callable[[Box], np.ndarray]:
         # Rows are read, not mapped: the pages of a map would count as the process's own.
@@ -164,11 +147,11 @@ def _open_zarr(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
     elif "spacing" in array.attrs:
         affine = np.diag([*np.array(array.attrs["spacing"], dtype=float), 1.0])
     else:
-        raise BadVolume(
-            path,
+        raise Fault(
             "neither 'affine' nor 'spacing' among the attributes",
             "one of them must say how large a voxel is in mm",
             "add it, for example array.attrs['spacing'] = [1.0, 1.0, 1.0]",
+            path,
         )
 
     def reader(channel: tuple[int, ...]) -> Callable[[Box], np.ndarray]:
@@ -202,11 +185,11 @@ def read_volumes(dataset_dir: str | Path, *, in_channels: int) -> InferenceCases
         try:
             open_volume(case["image"], in_channels)
             result.cases.append(case)
-        except BadVolume as error:
-            result.problems.append(Problem(case["case"], case["image"], *error.reason))
+        except Fault as fault:
+            result.problems.append(Problem(case["case"], case["image"], *fault.args))
     if not result.cases:
         raise InputError(
-            summarise(result.problems, f"None of the {len(paths)} volumes in {folder} is usable:")
+            describe(result.problems, f"None of the {len(paths)} volumes in {folder} is usable:")
         )
     for problem in result.problems:
         logger.error(problem.sentence())

@@ -3,11 +3,10 @@
 from scripts.dicom.reader import DICOM_READER, DicomReader
 from scripts.dicom.save import SaveSegmentationd
 from scripts.dicom.segmentation import read_segmentation
-from scripts.dicom.series import BadSeries, Series, SeriesFinder
+from scripts.dicom.series import Series, SeriesFinder
 
 __all__ = [
     "DICOM_READER",
-    "BadSeries",
     "DicomReader",
     "SaveSegmentationd",
     "Series",

@@ -59,7 +59,7 @@ class DicomReader(ImageReader):
 
         Raises:
             InputError: there is no such series.
-            BadSeries: its slices do not make a volume, or cannot be decoded.
+            Fault: its slices do not make a volume, or cannot be decoded.
         """
         series = self.finder.open(img)
         return series.read(), {

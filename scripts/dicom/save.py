@@ -24,9 +24,9 @@ from scripts.dicom.segmentation import (
     require_highdicom,
     source_headers,
 )
-from scripts.dicom.series import SERIES_DIGEST, BadSeries, Series, SeriesFinder, gone
+from scripts.dicom.series import SERIES_DIGEST, Series, SeriesFinder, gone
 from scripts.dicom.silence import silence_pydicom
-from scripts.errors import InputError
+from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.labels import IGNORE_NAME, class_names, whole_numbers
 from scripts.transforms.labels import class_map, source_of
@@ -118,11 +118,11 @@ class SaveSegmentationd(MapTransform):
                     f"{series.name}_report.json": (json.dumps(told, indent=1) + "\n").encode(),
                 }
             except Exception as error:  # its text may tell of the patient
-                raise BadSeries(
-                    series.path,
+                raise Fault(
                     f"images that a segmentation cannot refer to ({type(error).__name__})",
                     "their headers must be complete (PS3.3 C.7)",
                     "export the images again",
+                    series.path,
                 ) from None
         try:
             with ExitStack() as stack:  # renamed when all of them are there

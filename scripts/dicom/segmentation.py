@@ -146,7 +146,7 @@ def source_headers(series: Series) -> list[Dataset]:
     """The data sets that a segmentation refers to, without pixels, with what highdicom copies mended.
 
     Raises:
-        BadSeries: a file is gone.
+        Fault: a file is gone.
     """
     headers = series.headers()
     for header in headers:
@@ -245,7 +245,7 @@ def read_segmentation(path: str | Path, source: str | Path, labels: Mapping[str,
     Raises:
         InputError: it is no segmentation, or has a segment that `labels` does not name; the source is gone or
             another one.
-        BadSeries: the slices of the source do not make a volume.
+        Fault: the slices of the source do not make a volume.
     """
     require_highdicom()
     from highdicom.seg import segread

@@ -32,7 +32,7 @@ from pydicom import Dataset, uid
 from pydicom.errors import InvalidDicomError
 
 from scripts.dicom.silence import silence_pydicom
-from scripts.errors import InputError
+from scripts.errors import Fault, InputError
 
 #: What is read as images (PS3.4 B.5); anything else is left out.
 IMAGE_CLASSES = (
@@ -82,21 +82,6 @@ _HEADER = (
     *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
     *("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
-
-
-class BadSeries(InputError):
-    """A series that cannot be read; others can.
-
-    Args:
-        path: the series, see `SeriesFinder.open`.
-        found: what it holds, to follow the word "found".
-        rule: what is asked for.
-        fix: what the user can do.
-    """
-
-    def __init__(self, path: str | Path, found: str, rule: str, fix: str) -> None:
-        self.reason = (found, rule, fix)
-        super().__init__(f"{path}: found {found}; {rule}; {fix}.")
 
 
 @dataclass(frozen=True)
@@ -191,7 +176,7 @@ class Series:
         """Intensities on the grid, (x, y, z), float32.
 
         Raises:
-            BadSeries: a file is gone, or its pixels cannot be decoded.
+            Fault: a file is gone, or its pixels cannot be decoded.
         """
         pixels = np.stack([values.T for values in _pixels(self.path, self.slices)], -1)  # (x, y, slice)
         depth = self.shape[2]
@@ -212,7 +197,7 @@ class Series:
         """The data sets without pixels, in the order of the slices; one for a multi-frame file.
 
         Raises:
-            BadSeries: a file is gone.
+            Fault: a file is gone.
         """
         sources = list(dict.fromkeys(each.source for each in self.slices))
         try:
@@ -221,13 +206,13 @@ class Series:
             raise gone(self.path) from None
 
 
-def gone(path: Path) -> BadSeries:
+def gone(path: Path) -> Fault:
     """What is said of a series that is not any more what a segmentation was made of."""
-    return BadSeries(
-        path,
+    return Fault(
         "a file that is gone or has changed",
         "the images must be there when their segmentation is written",
         "put them back and run again",
+        path,
     )
 
 
@@ -287,7 +272,7 @@ class SeriesFinder:
 
         Raises:
             InputError: there is no such series, or not one alone.
-            BadSeries: the slices do not make a volume.
+            Fault: the slices do not make a volume.
         """
         path = Path(path)
         if not path.exists() and is_series(path):
@@ -415,7 +400,7 @@ def arrange(path: Path, files: Sequence[tuple[Source, Dataset]]) -> Series:
         files: what its files are and say.
 
     Raises:
-        BadSeries: the slices do not make a volume, or cannot be decoded here.
+        Fault: the slices do not make a volume, or cannot be decoded here.
     """
     for _, header in files:
         _require_decoder(path, header)
@@ -451,11 +436,11 @@ def _require_alike(path: Path, slices: Sequence[Slice]) -> None:
             ("orientations", np.abs(each.directions - first.directions).max() > DIRECTION_TOLERANCE),
         ):
             if differs:
-                raise BadSeries(
-                    path,
+                raise Fault(
                     f"slices of different {what} (instance numbers {first.number} and {each.number})",
                     "the slices of a volume are alike",
                     "take out those that do not belong to it, such as a localizer",
+                    path,
                 )
 
 
@@ -469,11 +454,11 @@ def _stack(path: Path, slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]
     along = from_first @ normal
     deviation = np.abs(from_first - np.outer(along / along[-1], from_first[-1])).max()
     if deviation > GRID_TOLERANCE * min(first.spacing):
-        raise BadSeries(
-            path,
+        raise Fault(
             f"slices that lie up to {deviation:.3g} mm beside the line through the first and the last",
             f"it must run through all of them to within {GRID_TOLERANCE} pixels",
             "reconstruct the series anew or hand its parts one by one",
+            path,
         )
     planes = _planes(path, along)
     return planes, from_first[-1] / planes[-1]
@@ -495,11 +480,11 @@ def _planes(path: Path, along: np.ndarray) -> np.ndarray:
         planes = along / along[-1] * math.ceil(along[-1] / gaps.min() - GRID_TOLERANCE)
         planes[-1] = round(planes[-1])
     if len(along) < ACQUIRED_SHARE * (planes[-1] + 1):
-        raise BadSeries(
-            path,
+        raise Fault(
             f"{len(along)} slices that lie {gaps.min():.3g} to {gaps.max():.3g} mm apart",
             f"at least {ACQUIRED_SHARE:.0%} of the planes of a regular grid must have been acquired",
             "add the slices that are missing or hand the parts one by one",
+            path,
         )
     return planes
 
@@ -515,12 +500,12 @@ def _without_duplicates(path: Path, slices: Sequence[Slice]) -> list[Slice]:
             continue
         copy = each.source != kept[-1].source and np.linalg.norm(apart) <= SAME_POSITION
         if not copy or not _same_pixels(path, kept[-1], each):
-            raise BadSeries(
-                path,
+            raise Fault(
                 f"slices at the same position that are no copies (instance numbers {kept[-1].number} and "
                 f"{each.number})",
                 "a volume has one slice at each position",
                 "hand each echo, time point or reconstruction as a series of its own",
+                path,
             )
     return kept
 
@@ -543,33 +528,31 @@ def _require_decoder(path: Path, header: Dataset) -> None:
     except NotImplementedError:
         fix = "convert it to Explicit VR Little Endian"
     name = syntax.name if syntax.name != syntax else "of an unknown name"  # which may be anything
-    raise BadSeries(path, f"the transfer syntax {name}", "its pixels cannot be decoded here", fix)
+    raise Fault(f"the transfer syntax {name}", "its pixels cannot be decoded here", fix, path)
 
 
 def _slices(path: Path, source: Source, header: Dataset) -> list[Slice]:
     """The slices of a file.
 
     Raises:
-        BadSeries: something is missing or no number, or the pixels are in colour.
+        Fault: something is missing or no number, or the pixels are in colour.
     """
     name = f"(instance number {_number(header)})"
     if header.get("SamplesPerPixel", 1) != 1:
-        raise BadSeries(
-            path, f"pixels in colour {name}", "one number a pixel is read", "hand the grey images"
-        )
+        raise Fault(f"pixels in colour {name}", "one number a pixel is read", "hand the grey images", path)
     if "ConcatenationUID" in header:
-        raise BadSeries(
-            path,
+        raise Fault(
             f"a part of a concatenation {name}",
             "a multi-frame image is one file here (PS3.3 C.7.6.16.2.2.4)",
             "put its parts together",
+            path,
         )
     if "ModalityLUTSequence" in header:
-        raise BadSeries(
-            path,
+        raise Fault(
             f"a modality lookup table {name}",
             "intensities are pixels times a slope, plus an intercept",
             "convert the images",
+            path,
         )
     shared = header.get("SharedFunctionalGroupsSequence", [Dataset()])[0]
     frames = header.get("PerFrameFunctionalGroupsSequence", [header])
@@ -596,8 +579,8 @@ def _slices(path: Path, source: Source, header: Dataset) -> list[Slice]:
         ]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"no usable {error.args[0]}" if isinstance(error, KeyError) else "a header that is broken"
-        raise BadSeries(
-            path, f"{reason} {name}", "every slice must say where it lies", "export the images again"
+        raise Fault(
+            f"{reason} {name}", "every slice must say where it lies", "export the images again", path
         ) from None
 
 
@@ -652,7 +635,7 @@ def _pixels(path: Path, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
     """Intensities of slices, (rows, columns), float32.
 
     Raises:
-        BadSeries: a file is gone, or its pixels cannot be decoded.
+        Fault: a file is gone, or its pixels cannot be decoded.
     """
     groups = [list(group) for _, group in itertools.groupby(slices, key=lambda each: each.source)]
     opened = _opened([group[0].source for group in groups])
@@ -662,11 +645,11 @@ def _pixels(path: Path, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
             _, file = next(opened)
             stored = pydicom.dcmread(file).pixel_array
         except Exception as error:  # whatever a decoder raises; its text may tell of the patient
-            raise BadSeries(
-                path,
+            raise Fault(
                 f"pixels that cannot be read (instance number {first.number}, {type(error).__name__})",
                 "every file must be there and be readable to its end",
                 "copy or export the images again",
+                path,
             ) from None
         for each in group:
             slope, intercept = each.rescale

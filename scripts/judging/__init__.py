@@ -1,22 +1,27 @@
-"""Scores of classes (overlap, distances), of instances and of membranes; CaseMetric hands them to MONAI."""
+"""Cases to be judged and what judges them: classes (overlap, distances), instances and membranes.
 
+`files` reads cases from label files, `tables` sums scores up and writes them, `handlers` judge what an engine
+evaluates.
+"""
+
+from scripts.judging.case import Case, case_of
 from scripts.judging.case_metric import MEASURES, CaseMetric
 from scripts.judging.classes import (
     SCORES,
     SurfaceScores,
-    case_scores,
+    class_scores,
     confusion,
-    format_summary,
-    mean_foreground_dice,
+    mean_dice,
     overlap_scores,
-    summarize,
     surface_scores,
 )
 from scripts.judging.instances import (
     INSTANCE_SCORES,
     IOU_THRESHOLDS,
+    CellErrors,
     Contingency,
     InstanceCounts,
+    cell_errors,
     contingency,
     instance_counts,
     instance_scores,
@@ -29,6 +34,7 @@ from scripts.judging.membranes import (
     cells_apart,
     membrane_curves,
     membrane_scores,
+    section,
     thinned,
     v_info,
     v_rand,
@@ -43,24 +49,27 @@ __all__ = [
     "MEMBRANE_SCORES",
     "SCORES",
     "THRESHOLDS",
+    "Case",
     "CaseMetric",
+    "CellErrors",
     "Contingency",
     "InstanceCounts",
     "SurfaceScores",
     "Warping",
     "best_membrane_scores",
-    "case_scores",
+    "case_of",
+    "cell_errors",
     "cells_apart",
+    "class_scores",
     "confusion",
     "contingency",
-    "format_summary",
     "instance_counts",
     "instance_scores",
-    "mean_foreground_dice",
+    "mean_dice",
     "membrane_curves",
     "membrane_scores",
     "overlap_scores",
-    "summarize",
+    "section",
     "surface_scores",
     "thinned",
     "v_info",

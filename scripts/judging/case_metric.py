@@ -10,26 +10,30 @@ import torch
 from monai.metrics import CumulativeIterationMetric
 
 from scripts.errors import InputError
+from scripts.judging.case import Case, case_of
+from scripts.judging.classes import mean_dice
 from scripts.judging.instances import INSTANCE_SCORES, instance_scores
-from scripts.judging.membranes import MEMBRANE_SCORES, membrane_scores
+from scripts.judging.membranes import MEMBRANE_SCORES, membrane_scores, section
 
 #: Names that CaseMetric takes.
-MEASURES = INSTANCE_SCORES + MEMBRANE_SCORES
+MEASURES = ("dice", *INSTANCE_SCORES, *MEMBRANE_SCORES)
 
 
 class CaseMetric(CumulativeIterationMetric):
-    """Mean over the cases of one measure of instances or membranes.
+    """Mean over the cases of one measure; over those of all processes where there are several.
 
     It goes into MONAI's IgniteMetricHandler as `metric_fn`. The engine takes the highest value for the best:
     with an error it needs a `metric_cmp_fn`.
 
     Args:
-        measure: one of INSTANCE_SCORES, for object numbers in prediction and label; or of MEMBRANE_SCORES, in
-            2D, for a label of cells (1) and membranes (0) and a prediction like it or the cells' probability.
+        measure: "dice", the mean over the foreground classes, for class maps; one of INSTANCE_SCORES, for
+            object numbers; or of MEMBRANE_SCORES, in 2D, for a label of cells (1) and membranes (0) and a
+            prediction like it or the cells' probability. Labels of classes and of cells are IGNORE_LABEL
+            where nobody annotated.
 
     Raises:
-        InputError: an unknown measure; when called, what `instance_scores` or `membrane_scores` refuse, and
-            more channels than one.
+        InputError: an unknown measure; when called, what the measure's function refuses, and more channels
+            than one.
     """
 
     def __init__(self, measure: str) -> None:
@@ -45,19 +49,20 @@ class CaseMetric(CumulativeIterationMetric):
         if y is None or y_pred.shape[1] != 1 or y.shape[1] != 1:
             found = [None if maps is None else list(maps.shape) for maps in (y_pred, y)]
             raise InputError(f"prediction and label have the shapes {found}: give one channel each")
-        return torch.tensor([[self._score(*case)] for case in zip(_arrays(y_pred), _arrays(y), strict=True)])
+        scores = [[self._score(*case)] for case in zip(y_pred, y, strict=True)]
+        return torch.tensor(scores, device=y_pred.device)  # where the processes exchange them
 
-    def _score(self, pred: np.ndarray, truth: np.ndarray) -> float:
+    def _score(self, pred: torch.Tensor, label: torch.Tensor) -> float:
         if self.measure in INSTANCE_SCORES:
-            return instance_scores(pred, truth)[self.measure]
-        return membrane_scores(pred, truth, measures=[self.measure])[self.measure]
+            found, true = (np.asarray(maps[0].detach().cpu()) for maps in (pred, label))
+            return instance_scores(Case("", found, true))[self.measure]
+        case = case_of("", pred, label)
+        if self.measure == "dice":
+            return mean_dice(case)
+        cells = section(case.id, case.pred, case.truth, case.mask)
+        return membrane_scores(cells, measures=[self.measure])[self.measure]
 
     def aggregate(self) -> torch.Tensor:
         """The mean over the cases that say something; NaN if none does."""
         scores = self.get_buffer()
         return torch.nanmean(scores) if isinstance(scores, torch.Tensor) else torch.tensor(math.nan)
-
-
-def _arrays(maps: torch.Tensor) -> np.ndarray:
-    """(B, 1, *spatial) as an array (B, *spatial)."""
-    return np.asarray(maps[:, 0].detach().cpu())

@@ -1,12 +1,16 @@
-"""How well a class map agrees with the truth, case by case and over all cases.
+"""How well a class map agrees with the truth, case by case.
 
 Overlap is counted from one confusion matrix. The distances between two surfaces are taken once and serve all
 surface scores, with MONAI's definitions: a voxel of the surface is one with a face neighbour outside the mask
 or outside the picture, and counts once whatever its area.
 
+What nobody annotated counts nowhere: not among the voxels, and not in surfaces. A voxel is of the surface
+where it and a face neighbour outside the mask are both annotated, or where it lies at the picture's edge; the
+rim of what is annotated makes no surface. Where everything is annotated the scores are MONAI's.
+
 Conventions where a class is missing: absent from prediction and truth, the case says nothing about the class
 and all its scores are NaN; absent from one of the two, overlap and surface Dice are 0 and the distances NaN.
-Summaries leave NaN out and say how many cases were counted.
+The surface scores go by the surfaces: a mask that fills all that is annotated has none.
 """
 
 from __future__ import annotations
@@ -20,17 +24,17 @@ from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import cKDTree
 
 from scripts.errors import InputError
+from scripts.judging.case import Case
 
 #: The scores of a case, in the order of the tables.
 SCORES = ("dice", "iou", "precision", "recall", "error", "hd95", "assd", "surface_dice")
 
 
-def confusion(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> np.ndarray:
-    """Voxels of every pair of classes.
+def confusion(case: Case, n_classes: int) -> np.ndarray:
+    """Annotated voxels of every pair of classes.
 
     Args:
-        pred: class indices 0 to n_classes - 1, any shape.
-        truth: the same shape.
+        case: class indices 0 to n_classes - 1.
         n_classes: number of classes, background included.
 
     Returns:
@@ -39,10 +43,11 @@ def confusion(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> np.ndarray
     Raises:
         InputError: a class index beyond n_classes - 1.
     """
+    pred, truth = case.annotated()
     for name, classes in (("pred", pred), ("truth", truth)):
         if classes.size and not 0 <= classes.min() <= classes.max() < n_classes:
             raise InputError(
-                f"{name} holds classes from {classes.min()} to {classes.max()}: "
+                f"{name} of {case.id} holds classes from {classes.min()} to {classes.max()}: "
                 f"give indices from 0 to {n_classes - 1}"
             )
     pairs = truth.astype(np.int64).ravel() * n_classes + pred.astype(np.int64).ravel()
@@ -50,7 +55,7 @@ def confusion(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> np.ndarray
 
 
 def overlap_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Dice, IoU, precision, recall and error of every class; error is the share of all voxels wrong about it.
+    """Dice, IoU, precision, recall and error of every class; error is the share of the voxels wrong about it.
 
     Args:
         counts: the confusion matrix, rows the truth.
@@ -72,10 +77,11 @@ def overlap_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.where(absent, np.nan, values) for name, values in scores.items()}
 
 
-def mean_foreground_dice(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> float:
-    """Mean Dice over the foreground classes present in prediction or truth; 1 where both are background."""
-    dice = overlap_scores(confusion(pred, truth, n_classes))["dice"][1:]
-    return 1.0 if np.isnan(dice).all() else float(np.nanmean(dice))
+def mean_dice(case: Case) -> float:
+    """Mean Dice over the foreground classes in prediction or truth; NaN where there is none."""
+    n_classes = 1 + max(int(classes.max(initial=0)) for classes in case.annotated())
+    dice = overlap_scores(confusion(case, n_classes))["dice"][1:]
+    return math.nan if np.isnan(dice).all() else float(np.nanmean(dice))
 
 
 class SurfaceScores(NamedTuple):
@@ -93,7 +99,11 @@ class SurfaceScores(NamedTuple):
 
 
 def surface_scores(
-    pred_mask: np.ndarray, truth_mask: np.ndarray, spacing: Sequence[float], tolerance: float
+    pred_mask: np.ndarray,
+    truth_mask: np.ndarray,
+    spacing: Sequence[float],
+    tolerance: float,
+    annotated: np.ndarray | None = None,
 ) -> SurfaceScores:
     """Distances between the surfaces of two masks, equal to those of MONAI's metrics.
 
@@ -102,9 +112,10 @@ def surface_scores(
         truth_mask: boolean, (*spatial).
         spacing: size of a voxel, one number an axis; distances are in its unit.
         tolerance: distance within which surfaces agree, 0 or more.
+        annotated: boolean, (*spatial), where somebody annotated; None: everywhere.
 
     Returns:
-        The three scores; where one or both masks are empty, what the conventions above say.
+        The three scores; where one or both surfaces are empty, what the conventions above say.
 
     Raises:
         InputError: masks of two shapes; ``spacing`` or ``tolerance`` out of range.
@@ -120,11 +131,15 @@ def surface_scores(
         raise InputError(f"spacing is {spacing}: give {found.ndim} numbers above 0, one for each axis")
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance is {tolerance}: give a distance of 0 or more")
+    if annotated is not None:
+        found, true = found & annotated, true & annotated
+    if found.any() and true.any():
+        (box,) = find_objects((found | true).view(np.uint8))
+        box = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)  # neighbours included
+        known = None if annotated is None else annotated[box]
+        found, true = _surface(found[box], known), _surface(true[box], known)
     if not (found.any() and true.any()):
         return SurfaceScores(math.nan, math.nan, 0.0 if found.any() or true.any() else math.nan)
-    (box,) = find_objects((found | true).view(np.uint8))
-    found, true = found[box], true[box]
-    found, true = found & ~binary_erosion(found), true & ~binary_erosion(true)
     there, back = _distances(found, true, sides), _distances(true, found, sides)
     both = np.concatenate([there, back])
     return SurfaceScores(
@@ -132,6 +147,11 @@ def surface_scores(
         assd=float(both.mean(dtype=float)),
         surface_dice=float((both <= np.float32(tolerance)).mean()),
     )
+
+
+def _surface(mask: np.ndarray, annotated: np.ndarray | None) -> np.ndarray:
+    """Voxels of a mask at the picture's edge, or with a face neighbour that is annotated and not of it."""
+    return mask & ~binary_erosion(mask if annotated is None else mask | ~annotated)
 
 
 def _distances(one: np.ndarray, other: np.ndarray, sides: np.ndarray) -> np.ndarray:
@@ -147,74 +167,25 @@ def _distances(one: np.ndarray, other: np.ndarray, sides: np.ndarray) -> np.ndar
     return np.concatenate([shared, searched.astype(np.float32)])
 
 
-def case_scores(
-    pred: np.ndarray, truth: np.ndarray, n_classes: int, spacing: Sequence[float], tolerance: float
-) -> list[dict[str, float]]:
+def class_scores(case: Case, n_classes: int, tolerance: float) -> list[dict[str, float]]:
     """All scores of one case.
 
     Args:
-        pred: class indices, (*spatial).
-        truth: class indices, (*spatial).
+        case: class indices.
         n_classes: number of classes, background included.
-        spacing: size of a voxel, one number an axis; distances are in its unit.
         tolerance: distance within which surfaces agree for the surface Dice.
 
     Returns:
         One dictionary of SCORES for each foreground class.
+
+    Raises:
+        InputError: what `confusion` and `surface_scores` refuse.
     """
-    overlap = overlap_scores(confusion(pred, truth, n_classes))
+    overlap = overlap_scores(confusion(case, n_classes))
+    spacing = case.spacing or (1.0,) * case.truth.ndim
     rows = []
     for index in range(1, n_classes):
         row = {name: float(values[index]) for name, values in overlap.items()}
-        row |= surface_scores(pred == index, truth == index, spacing, tolerance)._asdict()
-        rows.append(row)
+        masks = case.pred == index, case.truth == index
+        rows.append(row | surface_scores(*masks, spacing, tolerance, case.mask)._asdict())
     return rows
-
-
-def summarize(rows: Sequence[dict]) -> list[dict]:
-    """Mean, standard deviation, median, minimum, maximum and number of cases of every score of every class.
-
-    Args:
-        rows: dictionaries with "case", "class" and SCORES.
-
-    Returns:
-        One dictionary for each class and score, and for the mean over each case's classes (class "mean").
-    """
-    classes = list(dict.fromkeys(row["class"] for row in rows))
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    summary = []
-    for name in SCORES:
-        table = {(row["case"], row["class"]): row[name] for row in rows}
-        columns = {c: [table.get((case, c), np.nan) for case in cases] for c in classes}
-        means = [
-            [value for value in values if not np.isnan(value)]
-            for values in zip(*columns.values(), strict=True)
-        ]
-        columns["mean"] = [float(np.mean(values)) if values else np.nan for values in means]
-        for label, values in columns.items():
-            counted = np.array([value for value in values if not np.isnan(value)])
-            summary.append(
-                {
-                    "class": label,
-                    "score": name,
-                    "mean": float(counted.mean()) if len(counted) else None,
-                    "std": float(counted.std(ddof=1)) if len(counted) > 1 else None,
-                    "median": float(np.median(counted)) if len(counted) else None,
-                    "min": float(counted.min()) if len(counted) else None,
-                    "max": float(counted.max()) if len(counted) else None,
-                    "cases": len(counted),
-                }
-            )
-    return summary
-
-
-def format_summary(summary: Sequence[dict]) -> str:
-    """A plain table of the means, one line for each class."""
-    classes = list(dict.fromkeys(entry["class"] for entry in summary))
-    width = max(len("class"), *(len(name) for name in classes))
-    lines = [f"{'class':<{width}}  " + "  ".join(f"{name:>12}" for name in SCORES)]
-    for label in classes:
-        values = {entry["score"]: entry["mean"] for entry in summary if entry["class"] == label}
-        cells = ["-" if values[name] is None else f"{values[name]:.4f}" for name in SCORES]
-        lines.append(f"{label:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
-    return "\n".join(lines)

@@ -14,7 +14,7 @@ quality; StarDist takes an IoU that equals it, too. From 0.5 up no object has tw
 
 Conventions: nothing in prediction and truth, the case says nothing and all scores are NaN; nothing in one of
 the two, all scores are 0. The Cell Tracking Challenge has no SEG for an image without true cells; here it is
-0 where something was predicted.
+0 where something was predicted. Of an object the voxels that somebody annotated count.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scripts.errors import InputError
+from scripts.judging.case import Case
 from scripts.labels import whole_numbers
 
 #: IoU above which objects match: 0.5, 0.55, ..., 0.95.
@@ -39,6 +40,8 @@ class Contingency(NamedTuple):
     """Voxels that the objects of two maps share; background (0) is left out.
 
     Attributes:
+        pred_ids: numbers of the predicted objects, ascending, (P,).
+        true_ids: numbers of the true objects, ascending, (T,).
         pred_sizes: voxels of each predicted object, (P,).
         true_sizes: voxels of each true object, (T,).
         pred_index: of each pair that shares voxels the predicted object, (pairs,).
@@ -46,6 +49,8 @@ class Contingency(NamedTuple):
         shared: voxels that each pair shares, (pairs,).
     """
 
+    pred_ids: np.ndarray
+    true_ids: np.ndarray
     pred_sizes: np.ndarray
     true_sizes: np.ndarray
     pred_index: np.ndarray
@@ -77,7 +82,7 @@ def contingency(pred: np.ndarray, truth: np.ndarray) -> Contingency:
     pairs = np.searchsorted(true_ids, truth[both]) * len(pred_ids) + np.searchsorted(pred_ids, pred[both])
     pairs, shared = np.unique(pairs, return_counts=True)
     true_index, pred_index = np.divmod(pairs, max(len(pred_ids), 1))
-    return Contingency(pred_sizes, true_sizes, pred_index, true_index, shared)
+    return Contingency(pred_ids, true_ids, pred_sizes, true_sizes, pred_index, true_index, shared)
 
 
 @dataclass(frozen=True)
@@ -141,20 +146,19 @@ class InstanceCounts:
         }
 
 
-def instance_counts(pred: np.ndarray, truth: np.ndarray) -> InstanceCounts:
+def instance_counts(case: Case) -> InstanceCounts:
     """Matches of one case.
 
     Args:
-        pred: object numbers, 0 background, (*spatial), 2D or 3D.
-        truth: the same shape.
+        case: object numbers, 0 background, 2D or 3D.
 
     Returns:
         The counts; `scores()` of one case's or of the sum of many.
 
     Raises:
-        InputError: maps of two shapes, fractions, or negative numbers.
+        InputError: fractions or negative numbers.
     """
-    table = contingency(pred, truth)
+    table = contingency(*case.annotated())
     true_sizes = table.true_sizes[table.true_index]  # of each pair
     iou = table.shared / (table.pred_sizes[table.pred_index] + true_sizes - table.shared)
     return InstanceCounts(
@@ -166,6 +170,49 @@ def instance_counts(pred: np.ndarray, truth: np.ndarray) -> InstanceCounts:
     )
 
 
-def instance_scores(pred: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def instance_scores(case: Case) -> dict[str, float]:
     """INSTANCE_SCORES of one case; see `instance_counts`."""
-    return instance_counts(pred, truth).scores()
+    return instance_counts(case).scores()
+
+
+@dataclass(frozen=True)
+class CellErrors:
+    """Ids of the cells that a prediction got wrong, in ascending order.
+
+    Attributes:
+        merged: predicted cells that cover more than half of each of two or more true cells.
+        split: true cells that hold more than half of each of two or more predicted cells.
+        missed: true cells that no predicted cell covers by more than half, and that are not split.
+        invented: predicted cells that no true cell holds by more than half, and that are not merged.
+    """
+
+    merged: tuple[int, ...]
+    split: tuple[int, ...]
+    missed: tuple[int, ...]
+    invented: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{len(ids)} {name}" for name, ids in vars(self).items())
+
+
+def cell_errors(case: Case) -> CellErrors:
+    """Which cells are merged, split, missed or invented; truth and prediction exchanged, so are the names.
+
+    Args:
+        case: object numbers, 0 background.
+
+    Raises:
+        InputError: fractions or negative numbers.
+    """
+    table = contingency(*case.annotated())
+    predicted, true = len(table.pred_ids), len(table.true_ids)
+    covers = 2 * table.shared > table.true_sizes[table.true_index]  # more than half of the true cell
+    lies = 2 * table.shared > table.pred_sizes[table.pred_index]  # more than half of the predicted cell
+    covering, lying = (np.bincount(table.pred_index[pairs], minlength=predicted) for pairs in (covers, lies))
+    covered, holding = (np.bincount(table.true_index[pairs], minlength=true) for pairs in (covers, lies))
+    return CellErrors(
+        merged=tuple(table.pred_ids[covering > 1].tolist()),
+        split=tuple(table.true_ids[holding > 1].tolist()),
+        missed=tuple(table.true_ids[(covered == 0) & (holding < 2)].tolist()),
+        invented=tuple(table.pred_ids[(lying == 0) & (covering < 2)].tolist()),
+    )

@@ -33,7 +33,8 @@ As in Fiji's examples, splits are sought within SPLIT_RADIUS of a pixel, and the
 are counted, not the places where they happen.
 
 Conventions: without a cell in the truth all scores are NaN, the case says nothing. Without a membrane the
-truth is one cell, scored as any other.
+truth is one cell, scored as any other. What nobody annotated is membrane in both, no cell grows through it,
+and its pixels count nowhere.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +51,7 @@ from skimage.measure import label
 from skimage.segmentation import watershed
 
 from scripts.errors import InputError
+from scripts.judging.case import Case
 from scripts.judging.instances import contingency
 
 #: Scores of membranes, in the order of the tables.
@@ -135,15 +138,18 @@ def _regions(labels: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndar
     if labels.shape == truth.shape:  # contingency refuses others
         labels, truth = labels[truth != 0], truth[truth != 0]
     table = contingency(labels, truth)
-    shared, found, true = (sizes.astype(float) for sizes in (table.shared, *table[:2]))
+    shared, found, true = (
+        sizes.astype(float) for sizes in (table.shared, table.pred_sizes, table.true_sizes)
+    )
     return shared, found, true, float(true.sum() - found.sum())
 
 
-def thinned(cells: np.ndarray) -> np.ndarray:
+def thinned(cells: np.ndarray, annotated: np.ndarray | None = None) -> np.ndarray:
     """The cells, numbered, grown into the membranes until lines of one pixel part them.
 
     Args:
         cells: boolean, (H, W).
+        annotated: boolean, (H, W), where they may grow; None: everywhere.
 
     Returns:
         Region numbers (H, W), 0 on the lines. A picture without any cell is one region, as in Fiji.
@@ -151,7 +157,8 @@ def thinned(cells: np.ndarray) -> np.ndarray:
     numbered = label(cells, connectivity=1)
     if not numbered.any():
         return np.ones_like(numbered)
-    return watershed(np.zeros(cells.shape, np.uint8), numbered, connectivity=1, watershed_line=True)
+    flat = np.zeros(cells.shape, np.uint8)
+    return watershed(flat, numbered, connectivity=1, mask=annotated, watershed_line=True)
 
 
 def cells_apart(labels: np.ndarray) -> np.ndarray:
@@ -272,8 +279,19 @@ def _cuts(warped: np.ndarray, row: int, column: int) -> bool:
     return len(np.unique(near[near > 0])) > 1
 
 
-def warping_error(cells: np.ndarray, truth: np.ndarray, confidence: np.ndarray | None = None) -> float:
+def warping_error(
+    cells: np.ndarray,
+    truth: np.ndarray,
+    confidence: np.ndarray | None = None,
+    annotated: np.ndarray | None = None,
+) -> float:
     """Share of the pixels that are splits or mergers after warping; arguments as for `warp`.
+
+    Args:
+        cells: see `warp`.
+        truth: see `warp`.
+        confidence: see `warp`.
+        annotated: boolean, (H, W), the pixels to count; None: all. The others are membrane in both.
 
     Returns:
         The error in [0, 1], best 0; NaN for a truth without a cell.
@@ -281,20 +299,46 @@ def warping_error(cells: np.ndarray, truth: np.ndarray, confidence: np.ndarray |
     if not truth.any():
         return math.nan
     result = warp(cells, truth, confidence)
-    return (result.splits + result.mergers) / truth.size
+    counted = truth.size if annotated is None else int(annotated.sum())
+    return (result.splits + result.mergers) / counted
+
+
+def section(name: str, cells: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> Case:
+    """The case of a section of cells and membranes.
+
+    Args:
+        name: id of the case.
+        cells: probability of cell, in [0, 1], or boolean, (H, W).
+        truth: 0 and 1 or boolean, (H, W), 1: cell.
+        mask: boolean, (H, W), where somebody annotated; None: everywhere.
+
+    Raises:
+        InputError: arrays of two shapes or not 2D; probabilities or truth out of range.
+    """
+    cells, truth = np.asarray(cells), np.asarray(truth)
+    if cells.shape != truth.shape or truth.ndim != 2:
+        raise InputError(
+            f"cell_probability has the shape {list(cells.shape)} and truth {list(truth.shape)}: "
+            "give both as (H, W) on one grid"
+        )
+    cells = cells.astype(float)
+    wrong = cells[~(np.abs(cells - 0.5) <= 0.5 + PROBABILITY_TOLERANCE)]  # so is NaN
+    if wrong.size:
+        raise InputError(f"cell_probability holds {wrong[0]:.4g}: give numbers from 0 to 1")
+    known = truth if mask is None else truth[mask]
+    others = known[(known != 0) & (known != 1)]
+    if others.size:
+        raise InputError(f"truth holds {others[0]:.4g}: give 0 for membrane and 1 for cell")
+    return Case(name, cells > 0.5, truth == 1, mask, np.stack([1 - cells, cells]))
 
 
 def membrane_curves(
-    cell_probability: np.ndarray,
-    truth: np.ndarray,
-    thresholds: Sequence[float] = THRESHOLDS,
-    measures: Sequence[str] = MEMBRANE_SCORES,
+    case: Case, thresholds: Sequence[float] = THRESHOLDS, measures: Sequence[str] = MEMBRANE_SCORES
 ) -> dict[str, np.ndarray]:
     """The scores of a section at every threshold.
 
     Args:
-        cell_probability: (H, W), in [0, 1]; or a boolean map of cells.
-        truth: boolean or 0 and 1, (H, W), True: cell.
+        case: of `section`: the last class of its probabilities is the cell.
         thresholds: a pixel is cell where its probability is above the threshold; each in [0, 1).
         measures: which of MEMBRANE_SCORES to compute.
 
@@ -302,16 +346,16 @@ def membrane_curves(
         An array (thresholds,) for each measure, all NaN for a truth without a cell.
 
     Raises:
-        InputError: arrays of two shapes or not 2D; probabilities, truth or thresholds out of range; an
-            unknown measure.
+        InputError: thresholds out of range; an unknown measure.
     """
-    probability, truth = _checked(cell_probability, truth)
     thresholds = tuple(thresholds)
     if not thresholds or not all(0 <= threshold < 1 for threshold in thresholds):
         raise InputError(f"thresholds are {thresholds}: give one or more numbers from 0 to below 1")
     unknown = [name for name in measures if name not in MEMBRANE_SCORES]
     if unknown:
         raise InputError(f"measures name {unknown[0]!r}: give some of {', '.join(MEMBRANE_SCORES)}")
+    truth = case.cleared()[1].astype(bool)
+    probability = case.pred.astype(float) if case.probabilities is None else case.probabilities[-1]
     curves = {name: np.full(len(thresholds), math.nan) for name in measures}
     if not truth.any():
         return curves
@@ -319,34 +363,33 @@ def membrane_curves(
     before = None
     for index, threshold in enumerate(thresholds):
         cells = probability > threshold
+        if case.mask is not None:
+            cells &= case.mask
         if before is not None and np.array_equal(cells, before):
             for curve in curves.values():
                 curve[index] = curve[index - 1]
             continue
         before = cells
         confidence = np.abs(probability - threshold).astype(np.float32)  # as Fiji sorts it
-        for name, value in _scores_at(cells, truth, true_cells, confidence, measures).items():
-            curves[name][index] = value
+        grown = thinned(cells, case.mask) if {"v_rand", "v_info"} & set(measures) else cells
+        ways: dict[str, Callable[[], float]] = {
+            "v_rand": partial(v_rand, grown, true_cells),
+            "v_info": partial(v_info, grown, true_cells),
+            "rand_error": partial(_rand_error, cells, true_cells),
+            "pixel_error": partial(_pixel_error, cells, truth),
+            "warping_error": partial(warping_error, cells, truth, confidence, case.mask),
+        }
+        for name in measures:  # nothing is computed that no measure needs
+            curves[name][index] = ways[name]()
     return curves
 
 
-def _scores_at(
-    cells: np.ndarray,
-    truth: np.ndarray,
-    true_cells: np.ndarray,
-    confidence: np.ndarray,
-    measures: Sequence[str],
-) -> dict[str, float]:
-    """The scores of the cells at one threshold; nothing is computed that no measure needs."""
-    grown = thinned(cells) if {"v_rand", "v_info"} & set(measures) else cells
-    ways: dict[str, Callable[[], float]] = {
-        "v_rand": lambda: v_rand(grown, true_cells),
-        "v_info": lambda: v_info(grown, true_cells),
-        "rand_error": lambda: 1 - v_rand(label(cells, connectivity=1), true_cells),
-        "pixel_error": lambda: (cells != truth).sum() / (cells.sum() + truth.sum()),  # 1 - F-score
-        "warping_error": lambda: warping_error(cells, truth, confidence),
-    }
-    return {name: ways[name]() for name in measures}
+def _rand_error(cells: np.ndarray, true_cells: np.ndarray) -> float:
+    return 1 - v_rand(label(cells, connectivity=1), true_cells)
+
+
+def _pixel_error(cells: np.ndarray, truth: np.ndarray) -> float:
+    return (cells != truth).sum() / (cells.sum() + truth.sum())  # 1 - F-score
 
 
 def best_membrane_scores(
@@ -371,32 +414,11 @@ def best_membrane_scores(
 
 
 def membrane_scores(
-    cell_probability: np.ndarray,
-    truth: np.ndarray,
-    thresholds: Sequence[float] = THRESHOLDS,
-    measures: Sequence[str] = MEMBRANE_SCORES,
+    case: Case, thresholds: Sequence[float] = THRESHOLDS, measures: Sequence[str] = MEMBRANE_SCORES
 ) -> dict[str, float]:
     """The best of each score over the thresholds; arguments and errors as for `membrane_curves`.
 
     Returns:
         A number for each measure, and "threshold", at which v_rand is best.
     """
-    return best_membrane_scores(membrane_curves(cell_probability, truth, thresholds, measures), thresholds)
-
-
-def _checked(cell_probability: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities as floats and a boolean truth, if both are what they should be."""
-    probability, truth = np.asarray(cell_probability), np.asarray(truth)
-    if probability.shape != truth.shape or truth.ndim != 2:
-        raise InputError(
-            f"cell_probability has the shape {list(probability.shape)} and truth {list(truth.shape)}: "
-            "give both as (H, W) on one grid"
-        )
-    probability = probability.astype(float)
-    wrong = probability[~(np.abs(probability - 0.5) <= 0.5 + PROBABILITY_TOLERANCE)]  # so is NaN
-    if wrong.size:
-        raise InputError(f"cell_probability holds {wrong[0]:.4g}: give numbers from 0 to 1")
-    others = truth[(truth != 0) & (truth != 1)]
-    if others.size:
-        raise InputError(f"truth holds {others[0]:.4g}: give 0 for membrane and 1 for cell")
-    return probability, truth.astype(bool)
+    return best_membrane_scores(membrane_curves(case, thresholds, measures), thresholds)

@@ -8,7 +8,7 @@ from scripts.transforms.instances import (
     SeparateInstancesd,
     WatershedInstancesd,
 )
-from scripts.transforms.labels import ClassesToLabelsd, IgnoreToBackgroundd, LabelsToClassesd
+from scripts.transforms.labels import ClassesToLabelsd, LabelsToClassesd
 from scripts.transforms.spatial import CountClassesd, RandSpatialPatchd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
 
@@ -18,7 +18,6 @@ __all__ = [
     "ClassesToLabelsd",
     "ComponentsToInstancesd",
     "CountClassesd",
-    "IgnoreToBackgroundd",
     "InstancesToClassesd",
     "IsolatedSpacingd",
     "LabelsToClassesd",

@@ -103,24 +103,3 @@ class ClassesToLabelsd(MapTransform):
                 restored[out[key] == index] = value
             out[key] = restored
         return out
-
-
-class IgnoreToBackgroundd(MapTransform):
-    """Set prediction and label to background where the label says that nobody annotated: no metric counts it.
-
-    Args:
-        keys: class maps, (1, *spatial), to be cleared.
-        label_key: the class map that carries ``IGNORE_LABEL``.
-    """
-
-    def __init__(self, keys: KeysCollection, label_key: str = "label") -> None:
-        super().__init__(keys)
-        self.label_key = label_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        out = dict(data)
-        ignored = out[self.label_key] == IGNORE_LABEL
-        if ignored.any():
-            for key in self.keys:
-                out[key] = torch.where(ignored.to(out[key].device), torch.zeros_like(out[key]), out[key])
-        return out

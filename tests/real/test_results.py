@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.judging.tables import read_means
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 
@@ -34,7 +36,7 @@ def study(experiment: str, data: Path, output_dir: Path, measure: str, *more: st
     options = ["--output_dir", str(output_dir), "--measure", measure, "--seed", "0", *more]
     run_python("-m", "bundle", "study", *files, *options)
     section = "testing" if not more else f"testing_{Path(more[1]).stem}"
-    return json.loads((output_dir / "unchanged/seed0" / section / "summary.json").read_text())["mean"]
+    return read_means(output_dir / "unchanged/seed0" / section / "summary.json")
 
 
 def need(folder: str) -> Path:

@@ -14,7 +14,6 @@ from torch import nn
 from scripts import handlers
 from scripts.errors import InputError
 from scripts.handlers import (
-    CasePictures,
     EarlyStopping,
     LastCheckpoint,
     LearningCurve,
@@ -82,7 +81,6 @@ def test_only_the_first_process_watches(monkeypatch, tmp_path):
         ProgressBar("training", evaluator),
         TimeSplit(evaluator),
         LearningCurve(evaluator, str(tmp_path)),
-        CasePictures(str(tmp_path), {"background": 0, "cell": 1}),
     ]
     for first in (True, False):
         monkeypatch.setattr(handlers, "is_first", lambda first=first: first)

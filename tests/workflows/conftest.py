@@ -41,7 +41,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = resolved(*for_inference(experiment))
     torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), folder / "model.pt")
-    scores = {"measure": "instances", "mean": {"ap50": 0.5, "seg": None}}
+    entries = [
+        {"class": "mean", "score": name, "mean": mean} for name, mean in (("ap50", 0.5), ("seg", None))
+    ]
+    scores = {"measure": "instances", "summary": entries}
     (folder / "summary.json").write_text(json.dumps(scores))
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.commands import run, written
+from tests.commands import run, workbench, written
 
 pytestmark = pytest.mark.workflow
 
@@ -79,6 +80,14 @@ def test_a_folder_for_each_case(named: bool, weights: Path, tmp_path: Path) -> N
     names = ["1.2.0", "1.2.1", "1.2.2"] if named else ["c0", "c1", "c2"]
     assert found == {f"{name}_seg.png": 3 + n for n, name in enumerate(names)}
     assert [f"{name}_prob.nii.gz" in written(tmp_path / "out") for name in names] == [True] * 3
+    places = {"dataset_dir": str(data), "output_dir": str(tmp_path / "judged"), "checkpoint": str(weights)}
+    run("train", "evaluate", **{**THRESHOLD, **places, "interpolation": {"image": "bilinear"}})
+    options = ("--section", "testing", "--output_dir", tmp_path / "scored")
+    assert "not scored" not in workbench("score", tmp_path / "out", data, *options)
+    for table in (tmp_path / "judged/evaluation/scores.csv", tmp_path / "scored/scores.csv"):
+        with table.open() as file:
+            dice = {row["case"]: float(row["dice"]) for row in csv.DictReader(file)}
+        assert dice == dict.fromkeys(names, 1)
 
 
 def test_names_of_nnunet_by_section_and_by_folder(weights: Path, tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ PLAIN: dict[str, Any] = {
 
 
 def write_blobs(folder: Path) -> None:
-    """Six noisy pictures of bright discs, four to train on: easy enough to be learnt in a few steps."""
+    """Seven noisy pictures of bright discs, four to train on: easy enough to be learnt in a few steps."""
     rng = np.random.default_rng(0)
     rows, columns = np.ogrid[:64, :64]
     entries = []
-    for index in range(6):
+    for index in range(7):
         centres = rng.uniform(12, 52, (3, 2))
         disc = np.any([(rows - y) ** 2 + (columns - x) ** 2 < 10**2 for y, x in centres], axis=0)
         grey = 80 + 90 * disc + rng.normal(0, 20, disc.shape)
@@ -110,16 +110,20 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     overlay.write_text(json.dumps(PLAIN), encoding="utf-8")
     files = config_files("train", "task/em_membrane", str(overlay))
 
-    done = command(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *bundle_run(
-            *("--dataset_dir", str(data), "--output_dir", str(tmp_path / "two"), "--batch_size", "1"),
-            files=[*files, *config_files("multi_gpu_train")],
-        ),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+    where = ("--dataset_dir", str(data), "--output_dir", str(tmp_path / "two"))
+    for overlays, options in (
+        (["multi_gpu_train"], ["--batch_size", "1"]),
+        (["multi_gpu_train", "evaluate"], ["--section", "validation"]),
+    ):
+        done = command(
+            *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+            *bundle_run(*where, *options, files=[*files, *config_files(*overlays)]),
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
     run(*files, dataset_dir=str(data), output_dir=str(tmp_path / "one"), batch_size=2)
+    places = {"dataset_dir": str(data), "output_dir": str(tmp_path / "one")}
+    run(*files, "evaluate", **places, section="validation", checkpoint=str(tmp_path / "two/model.pt"))
 
     assert last_dice(tmp_path / "one") > 0.3
     assert last_dice(tmp_path / "two") == pytest.approx(last_dice(tmp_path / "one"), abs=SCORE_TOLERANCE)
@@ -131,6 +135,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert len(last["generators"]) == 2
     assert last["training"]["number of processes"] == "2"
     assert names(tmp_path / "two") == names(tmp_path / "one")  # one process writes
+    for name in ("scores.csv", "summary.json"):  # of three cases, two and one for each process
+        texts = [(tmp_path / which / "evaluation" / name).read_text() for which in ("one", "two")]
+        assert texts[0] == texts[1]
 
 
 def test_processes_end_without_being_aborted(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from bundle.data.phantom import Kind, write_phantom
-from bundle.runs.baseline import dice_per_class, otsu_components
+from bundle.runs.baseline import otsu_components
+from scripts.judging import Case, mean_dice
 from tests.commands import read_array, run
 
 pytestmark = pytest.mark.workflow
@@ -22,10 +23,6 @@ TASKS: dict[str, tuple[Kind, dict[str, Any], int]] = {
     "phantom_cells": (Kind.CELLS, {"max_epochs": 5, "val_interval": 5}, 2),
     "phantom_organ": (Kind.ORGAN, {"max_epochs": 6, "val_interval": 6}, 3),
 }
-
-
-def mean_dice(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> float:
-    return float(np.nanmean(dice_per_class(pred, truth, n_classes)))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -48,7 +45,7 @@ def test_network_beats_thresholding(task: str, tmp_path: Path) -> None:
         if kind is Kind.CELLS:  # instance maps: any cell is foreground
             pred, truth = pred > 0, truth > 0
         pred, truth = pred.astype(np.uint8), truth.astype(np.uint8)
-        network.append(mean_dice(pred, truth, n_classes))
-        otsu.append(mean_dice(otsu_components(read_array(image), truth, n_classes), truth, n_classes))
+        network.append(mean_dice(Case(stem, pred, truth)))
+        otsu.append(mean_dice(Case(stem, otsu_components(read_array(image), truth, n_classes), truth)))
     assert len(network) == 4
     assert np.mean(network) > np.mean(otsu) + MARGIN, f"network {network}, Otsu {otsu}"

@@ -18,9 +18,9 @@ from monai.bundle import ConfigParser
 from PIL import Image
 from skimage.measure import label as connected_components
 
-from bundle.runs.tune import Case, predict
+from bundle.runs.tune import Predicted, predict
 from scripts.data import read_split
-from scripts.judging import instance_scores
+from scripts.judging import Case, instance_scores
 from tests.commands import (
     CONFIGS,
     as_options,
@@ -116,8 +116,11 @@ def test_tune_chooses_on_validation_alone_and_inference_agrees(trained: Path, tm
     )
     found = [
         instance_scores(
-            read_array(tmp_path / "seg" / f"{Path(case['image']).stem}_seg.png").astype(int),
-            read_array(Path(case["label"])).astype(int),
+            Case(
+                case["case"],
+                read_array(tmp_path / "seg" / f"{Path(case['image']).stem}_seg.png").astype(int),
+                read_array(Path(case["label"])).astype(int),
+            )
         )["ap50"]
         for case in cases
     ]
@@ -139,9 +142,9 @@ def random_network(tmp_path: Path) -> Callable[..., ConfigParser]:
     return make
 
 
-def check_probabilities(case: Case) -> None:
+def check_probabilities(case: Predicted) -> None:
     probabilities = np.load(case.probabilities)
-    assert probabilities.shape[1:] == case.truth.shape == case.ignored.shape
+    assert probabilities.shape[1:] == case.truth.shape == case.mask.shape
     np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
 
 
@@ -175,7 +178,7 @@ def test_two_classes_are_compared_as_components(
     )["validation"]
     mask = masks[Path(listed["label"]).stem].T  # pictures are read as (width, height)
     np.testing.assert_array_equal(case.truth, connected_components(mask == 255, connectivity=1))
-    np.testing.assert_array_equal(case.ignored, mask == 7)
+    np.testing.assert_array_equal(case.mask, mask != 7)
 
 
 def test_volumes_are_compared_on_the_grid_of_their_files(

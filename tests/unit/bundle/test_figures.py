@@ -25,6 +25,7 @@ from bundle.figures.mechanisms import (
 )
 from scripts.compute.inferers import OverlapTileInferer
 from scripts.errors import InputError
+from scripts.judging import Case, cell_errors
 from scripts.networks import UNet
 from scripts.networks.blocks import (
     Concatenate,
@@ -38,7 +39,6 @@ from scripts.networks.blocks import (
     centre_crop,
 )
 from scripts.networks.heads import Heads
-from scripts.pictures import cell_errors
 from scripts.transforms import RandSpatialPatchd
 from tests.commands import ROOT, invoke
 
@@ -308,7 +308,7 @@ def test_weight_map_is_the_sum_of_its_terms() -> None:
 def test_made_up_prediction_has_two_errors_of_each_kind() -> None:
     (_, truth), (_, others) = (even_cells(index, (192, 192)) for index in (0, 1))
     pred = corrupt_cells(truth, others)
-    errors = cell_errors(truth, pred)
+    errors = cell_errors(Case("a", pred, truth))
     assert [len(ids) for ids in vars(errors).values()] == [2, 2, 2, 2]
     count = int(truth.max())
     assert len(np.unique(pred)) - 1 == count - 2 + 2 - 2 + 2

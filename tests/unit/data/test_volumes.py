@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.data.volumes import BadVolume, open_volume, read_volumes
-from scripts.errors import InputError
+from scripts.data.volumes import open_volume, read_volumes
+from scripts.errors import Fault, InputError
 
 needs_zarr = pytest.mark.skipif(not find_spec("zarr"), reason="zarr is not installed")
 
@@ -62,7 +62,7 @@ def test_box_of_an_array_is_zarrs(tmp_path):
 )
 def test_volume_that_cannot_be_segmented_is_refused(tmp_path, name, write, message):
     write(tmp_path / name)
-    with pytest.raises(BadVolume, match=f"{name}: found {message}"):
+    with pytest.raises(Fault, match=f"{name}: found {message}"):
         open_volume(tmp_path / name, 1)
     with pytest.raises(InputError, match=message):
         read_volumes(tmp_path, in_channels=1)
@@ -73,7 +73,7 @@ def test_zarr_array_must_say_how_large_its_voxels_are(tmp_path):
     import zarr
 
     array = zarr.create_array(tmp_path / "a.zarr", shape=(4, 5, 6, 2), dtype="int16")
-    with pytest.raises(BadVolume, match="neither 'affine' nor 'spacing' among the attributes"):
+    with pytest.raises(Fault, match="neither 'affine' nor 'spacing' among the attributes"):
         open_volume(tmp_path / "a.zarr", 2)
     array.attrs["spacing"] = [1, 2, 3]
     np.testing.assert_array_equal(open_volume(tmp_path / "a.zarr", 2).affine, np.diag([1, 2, 3, 1]))

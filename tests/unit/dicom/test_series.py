@@ -23,8 +23,8 @@ from PIL import Image
 from pydicom import uid
 from pydicom.pixels.decoders import base as decoders
 
-from scripts.dicom.series import BadSeries, Found, Series, SeriesFinder, is_series, series_name
-from scripts.errors import InputError
+from scripts.dicom.series import Found, Series, SeriesFinder, is_series, series_name
+from scripts.errors import Fault, InputError
 from tests import dicom_phantom as phantom
 
 #: Positions are written with nine digits.
@@ -192,7 +192,7 @@ def test_other_pixels_at_the_same_position_are_refused(multi: bool, tmp_path: Pa
     echo.SOPInstanceUID, echo.InstanceNumber = uid.generate_uid(), 99
     both = [*images, echo]
     phantom.write([phantom.multi_frame(both)] if multi else both, tmp_path / "all")
-    with pytest.raises(BadSeries, match="same position that are no copies") as caught:
+    with pytest.raises(Fault, match="same position that are no copies") as caught:
         opened(tmp_path / "all")
     assert multi or "99" in str(caught.value)
 
@@ -251,7 +251,7 @@ def test_a_syntax_that_nothing_decodes(
         image.save_as(file)
     for decoder, _ in decoders._PIXEL_DATA_DECODERS.values():
         monkeypatch.setattr(decoder, "_available", {})
-    with pytest.raises(BadSeries, match=fix) as caught:
+    with pytest.raises(Fault, match=fix) as caught:
         opened(folder)
     assert syntax.name in str(caught.value)
 
@@ -348,7 +348,7 @@ def test_a_scout_without_the_word_is_refused(tmp_path: Path) -> None:
     images, _ = phantom.make_odd("plain")
     view = phantom.localizer(images[0])
     view.ImageType = ["ORIGINAL", "PRIMARY"]
-    with pytest.raises(BadSeries, match=r"different sizes .*take out .*localizer"):
+    with pytest.raises(Fault, match=r"different sizes .*take out .*localizer"):
         opened(phantom.write([*images, view], tmp_path))
 
 
@@ -430,7 +430,7 @@ def test_what_makes_no_volume_is_refused(what: str, tmp_path: Path) -> None:
     images, _ = phantom.make_odd("plain")
     spoil(images)
     folder = phantom.write(images, tmp_path)
-    with pytest.raises(BadSeries, match=sentence) as caught:
+    with pytest.raises(Fault, match=sentence) as caught:
         opened(folder)
     assert re.match(rf"{folder}/series_\w+: found .*; .*; .*\.$", str(caught.value))
     assert "\n" not in str(caught.value)
@@ -439,7 +439,7 @@ def test_what_makes_no_volume_is_refused(what: str, tmp_path: Path) -> None:
 def test_a_few_slices_far_apart_are_refused(tmp_path: Path) -> None:
     images = phantom.series(phantom.draw((4, 5, 3)), phantom.positions(3, gaps=[2, 100]))
     folder = phantom.write(images, tmp_path)
-    with pytest.raises(BadSeries, match=r"found 3 slices that lie 2 to 100 mm apart; at least 25%"):
+    with pytest.raises(Fault, match=r"found 3 slices that lie 2 to 100 mm apart; at least 25%"):
         opened(folder)
 
 
@@ -449,7 +449,7 @@ def test_pixels_cut_short_are_refused(tmp_path: Path) -> None:
     file = folder / "IM0002"
     number = pydicom.dcmread(file).InstanceNumber
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(BadSeries, match=rf"pixels that cannot be read \(instance number {number}, "):
+    with pytest.raises(Fault, match=rf"pixels that cannot be read \(instance number {number}, "):
         opened(folder).read()
 
 
@@ -457,9 +457,9 @@ def test_files_that_are_gone(tmp_path: Path) -> None:
     images, _ = phantom.make_odd("plain")
     found = opened(phantom.write(images, tmp_path))
     (tmp_path / "IM0001").unlink()
-    with pytest.raises(BadSeries, match=r"pixels that cannot be read .*FileNotFoundError"):
+    with pytest.raises(Fault, match=r"pixels that cannot be read .*FileNotFoundError"):
         found.read()
-    with pytest.raises(BadSeries, match="a file that is gone or has changed"):
+    with pytest.raises(Fault, match="a file that is gone or has changed"):
         found.headers()
 
 
@@ -516,6 +516,6 @@ def test_messages_name_no_file_inside_and_nobody(tmp_path: Path) -> None:
     images, _ = phantom.make_odd("plain")
     images[1].pop("PixelSpacing")
     phantom.write(images, tmp_path / phantom.NAME, names=phantom.NAME + "{}")
-    with pytest.raises(BadSeries) as caught:
+    with pytest.raises(Fault) as caught:
         opened(tmp_path)
     assert not [text for text in phantom.IDENTITY if text in str(caught.value)]

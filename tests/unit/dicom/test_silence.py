@@ -92,7 +92,7 @@ def write(made: list[pydicom.Dataset], place: Path) -> Path:
         return phantom.write(made, place)
 
 
-@pytest.mark.parametrize(("kinds", "last"), [(TEXT_VRS, "BadSeries"), (FREE_VRS, "_seg.dcm")])
+@pytest.mark.parametrize(("kinds", "last"), [(TEXT_VRS, "Fault"), (FREE_VRS, "_seg.dcm")])
 def test_every_text_of_a_header(kinds: set[str], last: str, tmp_path: Path, said: list[str]) -> None:
     """In all attributes of PS3.6 but those that say how to read the images, which are spoilt below.
 

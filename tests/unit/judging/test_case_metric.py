@@ -10,7 +10,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
-from scripts.judging import MEASURES, CaseMetric, instance_scores, membrane_scores
+from scripts.judging import MEASURES, Case, CaseMetric, instance_scores, mean_dice, membrane_scores, section
+from scripts.labels import IGNORE_LABEL
 
 # Objects of 4 and 2 pixels; the first is found whole, the second not at all.
 TRUTH = torch.tensor([[[1, 1, 1, 1, 0, 2, 2]]])
@@ -21,8 +22,9 @@ PRED = torch.tensor([[[4, 4, 4, 4, 0, 0, 0]]])
 def test_every_measure_is_that_of_its_function(name):
     rng = np.random.default_rng(0)
     truth, pred = (torch.from_numpy(rng.integers(0, 2, (1, 8, 9))) for _ in range(2))
-    expected = {**instance_scores(pred[0].numpy(), truth[0].numpy())}
-    expected |= membrane_scores(pred[0].numpy(), truth[0].numpy())
+    maps = pred[0].numpy(), truth[0].numpy()
+    expected = {**instance_scores(Case("a", *maps)), **membrane_scores(section("a", *maps))}
+    expected["dice"] = mean_dice(Case("a", *maps))
     assert CaseMetric(name)([pred], [truth]).item() == pytest.approx(expected[name])
 
 
@@ -39,9 +41,16 @@ def test_mean_over_the_cases_that_say_something():
     assert math.isnan(metric.aggregate().item())
 
 
+@pytest.mark.parametrize(("name", "expected"), [("dice", 2 * 3 / (3 + 4)), ("pixel_error", 1 / 7)])
+def test_voxels_that_nobody_annotated_count_nowhere(name, expected):
+    truth = torch.tensor([[[1, 1, 1, 1, 0, IGNORE_LABEL, IGNORE_LABEL]]])
+    pred = torch.tensor([[[1, 1, 1, 0, 0, 1, 0]]])
+    assert CaseMetric(name)([pred], [truth]).item() == pytest.approx(expected)
+
+
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InputError, match="measure is 'dice': give one of ap50"):
-        CaseMetric("dice")
+    with pytest.raises(InputError, match="measure is 'iou': give one of dice, ap50"):
+        CaseMetric("iou")
     with pytest.raises(InputError, match=r"shapes \[\[1, 2, 1, 7\], \[1, 1, 1, 7\]\]: give one channel each"):
         CaseMetric("pq")([PRED.repeat(2, 1, 1)], [TRUTH])
 
@@ -73,6 +82,6 @@ def test_engine_of_a_config_takes_it_as_its_key_metric(name, expected):
     evaluator = parser.get_parsed_content("evaluator")
     evaluator.run()
     if expected is None:
-        expected = membrane_scores(pred[0].numpy(), truth[0].numpy())["v_rand"]
+        expected = membrane_scores(section("a", pred[0].numpy(), truth[0].numpy()))["v_rand"]
     assert evaluator.state.metrics["val_score"] == pytest.approx(expected)
     assert evaluator.state.best_metric == pytest.approx(expected)

@@ -24,14 +24,14 @@ from scipy import ndimage
 from scripts.errors import InputError
 from scripts.judging import (
     SCORES,
-    case_scores,
+    Case,
+    class_scores,
     confusion,
-    format_summary,
-    mean_foreground_dice,
+    mean_dice,
     overlap_scores,
-    summarize,
     surface_scores,
 )
+from scripts.labels import IGNORE_LABEL
 
 OVERLAP = SCORES[:5]
 
@@ -60,8 +60,8 @@ def assert_equal_or_nan(found: float, expected: float) -> None:
 
 
 def test_confusion_counts_every_pair_by_hand():
-    assert confusion(PRED, TRUTH, 3).tolist() == COUNTS
-    assert confusion(PRED.astype(np.uint8), TRUTH.astype(np.float32), 3).tolist() == COUNTS
+    assert confusion(Case("a", PRED, TRUTH), 3).tolist() == COUNTS
+    assert confusion(Case("a", PRED.astype(np.uint8), TRUTH.astype(np.float32)), 3).tolist() == COUNTS
 
 
 @pytest.mark.parametrize("position", ["pred", "truth"])
@@ -70,9 +70,9 @@ def test_class_beyond_the_declared_ones_is_refused(position, value):
     maps = {"pred": PRED.copy(), "truth": TRUTH.copy()}
     maps[position][0, 0] = value
     with pytest.raises(
-        InputError, match=rf"{position} holds classes from .*{value}.*: give indices from 0 to 2"
+        InputError, match=rf"{position} of a holds classes from .*{value}.*: give indices from 0 to 2"
     ):
-        confusion(**maps, n_classes=3)
+        confusion(Case("a", **maps), n_classes=3)
 
 
 def test_overlap_counted_by_hand():
@@ -93,7 +93,7 @@ def test_overlap_counted_by_hand():
 @given(st.integers(0, 10_000), st.sampled_from([(9, 12), (6, 7, 8)]), st.sampled_from([2, 3]))
 def test_overlap_equals_monai(seed, shape, n_classes):
     pred, truth = draw_maps(shape, n_classes, seed)
-    scores = overlap_scores(confusion(pred, truth, n_classes))
+    scores = overlap_scores(confusion(Case("a", pred, truth), n_classes))
     pred_hot, true_hot = (one_hot(torch.from_numpy(m)[None, None], n_classes) for m in (pred, truth))
     matrix = get_confusion_matrix(pred_hot, true_hot)
     expected = {
@@ -130,7 +130,7 @@ def distances(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> tuple
 def test_distances_equal_brute_force(shape, spacing, seed):
     pred, truth = draw_maps(shape, 3, seed)
     tolerance = 1.1
-    rows = case_scores(pred, truth, 3, spacing, tolerance)
+    rows = class_scores(Case("a", pred, truth, spacing=spacing), 3, tolerance)
     for index, row in enumerate(rows, start=1):
         there, back = distances(pred == index, truth == index, spacing)
         assert_equal_or_nan(row["hd95"], max(np.percentile(there, 95), np.percentile(back, 95)))
@@ -244,7 +244,7 @@ def test_shifted_box_has_the_distance_of_its_shift():
     truth, pred = np.zeros((20, 20), int), np.zeros((20, 20), int)
     truth[5:9, 5:15] = 1
     pred[8:12, 5:15] = 1
-    (row,) = case_scores(pred, truth, 2, (2.0, 1.0), 1.0)
+    (row,) = class_scores(Case("a", pred, truth, spacing=(2.0, 1.0)), 2, 1.0)
     assert row["hd95"] == pytest.approx(6)  # three voxels of 2 mm
     assert row["dice"] == pytest.approx(2 * 10 / 80)
     assert row["iou"] == pytest.approx(10 / 70)
@@ -256,7 +256,7 @@ def test_shifted_box_has_the_distance_of_its_shift():
 
 
 def test_perfect_case():
-    rows = case_scores(TRUTH, TRUTH, 3, (1.0, 1.0), 1.0)
+    rows = class_scores(Case("a", TRUTH, TRUTH), 3, 1.0)
     assert rows == [dict(zip(SCORES, (1, 1, 1, 1, 0, 0, 0, 1), strict=True))] * 2
 
 
@@ -264,7 +264,7 @@ def test_absent_classes_follow_the_conventions():
     truth, pred = np.zeros((4, 4), int), np.zeros((4, 4), int)
     truth[0, :2] = 1  # class 1 is missed, class 2 invented, class 3 in neither
     pred[3, :3] = 2
-    missed, invented, neither = case_scores(pred, truth, 4, (1.0, 1.0), 1.0)
+    missed, invented, neither = class_scores(Case("a", pred, truth), 4, 1.0)
     for row, wrong in ((missed, 2), (invented, 3)):
         assert [row[name] for name in ("dice", "iou", "precision", "recall", "surface_dice")] == [0] * 5
         assert row["error"] == wrong / 16
@@ -277,79 +277,100 @@ def test_absent_classes_follow_the_conventions():
     ("pred", "truth", "expected"),
     [
         (PRED, TRUTH, (6 / 8 + 4 / 6) / 2),
-        (TRUTH * 0, TRUTH * 0, 1),
+        (TRUTH * 0, TRUTH * 0, math.nan),
         (TRUTH * 0, TRUTH, 0),
         (TRUTH, TRUTH * 0, 0),
+        (np.minimum(TRUTH, 1), np.minimum(TRUTH, 1), 1),  # the class that neither has is left out
+        (np.minimum(PRED, 1), np.minimum(TRUTH, 1), 2 * 6 / (7 + 7)),
     ],
 )
-def test_mean_foreground_dice(pred, truth, expected):
-    assert mean_foreground_dice(pred, truth, 3) == pytest.approx(expected)
+def test_mean_dice(pred, truth, expected):
+    assert mean_dice(Case("a", pred, truth)) == pytest.approx(expected, nan_ok=True)
 
 
-def test_mean_foreground_dice_leaves_out_what_neither_has():
-    one = np.minimum(TRUTH, 1)
-    assert mean_foreground_dice(one, one, 3) == 1
-    assert mean_foreground_dice(np.minimum(PRED, 1), one, 3) == pytest.approx(2 * 6 / (7 + 7))
+# What nobody annotated
 
 
-# Many cases
+def test_voxels_that_nobody_annotated_count_nowhere():
+    """Ten of a hundred pixels are annotated, five of them wrong."""
+    truth, pred = np.full((10, 10), IGNORE_LABEL), np.zeros((10, 10), int)
+    truth[4], pred[4, :5] = 1, 1
+    (row,) = class_scores(Case("a", pred, truth, truth != IGNORE_LABEL), 2, 1.0)
+    assert (row["error"], row["dice"], row["recall"], row["precision"]) == (0.5, 2 / 3, 0.5, 1)
+    assert mean_dice(Case("a", pred, truth, truth != IGNORE_LABEL)) == 2 / 3
 
 
-def make_rows(table: dict[tuple[str, str], float]) -> list[dict]:
-    return [
-        {"case": case, "class": name, **dict.fromkeys(SCORES, value)} for (case, name), value in table.items()
-    ]
+def strip(end: int) -> np.ndarray:
+    """A picture whose left part, as far as a column, is of class 1."""
+    return (np.indices((12, 40))[1] < end).astype(int)
 
 
-def test_summary_counts_and_means_by_hand():
-    nan = float("nan")
-    rows = make_rows(
-        {("a", "x"): 0.2, ("a", "y"): 0.6, ("b", "x"): 0.8, ("b", "y"): nan, ("c", "x"): nan, ("c", "y"): nan}
-    )
-    found = {(entry["class"], entry["score"]): entry for entry in summarize(rows)}
-    assert len(found) == 3 * len(SCORES)
-    for score in SCORES:
-        assert found["x", score] == {
-            "class": "x",
-            "score": score,
-            "mean": pytest.approx(0.5),
-            "std": pytest.approx(math.sqrt(0.18)),  # (0.3**2 + 0.3**2) / (2 - 1)
-            "median": pytest.approx(0.5),
-            "min": 0.2,
-            "max": 0.8,
-            "cases": 2,
-        }
-        assert found["y", score] == {
-            "class": "y",
-            "score": score,
-            "mean": 0.6,
-            "std": None,
-            "median": 0.6,
-            "min": 0.6,
-            "max": 0.6,
-            "cases": 1,
-        }
-        mean = found["mean", score]  # of a: (0.2 + 0.6) / 2, of b: 0.8, of c: nothing
-        assert (mean["mean"], mean["cases"], mean["min"], mean["max"]) == (
-            pytest.approx(0.6),
-            2,
-            pytest.approx(0.4),
-            0.8,
-        )
+def test_the_rim_of_what_is_annotated_is_no_surface():
+    """In a strip the only surface lies 6 pixels off."""
+    mask = np.zeros((12, 40), dtype=bool)
+    mask[4:8, 5:35] = True
+    found = surface_scores(strip(26) == 1, strip(20) == 1, (1.0, 1.0), 1.0, mask)
+    assert found == (6, 6, 0)
+    assert surface_scores(strip(20) == 1, strip(20) == 1, (1.0, 1.0), 1.0, mask) == (0, 0, 1)
+    assert all(np.isnan(surface_scores(strip(40) == 1, strip(36) == 1, (1.0, 1.0), 1.0, mask)))  # no surface
+    one = surface_scores(strip(40) == 1, strip(20) == 1, (1.0, 1.0), 1.0, mask)
+    assert (math.isnan(one.hd95), one.surface_dice) == (True, 0)
 
 
-def test_summary_of_a_class_nobody_has():
-    (entry, *_) = summarize(make_rows({("a", "x"): float("nan")}))
-    assert entry["cases"] == 0
-    assert [entry[name] for name in ("mean", "std", "median", "min", "max")] == [None] * 5
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([(9, 12), (6, 7, 8)]))
+def test_what_is_drawn_where_nobody_annotated_changes_no_score(seed, shape):
+    pred, truth = draw_maps(shape, 3, seed)
+    rng = np.random.default_rng(seed)
+    mask = ndimage.gaussian_filter(rng.random(shape), 1.0) > 0.45
+    others = [np.where(mask, classes, rng.integers(0, 3, shape)) for classes in (pred, truth)]
+    here, there = (class_scores(Case("a", *maps, mask), 3, 1.0) for maps in ((pred, truth), others))
+    for one, other in zip(here, there, strict=True):
+        assert one == pytest.approx(other, nan_ok=True)
+    everything = np.ones(shape, dtype=bool)
+    for one, other in zip(
+        class_scores(Case("a", pred, truth), 3, 1.0),
+        class_scores(Case("a", pred, truth, everything), 3, 1.0),
+        strict=True,
+    ):
+        assert one == pytest.approx(other, nan_ok=True)
 
 
-def test_format_summary_is_a_table_of_means():
-    rows = make_rows({("a", "x"): 0.25, ("a", "a long name"): float("nan")})
-    header, *lines = format_summary(summarize(rows)).splitlines()
-    assert header.split() == ["class", *SCORES]
-    assert [line.split("  ")[0].strip() for line in lines] == ["x", "a long name", "mean"]
-    assert lines[0].split()[1:] == ["0.2500"] * len(SCORES)
-    assert lines[1].split()[3:] == ["-"] * len(SCORES)
-    assert lines[2].split()[1:] == ["0.2500"] * len(SCORES)
-    assert len({len(line) for line in (header, *lines)}) == 1
+@pytest.mark.parametrize("shape", [(8, 9), (5, 6, 4)])
+@pytest.mark.parametrize("seed", range(4))
+def test_surfaces_with_a_mask_by_brute_force(shape, seed):
+    """A voxel is of the surface where it leaves the picture, or meets an annotated one that is not of it."""
+    rng = np.random.default_rng(seed)
+    found, true = (rng.random(shape) < 0.6 for _ in range(2))
+    mask = rng.random(shape) < 0.8
+
+    def points(cells):
+        kept = []
+        for place in np.argwhere(cells & mask):
+            for axis in range(len(shape)):
+                for step in (-1, 1):
+                    beside = place.copy()
+                    beside[axis] += step
+                    inside = 0 <= beside[axis] < shape[axis]
+                    if not inside or (mask[tuple(beside)] and not cells[tuple(beside)]):
+                        kept.append(tuple(place))
+        return np.array(sorted(set(kept)))
+
+    table = np.linalg.norm(points(found)[:, None] - points(true)[None], axis=-1)
+    both = [*table.min(1), *table.min(0)]
+    scores = surface_scores(found, true, (1.0,) * len(shape), 1.0, mask)
+    assert_equal_or_nan(scores.assd, np.mean(both))
+    assert_equal_or_nan(scores.surface_dice, np.mean(np.array(both) <= 1))
+    expected = max(np.percentile(table.min(1), 95), np.percentile(table.min(0), 95))
+    assert_equal_or_nan(scores.hd95, expected)
+
+
+def test_arrays_of_a_case_lie_on_one_grid():
+    with pytest.raises(
+        InputError, match=r"pred has \[2, 5\] voxels and truth \[2, 4\]: give both on one grid"
+    ):
+        Case("a", PRED, TRUTH[:, :4])
+    with pytest.raises(InputError, match="mask has"):
+        Case("a", PRED, TRUTH, TRUTH[0] > 0)
+    with pytest.raises(InputError, match="probabilities has"):
+        Case("a", PRED, TRUTH, probabilities=np.zeros((3, 2, 4)))

@@ -18,6 +18,7 @@ from scripts.errors import InputError
 from scripts.judging import (
     INSTANCE_SCORES,
     IOU_THRESHOLDS,
+    Case,
     InstanceCounts,
     contingency,
     instance_counts,
@@ -52,7 +53,7 @@ def masks_of(numbered: np.ndarray) -> list[np.ndarray]:
 
 
 def test_scores_counted_by_hand():
-    assert instance_counts(PRED, TRUTH) == InstanceCounts(
+    assert instance_counts(Case("a", PRED, TRUTH)) == InstanceCounts(
         true_positives=(2, 2, 2, 2, 2, 1, 1, 0, 0, 0),  # 3/4 is not above 0.75
         predicted=3,
         true=3,
@@ -71,13 +72,13 @@ def test_scores_counted_by_hand():
         "rq": 2 / 3,
         "seg": 19 / 36,
     }
-    scores = instance_scores(PRED, TRUTH)
+    scores = instance_scores(Case("a", PRED, TRUTH))
     assert tuple(scores) == INSTANCE_SCORES
     assert scores == pytest.approx(expected)
 
 
 def test_counts_of_what_is_missed_and_invented():
-    counts = instance_counts(PRED[:, 5:], TRUTH[:, :13])
+    counts = instance_counts(Case("a", PRED[:, 5:], TRUTH[:, :13]))
     assert (counts.predicted, counts.true) == (2, 3)
     assert counts.false_positives[0] == 2 - counts.true_positives[0]
     assert counts.false_negatives[0] == 3 - counts.true_positives[0]
@@ -87,7 +88,7 @@ def test_counts_of_what_is_missed_and_invented():
 def test_an_iou_that_equals_the_threshold_is_no_match(size, matched):
     truth, pred = np.zeros((1, 10), int), np.zeros((1, 10), int)
     truth[0], pred[0, :size] = 1, 1  # IoU size / 10, of the true object the same share is covered
-    counts = instance_counts(pred, truth)
+    counts = instance_counts(Case("a", pred, truth))
     assert counts.true_positives[0] == matched
     assert counts.true_positives[2] == 0  # 6 / 10 does not exceed 0.6
     assert counts.jaccard_sum == pytest.approx(size / 10 if matched else 0)
@@ -113,7 +114,7 @@ def test_counts_equal_brute_force(seed, shape):
     iou = np.array([[(a & b).sum() / (a | b).sum() for b in found] for a in true]).reshape(
         len(true), len(found)
     )
-    counts = instance_counts(pred, truth)
+    counts = instance_counts(Case("a", pred, truth))
     for threshold, hits in zip(IOU_THRESHOLDS, counts.true_positives, strict=True):
         rows, columns = linear_sum_assignment(iou > threshold, maximize=True)
         assert hits == (iou > threshold)[rows, columns].sum()
@@ -129,7 +130,7 @@ def test_counts_equal_brute_force(seed, shape):
 @given(st.integers(0, 10_000), st.sampled_from([(14, 17), (7, 9, 8)]))
 def test_panoptic_quality_equals_monai(seed, shape):
     pred, truth = draw_instances(shape, seed)
-    counts = instance_counts(pred, truth)
+    counts = instance_counts(Case("a", pred, truth))
     maps = [torch.from_numpy(numbered.copy()) for numbered in (pred, truth)]
     expected = compute_panoptic_quality(*maps, output_confusion_matrix=True).tolist()
     found = (counts.true_positives[0], counts.false_positives[0], counts.false_negatives[0], counts.iou_sum)
@@ -145,14 +146,14 @@ def test_panoptic_quality_equals_monai(seed, shape):
 @given(st.integers(0, 10_000), st.sampled_from([(14, 17), (7, 9, 8)]))
 def test_identity_numbers_and_symmetry(seed, shape):
     pred, truth = draw_instances(shape, seed)
-    assert instance_scores(truth, truth) == dict.fromkeys(INSTANCE_SCORES, 1)
-    scores = instance_scores(pred, truth)
+    assert instance_scores(Case("a", truth, truth)) == dict.fromkeys(INSTANCE_SCORES, 1)
+    scores = instance_scores(Case("a", pred, truth))
     rng = np.random.default_rng(seed)
     renumbered = np.concatenate([[0], rng.permutation(5000)[: pred.max()] + 1])[pred]
-    assert instance_scores(renumbered.astype(np.uint16), truth.astype(float)) == pytest.approx(
+    assert instance_scores(Case("a", renumbered.astype(np.uint16), truth.astype(float))) == pytest.approx(
         scores, nan_ok=True
     )
-    swapped = instance_scores(truth, pred)
+    swapped = instance_scores(Case("a", truth, pred))
     for name in ("ap50", "ap75", "ap", "f1_50", "pq", "sq", "rq"):
         assert swapped[name] == pytest.approx(scores[name])
     assert swapped["precision50"] == scores["recall50"]
@@ -161,21 +162,22 @@ def test_identity_numbers_and_symmetry(seed, shape):
 
 def test_counts_of_cases_add_up():
     cases = [draw_instances((12, 15), seed) for seed in range(4)]
-    together = sum((instance_counts(*case) for case in cases), InstanceCounts())
+    together = sum((instance_counts(Case("a", *case)) for case in cases), InstanceCounts())
     beside = [
         np.concatenate([np.where(maps > 0, maps + 1000 * number, 0) for number, maps in enumerate(kind)])
         for kind in zip(*cases, strict=True)
     ]
-    assert together.scores() == pytest.approx(instance_scores(*beside))
+    assert together.scores() == pytest.approx(instance_scores(Case("a", *beside)))
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
 def test_empty_maps_follow_the_conventions(shape):
     empty, filled = np.zeros(shape, int), np.ones(shape, int)
-    assert all(math.isnan(value) for value in instance_scores(empty, empty).values())
+    assert all(math.isnan(value) for value in instance_scores(Case("a", empty, empty)).values())
     for pred, truth in ((empty, filled), (filled, empty)):
-        assert instance_scores(pred, truth) == dict.fromkeys(INSTANCE_SCORES, 0)
-    assert (instance_counts(empty, empty) + instance_counts(filled, filled)).scores()["pq"] == 1
+        assert instance_scores(Case("a", pred, truth)) == dict.fromkeys(INSTANCE_SCORES, 0)
+    both = [instance_counts(Case("a", cells, cells)) for cells in (empty, filled)]
+    assert (both[0] + both[1]).scores()["pq"] == 1
 
 
 @pytest.mark.parametrize(
@@ -189,14 +191,31 @@ def test_empty_maps_follow_the_conventions(shape):
 )
 def test_what_is_no_instance_map_is_refused(pred, message):
     with pytest.raises(InputError, match=message):
-        instance_scores(pred, np.ones((3, 4), int))
+        instance_scores(Case("a", pred, np.ones((3, 4), int)))
 
 
 @needs_data
 @pytest.mark.data
 def test_nuclei_against_themselves():
     label = np.asarray(Image.open(sorted((DATA / "labels").iterdir())[0]))
-    assert instance_scores(label, label)["ap"] == 1
+    assert instance_scores(Case("a", label, label))["ap"] == 1
     lost = np.where(label == label.max(), 0, label)
     n = len(np.unique(label)) - 1
-    assert instance_scores(lost, label)["ap50"] == pytest.approx((n - 1) / n)
+    assert instance_scores(Case("a", lost, label))["ap50"] == pytest.approx((n - 1) / n)
+
+
+def test_voxels_that_nobody_annotated_belong_to_no_object():
+    """What of objects is annotated is compared, and what lies outside is nothing."""
+    rng = np.random.default_rng(0)
+    for seed in range(4):
+        pred, truth = draw_instances((14, 15), seed)
+        mask = rng.random(truth.shape) < 0.7
+        here = instance_counts(Case("a", pred, truth, mask))
+        assert here == instance_counts(Case("a", np.where(mask, pred, 0), np.where(mask, truth, 0)))
+        others = (np.where(mask, maps, rng.integers(0, 99, mask.shape)) for maps in (pred, truth))
+        assert here == instance_counts(Case("a", *others, mask))
+    mask = np.ones(TRUTH.shape, dtype=bool)
+    mask[:, 12:] = False  # the third object and what was predicted there
+    scores = instance_scores(Case("a", PRED, TRUTH, mask))
+    assert scores["ap50"] == 1
+    assert scores["sq"] == pytest.approx((3 / 4 + 5 / 6) / 2)

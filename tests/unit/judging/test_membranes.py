@@ -21,6 +21,7 @@ from scripts.judging import (
     cells_apart,
     membrane_curves,
     membrane_scores,
+    section,
     thinned,
     v_info,
     v_rand,
@@ -136,7 +137,7 @@ def test_grown_cells_meet_in_a_line(membrane):
 
 def test_picture_without_cells_is_one_region():
     assert (thinned(np.zeros((3, 4), dtype=bool)) == 1).all()
-    nothing = membrane_scores(np.zeros((7, 9)), two_cells([4]))
+    nothing = membrane_scores(section("a", np.zeros((7, 9)), two_cells([4])))
     assert nothing["v_info"] == 0
     assert nothing["v_rand"] == pytest.approx(2 * 2 * 28**2 / (56**2 + 2 * 28**2))
 
@@ -249,7 +250,7 @@ def test_probabilities_as_far_from_the_threshold_are_as_sure(seed):
     rng = np.random.default_rng(seed)
     cells, truth = rng.random((2, 12, 12)) < 0.6
     binary, probable = (
-        membrane_curves(found, truth, [0.5], ["warping_error"])
+        membrane_curves(section("a", found, truth), [0.5], ["warping_error"])
         for found in (cells, np.where(cells, 0.7, 0.3))
     )
     assert binary == probable
@@ -297,7 +298,7 @@ def test_scores_counted_by_hand():
     probability = np.full(truth.shape, 0.95)
     probability[:, 3:6], probability[:, 4] = 0.45, 0.15
     probability[0, 4] = 0.25
-    found = membrane_curves(probability, truth)
+    found = membrane_curves(section("a", probability, truth))
     assert tuple(found) == MEMBRANE_SCORES
     # 0.1: no membrane; 0.2: a gap of a pixel; 0.3, 0.4: as the truth; from 0.5 on three columns
     merged = 2 * (28**2 + 28**2) / (56**2 + 2 * 28**2)
@@ -308,7 +309,7 @@ def test_scores_counted_by_hand():
     errors = [7 / (63 + 56), 1 / (57 + 56), 0, 0] + [14 / (42 + 56)] * 5
     np.testing.assert_allclose(found["pixel_error"], errors)
     np.testing.assert_allclose(found["warping_error"], [7 / 63, 1 / 63] + [0] * 7)
-    assert membrane_scores(probability, truth) == {
+    assert membrane_scores(section("a", probability, truth)) == {
         "v_rand": 1,
         "v_info": 1,
         "rand_error": 0,
@@ -320,7 +321,7 @@ def test_scores_counted_by_hand():
 
 def test_width_of_membranes_does_not_count():
     truth, wide = two_cells([4]), two_cells([2, 3, 4, 5, 6])
-    scores = membrane_scores(wide, truth)
+    scores = membrane_scores(section("a", wide, truth))
     assert scores["v_rand"] == scores["v_info"] == 1
     assert scores["warping_error"] == 0
     assert scores["rand_error"] > 0
@@ -328,14 +329,14 @@ def test_width_of_membranes_does_not_count():
 
 
 def test_pixel_at_the_threshold_is_membrane():
-    curves = membrane_curves(np.full((2, 3), 0.5), np.ones((2, 3)), (0.4, 0.5), ["pixel_error"])
+    curves = membrane_curves(section("a", np.full((2, 3), 0.5), np.ones((2, 3))), (0.4, 0.5), ["pixel_error"])
     assert curves["pixel_error"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_surest_pixels_are_warped_first(seed):
     probability, truth = draw_cells((40, 40), seed)
-    curve = membrane_curves(probability, truth, measures=["warping_error"])["warping_error"]
+    curve = membrane_curves(section("a", probability, truth), measures=["warping_error"])["warping_error"]
     for threshold, error in zip(THRESHOLDS, curve, strict=True):
         assert error == warping_error(probability > threshold, truth, np.abs(probability - threshold))
 
@@ -344,30 +345,32 @@ def test_surest_pixels_are_warped_first(seed):
 @given(st.integers(0, 10_000))
 def test_scores_are_the_best_over_the_thresholds(seed):
     probability, truth = draw_cells((20, 17), seed)
-    curves = membrane_curves(probability, truth)
-    scores = membrane_scores(probability, truth)
+    curves = membrane_curves(section("a", probability, truth))
+    scores = membrane_scores(section("a", probability, truth))
     assert set(scores) == {*MEMBRANE_SCORES, "threshold"}
     for name in MEMBRANE_SCORES:
         best = max if name.startswith("v_") else min
         assert scores[name] == best(curves[name])
         np.testing.assert_array_equal(
-            membrane_curves(probability, truth, measures=[name])[name], curves[name]
+            membrane_curves(section("a", probability, truth), measures=[name])[name], curves[name]
         )
     index = THRESHOLDS.index(scores["threshold"])
     assert curves["v_rand"][index] == scores["v_rand"]
     cells = probability > scores["threshold"]
     assert v_rand(thinned(cells), label(truth, connectivity=1)) == scores["v_rand"]
-    perfect = membrane_scores(truth, truth)
+    perfect = membrane_scores(section("a", truth, truth))
     assert [perfect[name] for name in MEMBRANE_SCORES] == pytest.approx([1, 1, 0, 0, 0])
 
 
 def test_sections_without_cells_or_membranes():
     probability, truth = draw_cells((8, 9), 1)
-    assert all(math.isnan(value) for value in membrane_scores(probability, truth & False).values())
+    assert all(
+        math.isnan(value) for value in membrane_scores(section("a", probability, truth & False)).values()
+    )
     assert math.isnan(warping_error(truth, truth & False))
-    everywhere = membrane_scores(truth | True, truth | True)
+    everywhere = membrane_scores(section("a", truth | True, truth | True))
     assert [everywhere[name] for name in MEMBRANE_SCORES] == [1, 1, 0, 0, 0]
-    nowhere = membrane_scores(truth & False, truth | True)
+    nowhere = membrane_scores(section("a", truth & False, truth | True))
     assert nowhere["pixel_error"] == 1
     assert nowhere["rand_error"] == pytest.approx(1 - 2 * 72 / (72 + 72**2))  # a region for each pixel
 
@@ -376,8 +379,8 @@ def test_sections_without_cells_or_membranes():
     ("changed", "message"),
     [
         ({"truth": np.ones((3, 5))}, r"shape \[3, 4\] and truth \[3, 5\]: give both as \(H, W\)"),
-        ({"cell_probability": np.full((3, 4), 255)}, r"cell_probability holds 255: give numbers from 0 to 1"),
-        ({"cell_probability": np.full((3, 4), np.nan)}, "cell_probability holds nan: give numbers from 0"),
+        ({"cells": np.full((3, 4), 255)}, r"cell_probability holds 255: give numbers from 0 to 1"),
+        ({"cells": np.full((3, 4), np.nan)}, "cell_probability holds nan: give numbers from 0"),
         ({"truth": np.full((3, 4), 255)}, r"truth holds 255: give 0 for membrane and 1 for cell"),
         ({"thresholds": ()}, r"thresholds are \(\): give one or more numbers"),
         ({"thresholds": (0.5, 1.0)}, r"thresholds are \(0\.5, 1\.0\): give one or more numbers from 0"),
@@ -385,18 +388,46 @@ def test_sections_without_cells_or_membranes():
     ],
 )
 def test_what_is_no_section_is_refused(changed, message):
+    changed = dict(changed)
+    maps = {"cells": np.ones((3, 4)), "truth": np.ones((3, 4))}
+    given = {name: changed.pop(name, array) for name, array in maps.items()}
     with pytest.raises(InputError, match=message):
-        membrane_scores(**({"cell_probability": np.ones((3, 4)), "truth": np.ones((3, 4))} | changed))
+        membrane_scores(section("a", **given), **changed)
     with pytest.raises(InputError, match="give both as"):
-        membrane_scores(np.ones((3, 4, 5)), np.ones((3, 4, 5)))
+        section("a", np.ones((3, 4, 5)), np.ones((3, 4, 5)))
 
 
 @needs_data
 @pytest.mark.data
 def test_section_against_itself_and_its_neighbour():
     first, second = (np.asarray(Image.open(DATA / f"labels/{name}.png")) > 0 for name in ("00", "01"))
-    scores = membrane_scores(first, first)
+    scores = membrane_scores(section("a", first, first))
     assert [scores[name] for name in MEMBRANE_SCORES] == pytest.approx([1, 1, 0, 0, 0])
-    scores = membrane_scores(second, first)
+    scores = membrane_scores(section("a", second, first))
     assert 0.3 < scores["v_info"] < 0.95
     assert 0 < scores["warping_error"] < 0.05
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_drawn_where_nobody_annotated_changes_no_score(seed):
+    probability, truth = draw_cells((20, 17), seed)
+    rng = np.random.default_rng(seed)
+    mask = np.ones(truth.shape, dtype=bool)
+    mask[6:9], mask[:, 12:14] = False, False
+    scores = membrane_scores(section("a", probability, truth, mask))
+    noise = np.where(mask, probability, rng.random(truth.shape))
+    others = np.where(mask, truth, rng.integers(0, 256, truth.shape))
+    assert membrane_scores(section("a", noise, others, mask)) == scores
+    everything = np.ones(truth.shape, dtype=bool)
+    expected = membrane_scores(section("a", probability, truth))
+    assert membrane_scores(section("a", probability, truth, everything)) == expected
+
+
+def test_half_a_picture_is_scored_as_if_it_were_the_whole():
+    """Of two halves that a column parts, which nobody annotated; the other half is wrong."""
+    probability, truth = draw_cells((20, 17), 5)
+    alone = membrane_scores(section("a", probability, truth))
+    mask = np.ones((20, 36), dtype=bool)
+    mask[:, 17:] = False
+    wide = [np.pad(maps, ((0, 0), (0, 19)), constant_values=1) for maps in (probability, truth)]
+    assert membrane_scores(section("a", *wide, mask)) == pytest.approx(alone)

@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
-from scripts.transforms import ClassesToLabelsd, IgnoreToBackgroundd, LabelsToClassesd
+from scripts.transforms import ClassesToLabelsd, LabelsToClassesd
 
 AFFINE = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
 
@@ -54,23 +54,6 @@ def test_undeclared_value_is_refused(value):
         transform({"label": label})
     with pytest.raises(InputError, match=r"^scan_7\.png holds the values"):
         transform({"label": tracked(label)})
-
-
-def test_ignored_voxels_become_background_in_every_key():
-    label = tracked(torch.tensor([[[0.0, 1.0, IGNORE_LABEL, IGNORE_LABEL]]]))
-    data = {"label": label, "pred": tracked(torch.tensor([[[1, 1, 1, 0]]])), "image": torch.ones(1, 1, 4)}
-    out = IgnoreToBackgroundd(["pred", "label"])(data)
-    assert out["pred"].flatten().tolist() == [1, 1, 0, 0]
-    assert out["label"].flatten().tolist() == [0, 1, 0, 0]
-    assert out["image"] is data["image"]
-    assert out["pred"].meta["filename_or_obj"] == "scan_7.png"
-    assert label.max() == IGNORE_LABEL
-
-
-def test_annotated_case_is_left_alone():
-    data = {"label": torch.tensor([[[0, 1]]]), "pred": torch.tensor([[[1, 1]]])}
-    out = IgnoreToBackgroundd(["pred", "label"])(data)
-    assert all(out[key] is data[key] for key in data)
 
 
 def test_probabilities_are_no_class_map():

@@ -17,15 +17,17 @@ from scripts.judging import (
     INSTANCE_SCORES,
     MEMBRANE_SCORES,
     SCORES,
+    Case,
     InstanceCounts,
     best_membrane_scores,
-    case_scores,
+    class_scores,
     instance_counts,
     instance_scores,
     membrane_curves,
     membrane_scores,
-    summarize,
+    section,
 )
+from scripts.judging.tables import summarize
 from tests.commands import SHARED_DATA, as_options, invoke
 
 DATA = SHARED_DATA
@@ -42,7 +44,8 @@ def score(output_dir: Path, *options: object, failed: int = 0) -> tuple[list[dic
     assert result.exit_code == (1 if failed else 0), result.output
     summary = json.loads((output_dir / "summary.json").read_text())
     assert summary["not_scored"] == failed
-    assert sorted(file.name for file in output_dir.iterdir()) == ["scores.csv", "summary.json"]
+    names = ["scores.csv", "summary.csv", "summary.json"]
+    assert sorted(file.name for file in output_dir.iterdir()) == names
     with (output_dir / "scores.csv").open(newline="") as file:
         return list(csv.DictReader(file)), summary, result.output
 
@@ -85,7 +88,7 @@ def test_classes_of_volumes(tmp_path: Path) -> None:
         pred, truth = draw(seed, shape=(6, 8, 4))
         volume(tmp_path / f"p/c{seed}_seg.nii.gz", pred, affine)
         volume(tmp_path / f"t/c{seed}.nii", truth, affine)
-        rows = case_scores(pred, truth, 3, (1.0, 2.0, 0.5), 0.7)
+        rows = class_scores(Case("a", pred, truth, spacing=(1.0, 2.0, 0.5)), 3, 0.7)
         expected += [
             {"case": f"c{seed}", "class": name, **row} for name, row in zip(("a", "b"), rows, strict=True)
         ]
@@ -96,7 +99,7 @@ def test_classes_of_volumes(tmp_path: Path) -> None:
     for row, wanted in zip(rows, expected, strict=True):
         assert_scores(row, {name: wanted[name] for name in SCORES})
     assert (summary["measure"], summary["cases"], summary["tolerance"]) == ("classes", 3, 0.7)
-    assert summary["summary"] == json.loads(json.dumps(summarize(expected)))
+    assert summary["summary"] == json.loads(json.dumps(summarize(expected, SCORES)))
     lines = output.splitlines()
     assert lines[0].split() == ["case", "class", *SCORES]
     assert [line.split()[:2] for line in lines[-3:]] == [["mean", "a"], ["mean", "b"], ["mean", "all"]]
@@ -108,7 +111,7 @@ def test_classes_are_found_in_the_truths(tmp_path: Path) -> None:
     picture(tmp_path / "t/x.png", 200 * truth)
     rows, _, _ = score(tmp_path / "out", tmp_path / "p", tmp_path / "t")
     assert [row["class"] for row in rows] == ["label1"]
-    assert_scores(rows[0], case_scores(pred, truth, 2, (1.0, 1.0), 1.0)[0])
+    assert_scores(rows[0], class_scores(Case("a", pred, truth), 2, 1.0)[0])
 
 
 def test_what_nobody_annotated_counts_nowhere(tmp_path: Path) -> None:
@@ -118,8 +121,8 @@ def test_what_nobody_annotated_counts_nowhere(tmp_path: Path) -> None:
     picture(tmp_path / "t.png", truth)
     names = as_options(label_name=["background=0", "cell=1", "ignore=255"])
     (row,), _, _ = score(tmp_path / "out", tmp_path / "p.png", tmp_path / "t.png", *names)
-    pred[:4] = truth[:4] = 0
-    assert_scores(row, case_scores(pred, truth, 2, (1.0, 1.0), 1.0)[0])
+    assert_scores(row, class_scores(Case("a", pred, truth, truth != 255), 2, 1.0)[0])
+    assert float(row["error"]) == np.mean(pred[4:] != truth[4:])
 
 
 def test_instances_and_their_sum(tmp_path: Path) -> None:
@@ -130,13 +133,14 @@ def test_instances_and_their_sum(tmp_path: Path) -> None:
         picture(tmp_path / f"t/{name}.tif", truth)
     rows, summary, output = score(tmp_path / "out", tmp_path / "p", tmp_path / "t", "--measure", "instances")
     for row, (pred, truth) in zip(rows, cases, strict=True):
-        assert_scores(row, instance_scores(pred, truth))
-    counts = sum((instance_counts(*case) for case in cases), InstanceCounts())
-    found = summary["all_instances"]
+        assert_scores(row, instance_scores(Case("a", pred, truth)))
+    counts = sum((instance_counts(Case("a", *case)) for case in cases), InstanceCounts())
+    found = summary["together"]
     assert {name: found[name] for name in INSTANCE_SCORES} == pytest.approx(counts.scores())
     assert (found["predicted"], found["true"]) == (counts.predicted, counts.true)
-    means = [instance_scores(*case)["pq"] for case in cases[:3]]
-    assert summary["mean"]["pq"] == pytest.approx(np.mean(means))
+    means = [instance_scores(Case("a", *case))["pq"] for case in cases[:3]]
+    (pq,) = (entry for entry in summary["summary"] if entry["score"] == "pq")
+    assert (pq["class"], pq["cases"], pq["mean"]) == ("mean", 3, pytest.approx(np.mean(means)))
     assert "all instances" in output.splitlines()[-1]
     assert output.splitlines()[4].split()[1:] == ["-"] * len(INSTANCE_SCORES) + ["0", "0"]
 
@@ -185,16 +189,17 @@ def test_membranes_and_the_challenge_s_mean(tmp_path: Path) -> None:
         grey = np.clip(255 * truth * 0.6 + rng.normal(50, 40, truth.shape), 0, 255).astype(np.uint8)
         picture(tmp_path / f"p/{name}.png", grey)
         picture(tmp_path / f"t/{name}.png", 255 * truth)
-        curves.append(membrane_curves((grey / 255).T, truth.T))
+        curves.append(membrane_curves(section("a", (grey / 255).T, truth.T)))
     rows, summary, output = score(tmp_path / "out", tmp_path / "p", tmp_path / "t", "--measure", "membranes")
     for row, curve in zip(rows, curves, strict=True):
         assert_scores(row, best_membrane_scores(curve))
     for name in MEMBRANE_SCORES:
         both = [best_membrane_scores(curve)[name] for curve in curves]
-        assert summary["mean"][name] == pytest.approx(np.mean(both))
+        (found,) = (entry for entry in summary["summary"] if entry["score"] == name)
+        assert found["mean"] == pytest.approx(np.mean(both))
     shared = (curves[0]["v_rand"] + curves[1]["v_rand"]) / 2
-    assert summary["one_threshold"]["v_rand"] == pytest.approx(shared.max())
-    assert summary["one_threshold"]["threshold"] == (1 + shared.argmax()) / 10
+    assert summary["together"]["v_rand"] == pytest.approx(shared.max())
+    assert summary["together"]["threshold"] == (1 + shared.argmax()) / 10
     assert output.splitlines()[-1].startswith("one threshold")
 
 
@@ -216,7 +221,7 @@ def test_forms_of_membrane_predictions_agree(tmp_path: Path) -> None:
     for number, file in enumerate(files):
         out = tmp_path / f"out{number}"
         (row,), _, _ = score(out, file, tmp_path / "t.png", "--measure", "membranes")
-        assert_scores(row, membrane_scores(cells.T, truth.T))
+        assert_scores(row, membrane_scores(section("a", cells.T, truth.T)))
 
 
 def test_probabilities_before_labels_before_bare_names(tmp_path: Path) -> None:
@@ -266,7 +271,7 @@ def test_bad_cases_are_told_and_the_others_done(tmp_path: Path) -> None:
         f"{p}/half.nii.gz: found 1 different fractional values such as 0.5; a label holds whole numbers",
         f"{p}/lost.png: found no truth 'lost' in {t}; each prediction needs one; add it.",
         f"{p}/mask.png: found 2 separate objects that all have the number 1; instances have a number each",
-        f"{p}/size.png: found shape (9, 7) where {t}/size.png has (9, 8); both must lie on one grid",
+        f"{p}/size.png: found shape (9, 7) where the truth {t}/size.png has (9, 8); both must lie",
         f"{p}/twice.png: found 2 files of one case (twice.png, twice.tif); one is expected; keep one.",
         f"{p}/unread.png: found a truncated or corrupt .png file",
         f"1 file(s) of {t} have no prediction and count nowhere",
@@ -291,7 +296,10 @@ def test_volumes_on_two_grids_are_refused(tmp_path: Path) -> None:
     volume(tmp_path / "t.nii", truth)
     result = call(tmp_path / "p.nii", tmp_path / "t.nii")
     assert result.exit_code == 1
-    assert f"{tmp_path}/p.nii: found a grid up to 3 mm away from that of {tmp_path}/t.nii" in result.output
+    assert (
+        f"{tmp_path}/p.nii: found a grid that lies up to 3 mm away from that of the truth {tmp_path}/t.nii"
+        in result.output
+    )
 
 
 @pytest.mark.parametrize(
@@ -322,7 +330,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     picture(tmp_path / "p/a.png", draw(0)[0])
     picture(tmp_path / "t/b.png", draw(0)[1])
     p, t = tmp_path / "p", tmp_path / "t"
-    refused(r"no file of .*p \(a\.png\) goes with a truth of .*t \(b\.png\)", p, t)
+    refused(r"no file of .*p \(a\.png\) goes with a truth of .*t \(b\)", p, t)
     refused("none does not exist; PRED and TRUTH are two folders or two files", tmp_path / "none", t)
     refused("are a file and a folder; both are of one kind", p / "a.png", t)
     refused(

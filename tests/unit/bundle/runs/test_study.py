@@ -13,8 +13,6 @@ from bundle.runs.study import (
     ENSEMBLE,
     UNCHANGED,
     folder_name,
-    link_labels,
-    read_scores,
     read_variants,
     summary_table,
     write,
@@ -92,30 +90,6 @@ def test_our_variants_change_what_is_there(file: Path) -> None:
 def test_unknown_experiment(tmp_path: Path) -> None:
     written(tmp_path / "a.json", {"config_file": "configs/train.json"})
     assert "a.json has no list under 'config_file'" in study(tmp_path)
-
-
-def test_labels_are_called_by_their_cases(tmp_path: Path) -> None:
-    """Wherever they lie and whatever they are called; what an earlier study left is gone."""
-    entries = [{"case": f"1.2.{n}", "image": f"{n}/i.png", "label": f"{n}/l.nii.gz"} for n in range(3)]
-    written(tmp_path / "dataset.json", {"training": entries[:1], "validation": entries[1:]})
-    for n in range(3):
-        (tmp_path / str(n)).mkdir()
-        (tmp_path / f"{n}/l.nii.gz").write_text(str(n))
-    for section, expected in (("training", {"1.2.0": "0"}), ("validation", {"1.2.1": "1", "1.2.2": "2"})):
-        link_labels(tmp_path, section, tmp_path / "labels")
-        found = {file.name: file.read_text() for file in (tmp_path / "labels").iterdir()}
-        assert found == {f"{case}.nii.gz": content for case, content in expected.items()}
-
-
-def test_mean_scores_of_each_measure(tmp_path: Path) -> None:
-    instances = written(tmp_path / "i.json", {"mean": {"ap50": 0.5}, "all_instances": {"ap50": 0.4}})
-    assert read_scores(instances) == {"ap50": 0.5}
-    entries = [
-        {"class": name, "score": "dice", "mean": mean}
-        for name, mean in (("a", 0.8), ("b", 0.6), ("mean", 0.7))
-    ]
-    assert read_scores(written(tmp_path / "c.json", {"summary": entries})) == {"dice": 0.7}
-    assert read_scores(written(tmp_path / "d.json", {"summary": entries[:1]})) == {"dice": 0.8}
 
 
 def test_table_has_mean_spread_and_ensemble() -> None:

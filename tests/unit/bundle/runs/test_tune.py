@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.runs.tune import GRID, MAX_TRIALS, Case, Trial, draw_trials, mean_score, search
+from bundle.runs.tune import GRID, MAX_TRIALS, Predicted, Trial, draw_trials, mean_score, search
 from scripts.transforms import WatershedInstancesd
 
 GRID_OF_TWO = {"a": (1, 2, 3, 4), "b": (0, 10, 20)}
@@ -49,9 +49,11 @@ def test_grid_holds_legal_values_and_fits_the_limit() -> None:
     assert sum(map(len, GRID.values())) < MAX_TRIALS / 2  # two rounds at least
 
 
-def make_case(folder: Path, name: str, interior: np.ndarray, truth: np.ndarray, ignored: Any = False) -> Case:
+def make_case(
+    folder: Path, name: str, interior: np.ndarray, truth: np.ndarray, mask: Any = True
+) -> Predicted:
     np.save(folder / f"{name}.npy", np.stack([1 - interior, interior]).astype(np.float32))
-    return Case(folder / f"{name}.npy", truth, np.broadcast_to(ignored, truth.shape))
+    return Predicted(folder / f"{name}.npy", truth, np.broadcast_to(mask, truth.shape))
 
 
 def test_score_is_the_mean_over_the_cases_that_say_something(tmp_path: Path) -> None:
@@ -82,9 +84,9 @@ def test_what_nobody_annotated_counts_not(tmp_path: Path) -> None:
     truth[2:12, 2:12] = 1
     interior = (truth > 0).astype(float)
     interior[14:19, 14:29] = 1  # an object where nobody looked
-    ignored = np.zeros(truth.shape, dtype=bool)
-    ignored[13:] = True
-    case = make_case(tmp_path, "case", interior, truth, ignored)
+    mask = np.ones(truth.shape, dtype=bool)
+    mask[13:] = False
+    case = make_case(tmp_path, "case", interior, truth, mask)
     assert mean_score([case], WatershedInstancesd("pred"), "ap50") == 1
     assert (
         mean_score([make_case(tmp_path, "all", interior, truth)], WatershedInstancesd("pred"), "ap50") == 0.5
