@@ -20,6 +20,8 @@ from torch import nn
 
 from scripts.errors import InputError, root_cause
 
+logger = logging.getLogger(__name__)
+
 #: glibc's mallopt parameters (malloc.h): how many large blocks may be mapped each by itself, which are given
 #: back when freed; from which size on; how much free memory may stay at the end of the heap (-1: all), and
 #: how much more than is needed it grows by. Bytes.
@@ -37,10 +39,15 @@ def bundle_root() -> str:
 def set_up(seed: int) -> None:
     """Prepare the process: seed every generator, keep freed memory, report wrong input in one sentence.
 
+    The first line of the log that is ours.
+
     Args:
         seed: seed of Python, NumPy and torch.
     """
     sys.excepthook = _one_sentence
+    logger.info(
+        "starting: PyTorch %s on %d threads, seed %d", torch.__version__, torch.get_num_threads(), seed
+    )
     set_determinism(seed)
     retain_memory()
 

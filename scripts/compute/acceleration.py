@@ -107,6 +107,7 @@ def accelerate(
         _to_channels_last(network, keep_norms=device.type == "cpu" and not compile)
     network.forward = _Forward(network.forward, device, dtype, last)  # type: ignore[method-assign]
     if compile and can_compile(device):
+        logger.info("compile: the first step at each size of input takes a minute")
         network.compile()
     elif compile:
         logger.info("compile: no compiler was found; going on without")

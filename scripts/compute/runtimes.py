@@ -239,6 +239,8 @@ class Runtime:
         """The network in a runtime, converted at the first tile of a size."""
         size = tuple(tile.shape)
         if size not in self._converted:
+            if choice[0] not in ("torch", "float32"):
+                logger.info("runtime: preparing %s for tiles of %s", _describe(choice), list(size))
             self._converted[size] = _CONVERTERS[choice[0]](network, tile, choice[1])
         return self._converted[size]
 

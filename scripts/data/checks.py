@@ -263,7 +263,8 @@ def inspect_cases(
 def map_cases(
     function: Callable[[Mapping[str, Any]], _Result], cases: Sequence[Mapping[str, Any]], progress: str
 ) -> list[_Result]:
-    """Call `function` on each case, two at a time, with a progress bar on a terminal; keeps the order."""
+    """Call `function` on each case, two at a time, and tell the log; a bar on a terminal; keeps the order."""
+    logger.info("%s: %d cases", progress, len(cases))
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(tqdm(pool.map(function, cases), total=len(cases), desc=progress, disable=None))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +12,8 @@ from monai.data import CacheDataset
 from torch.utils.data import DistributedSampler
 
 from scripts.process import rank_and_size
+
+logger = logging.getLogger(__name__)
 
 
 class SeededCacheDataset(CacheDataset):
@@ -34,7 +38,9 @@ class SeededCacheDataset(CacheDataset):
         cache_rate: float = 1.0,
         num_workers: int = 2,
     ) -> None:
-        super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=False)
+        logger.info("caching %d of %d cases in memory", int(len(data) * cache_rate), len(data))
+        watched = sys.stderr.isatty()
+        super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=watched)
         self.seed = seed
 
     def __getitem__(self, index: int) -> Any:  # type: ignore[override]

@@ -179,6 +179,13 @@ def test_a_machine_without_a_compiler_says_so_and_goes_on(caplog):
     assert torch.equal(fast(image()), plain(image()))
 
 
+def test_compiling_is_told_before_the_first_step_takes_its_minute(monkeypatch, caplog):
+    monkeypatch.setattr("scripts.compute.acceleration.can_compile", lambda device: True)
+    with caplog.at_level(logging.INFO):
+        accelerate(network(), CPU, compile=True)
+    assert "compile: the first step at each size of input takes a minute" in caplog.text
+
+
 def test_the_processor_is_asked_for_its_half_precision(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for supported, dtype in ((True, torch.bfloat16), (False, None)):

@@ -232,8 +232,10 @@ def test_auto_leaves_out_what_fails_or_disagrees(monkeypatch, caplog):
             tile = make_tile("plain 2D", batch)
             torch.testing.assert_close(run(accelerated, tile), logits_of(network, tile))
     assert [record.message.split(" (")[0] for record in caplog.records] == [
+        "runtime: preparing openvino in bfloat16 for tiles of [1, 1, 16, 24]",
         "runtime auto: left out openvino in bfloat16",
         "runtime auto: left out torch in bfloat16",
+        "runtime: preparing openvino in float32 for tiles of [1, 1, 16, 24]",
         "runtime auto: left out openvino in float32",
         "runtime auto: took torch in float32",
     ]
@@ -282,7 +284,8 @@ def test_auto_takes_the_first_that_agrees(monkeypatch, caplog):
         assert torch.equal(run(network, tile), network(tile))
         torch.testing.assert_close(run(network, tile), network(tile) + 0.001, rtol=0, atol=1e-5)
     assert "no half precision in hardware" in caplog.records[0].message
-    assert "took openvino in float32 (Dice with float32 from 1.0000" in caplog.records[1].message
+    assert "preparing openvino in float32 for tiles of [1, 1, 40, 40]" in caplog.records[1].message
+    assert "took openvino in float32 (Dice with float32 from 1.0000" in caplog.records[2].message
 
 
 @pytest.mark.parametrize("voxels", [1, 8, 400])

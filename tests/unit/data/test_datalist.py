@@ -176,6 +176,7 @@ def test_folds_made_on_the_fly(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     for split in splits:
         assert not set(ids(split)["training"]) & set(ids(split)["validation"])
     assert "has no folds: made 5 with seed 3, fold 0 validates" in caplog.text
+    assert "Checking data: 7 cases" in caplog.text
     assert ids(read_split(folder, seed=3, **SETTINGS)) == ids(splits[0])
     different = {
         ids(read_split(folder, seed=seed, check="never", **SETTINGS))["validation"] for seed in range(9)

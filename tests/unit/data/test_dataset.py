@@ -39,6 +39,12 @@ def make_dataset(seed: int = 0, cache_rate: float = 1.0, cases: int = CASES) -> 
     return SeededCacheDataset(data, transform, seed=seed, cache_rate=cache_rate)
 
 
+def test_what_is_cached_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        make_dataset(cache_rate=0.5, cases=4)
+    assert "caching 2 of 4 cases in memory" in caplog.text
+
+
 def make_sampler(dataset, rank: int = 0, world: int = 1, seed: int = 0, repeats: int = 1) -> EpochSampler:
     """The sampler of one of several processes."""
     with pytest.MonkeyPatch.context() as patch:
