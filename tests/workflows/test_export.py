@@ -337,7 +337,7 @@ def test_tensorrt_is_monais_command(packaged: Path, tmp_path: Path, monkeypatch:
         filepath.write(b"engine")
 
     monkeypatch.setattr(monai.bundle, "trt_export", trt_export)
-    monkeypatch.setattr(bundle.ship.export, "lacking", lambda name: "")
+    monkeypatch.setattr(bundle.ship.export, "unavailable", lambda name: "")
     result = write("tensorrt", read_model(packaged, {}, None, tmp_path), tmp_path / "out")
     assert [file.read_text() for file in result.files] == ["engine"]
     assert (asked["net_id"], asked["precision"]) == ("network_def", "fp32")
@@ -345,4 +345,4 @@ def test_tensorrt_is_monais_command(packaged: Path, tmp_path: Path, monkeypatch:
     assert Path(asked["ckpt_file"]).name == "model.pt"
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "torch_tensorrt is not installed" in bundle.ship.export.lacking("tensorrt")
+    assert "torch_tensorrt is not installed" in bundle.ship.export.unavailable("tensorrt")

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 import bundle.ship.verify
-from bundle.runs.study import read_scores
 from bundle.ship.verify import (
     READING,
     RUNNING,
@@ -35,6 +34,7 @@ from bundle.ship.verify import (
 )
 from scripts.errors import InputError
 from scripts.files import sha256
+from scripts.judging.tables import read_means
 from scripts.networks import UNet
 from tests.commands import CONFIGS, invoke, workbench
 
@@ -90,9 +90,7 @@ def test_our_weights_are_those_of_the_card_and_packaged(
     readme = (made.with_suffix("") / "docs/README.md").read_text(encoding="utf-8")
     for text in (readme, (root / card).read_text(encoding="utf-8")):
         assert sha256(files["checkpoint"]) in text
-    assert all(
-        f"| {score} | {value:.4f} |" in readme for score, value in read_scores(files["scores"]).items()
-    )
+    assert all(f"| {score} | {value:.4f} |" in readme for score, value in read_means(files["scores"]).items())
     if name == "hippocampus":  # the test above ran its network
         monkeypatch.setattr(bundle.ship.verify, "RUNNING", {})
     output, error = verify(made)
