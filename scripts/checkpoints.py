@@ -1,12 +1,15 @@
-"""Files of weights: written whole by one process, read without running code, held against the network."""
+"""Files of weights: written whole, read without running code, held against the network."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from scripts.errors import InputError
 from scripts.files import atomic_write
@@ -17,6 +20,8 @@ RENAMED = {f"head.{kind}": f"heads.main.{kind}" for kind in ("weight", "bias")} 
     for index in range(8)
     for kind in ("weight", "bias")
 }
+#: Ends a file that holds tensors and nothing that could run.
+SAFETENSORS = ".safetensors"
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -28,11 +33,13 @@ def read_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train first, or name one with --checkpoint")
     try:
+        if path.suffix == SAFETENSORS:
+            return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); "
-            "name the model.pt that a training wrote"
+            "name the model.pt or model.safetensors that a training wrote"
         ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}; a checkpoint is a dictionary of weights")
@@ -40,7 +47,10 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def read_weights(path: Path) -> dict:
-    """The network's weights in a checkpoint: `model.pt`, `last.pt`, or what MONAI's CheckpointSaver wrote.
+    """The network's weights in a checkpoint.
+
+    Args:
+        path: `model.pt`, `model.safetensors`, `last.pt`, or what MONAI's CheckpointSaver wrote.
 
     Raises:
         InputError: see `read_checkpoint`.
@@ -71,11 +81,19 @@ def check_weights(network: nn.Module, weights: dict, path: Path) -> None:
         )
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the weights as a plain state dictionary, from one process of several."""
-    if is_first():
-        with atomic_write(path) as temporary:
-            torch.save(unwrap(network).state_dict(), temporary)
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a plain state dictionary, as safetensors where the path ends so; the same bytes each time."""
+    with atomic_write(path) as temporary:
+        if path.suffix == SAFETENSORS:  # takes dense tensors that share nothing
+            dense = {
+                name: value.cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in weights.items()
+            }
+            temporary.write_bytes(safetensors.torch.save(dense))
+        else:
+            with TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # PyTorch writes the name too
+                torch.save(dict(weights), file := Path(folder, path.name))
+                file.replace(temporary)
 
 
 def is_first() -> bool:

@@ -23,13 +23,14 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from scripts.checkpoints import check_weights, is_first, read_checkpoint, read_weights, save_weights, unwrap
+from scripts.checkpoints import check_weights, is_first, read_checkpoint, read_weights, unwrap
 from scripts.compute.exported import Exported
 from scripts.errors import InputError
 from scripts.files import atomic_write, write_csv
 from scripts.networks import Ensemble
 from scripts.pictures import draw_learning_curve
 from scripts.process import gather, generator_states, rank_and_size, restore_generators
+from scripts.recipe import WeightsWriter
 
 logger = logging.getLogger(__name__)
 
@@ -161,15 +162,13 @@ class Validation:
     Args:
         validator: the validation.
         interval: epochs between two validations.
-        network: the network, or its DistributedDataParallel wrapper.
-        path: where the weights of the last epoch go if there is no case to validate on.
+        weights: writes those of the last epoch if there is no case to validate on.
     """
 
-    def __init__(self, validator: Evaluator, interval: int, network: nn.Module, path: str) -> None:
+    def __init__(self, validator: Evaluator, interval: int, weights: WeightsWriter) -> None:
         self.validator = validator
         self.interval = interval
-        self.network = network
-        self.path = Path(path)
+        self.weights = weights
 
     def attach(self, trainer: Engine) -> None:
         """Register at the end of epochs, or of the training."""
@@ -187,24 +186,22 @@ class Validation:
 
     def _warn(self, trainer: Engine) -> None:
         if not self._has_cases():
-            logger.warning("no case to validate on: %s gets the weights of the last epoch", self.path)
+            logger.warning("no case to validate on: %s gets the weights of the last epoch", self.weights.path)
 
     def _keep_last(self, trainer: Engine) -> None:
         if not self._has_cases():
-            save_weights(self.network, self.path)
+            self.weights.write()
 
 
 class BestModelSaver:
-    """Keep the weights of the epoch with the best key metric, as a plain state dictionary.
+    """Keep the weights of the epoch with the best key metric.
 
     Args:
-        network: the network, or its DistributedDataParallel wrapper.
-        path: the file to write.
+        weights: writes them.
     """
 
-    def __init__(self, network: nn.Module, path: str) -> None:
-        self.network = network
-        self.path = Path(path)
+    def __init__(self, weights: WeightsWriter) -> None:
+        self.weights = weights
 
     def attach(self, evaluator: Engine) -> None:
         """Register at the end of each validation."""
@@ -213,7 +210,7 @@ class BestModelSaver:
     def _save(self, evaluator: Engine) -> None:
         state = _state(evaluator)
         if state.best_metric_epoch == state.epoch:
-            save_weights(self.network, self.path)
+            self.weights.write()
 
 
 class LastCheckpoint:
@@ -385,7 +382,7 @@ class WeightsLoader:
     """Load a network's weights when the engine starts; a network that was exported has its own.
 
     Args:
-        load_path: the model.pt or last.pt that a training wrote; for an `Ensemble` a list, one a member.
+        load_path: a file that `read_weights` takes; for an `Ensemble` a list, one a member.
         network: the network to fill.
 
     Raises:

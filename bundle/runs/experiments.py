@@ -1,8 +1,7 @@
-"""Experiments (args files): what of them concerns training and what inference."""
+"""Experiments (args files), and the configs that they name as one."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from monai.bundle import ConfigParser
 from scripts.errors import InputError
 from scripts.files import read_json
 from scripts.process import bundle_root
+from scripts.recipe import Ids
 
 #: Ids that say where data and results lie: each command has its own.
 PLACES = ("dataset_dir", "output_dir", "checkpoint", "seed")
-
-Ids = dict[str, Any]
 
 
 def read_experiment(args_file: Path, ids: Mapping[str, Any]) -> Ids:
@@ -65,53 +63,3 @@ def parser_of(experiment: Mapping[str, Any]) -> ConfigParser:
     parser.read_config([str(Path(bundle_root(), name)) for name in experiment["config_file"]])
     parser.update({key: value for key, value in experiment.items() if key != "config_file"})
     return parser
-
-
-def for_inference(experiment: Mapping[str, Any]) -> tuple[list[str], Ids]:
-    """What of an experiment concerns inference.
-
-    Args:
-        experiment: content of its args file, "config_file" among it, and overrides.
-
-    Returns:
-        The configs, with inference.json in place of train.json and without what changes the loss; and the ids
-        that inference.json knows, without PLACES.
-    """
-    files = [
-        name.replace("configs/train.json", "configs/inference.json")
-        for name in experiment["config_file"]
-        if Path(name).parent.name != "loss"
-    ]
-    known = read_json(Path(bundle_root(), "configs/inference.json"))
-    return files, {
-        key: value for key, value in experiment.items() if key.split("::")[0] in known and key not in PLACES
-    }
-
-
-def resolved(files: list[str], overrides: Mapping[str, Any]) -> Ids:
-    """Configs on top of each other and overrides on top of them, as one config.
-
-    Args:
-        files: the complete one first; relative to the bundle or absolute.
-        overrides: ids and their values; "a::b" goes down.
-
-    Returns:
-        The ids of the first file, and those that they refer to.
-    """
-    parser = ConfigParser()
-    parser.read_config([str(Path(bundle_root(), name)) for name in files])
-    parser.update(dict(overrides))
-    config = parser.get()
-    wanted = list(read_json(Path(bundle_root(), files[0])))
-    for key in wanted:  # grows on the way
-        wanted += [name for name in _references(config[key]) if name in config and name not in wanted]
-    return {key: config[key] for key in wanted}
-
-
-def _references(value: Any) -> list[str]:
-    """Top-level ids that a part of a config refers to, in their order."""
-    if isinstance(value, dict):
-        return [name for part in value.values() for name in _references(part)]
-    if isinstance(value, list):
-        return [name for part in value for name in _references(part)]
-    return list(dict.fromkeys(re.findall(r"@(\w+)", value))) if isinstance(value, str) else []

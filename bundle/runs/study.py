@@ -18,7 +18,7 @@ import typer
 from matplotlib.figure import Figure
 
 from bundle.runs.commands import run_bundle, run_python, say
-from bundle.runs.experiments import for_inference, read_experiment
+from bundle.runs.experiments import read_experiment
 from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError
 from scripts.files import read_json, write_csv
@@ -53,7 +53,7 @@ def study(
 ) -> None:
     """Carry out `bundle.cli.study`, whose arguments these are."""
     seeds = list(dict.fromkeys(seeds))
-    experiment = read_experiment(args_file, ids)
+    read_experiment(args_file, ids)
     changes = {variant: {**ids, **own} for variant, own in read_variants(variants).items()}
     cases_of(sections(dataset_dir), section)  # hours before they are segmented
     results = section if inferer is None else f"{section}_{inferer.stem}"
@@ -61,13 +61,13 @@ def study(
     places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
     rows: list[Row] = []
 
-    def judge(variant: str, seed: int | str, folder: Path, checkpoint: Any, *more: str) -> None:
+    def judge(variant: str, seed: int | str, folder: Path, checkpoint: list[str], *more: str) -> None:
         judged = folder / results
         if not (judged / "summary.json").is_file():
-            files, shared = for_inference({**experiment, **changes[variant]})
+            trained = str(Path(checkpoint[0]).with_name("inference.json"))
+            overlays = [] if inferer is None else [str(inferer.resolve())]
             run_bundle(
-                [*files, *([] if inferer is None else [str(inferer.resolve())]), *more],
-                **shared,
+                ["configs/inference.json", trained, *overlays, *more],
                 dataset_dir=places["dataset_dir"],
                 section=section,
                 checkpoint=checkpoint,
@@ -88,7 +88,7 @@ def study(
             if not (folder / results / "summary.json").is_file():
                 say(f"{variant}, seed {seed}")
                 run_bundle(**{**places, **overrides}, seed=seed, resume=True, output_dir=str(folder))
-            judge(variant, seed, folder, str(folder / "model.pt"))
+            judge(variant, seed, folder, [str(folder / "model.pt")])
     for variant in changes if len(seeds) > 1 else ():
         folder = output_dir / folder_name(variant)
         say(f"{variant}, mean of {len(seeds)} networks")

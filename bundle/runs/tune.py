@@ -36,6 +36,7 @@ from scripts.judging import Case, instance_scores, v_rand
 from scripts.judging.tables import mean_of
 from scripts.labels import IGNORE_LABEL, count_classes
 from scripts.pictures import save_figure
+from scripts.recipe import for_inference, read_recipe
 from scripts.tables import table
 from scripts.transforms import WatershedInstancesd
 
@@ -152,7 +153,7 @@ def predict(parser: ConfigParser, folder: Path) -> list[Predicted]:
             f"labels names {count_classes(labels)} classes and instances is false: tune needs label files "
             "that number the objects (instances true), or two classes of which the second is the objects"
         )
-    parser["split::check"] = False  # that would read the test cases too
+    parser["split::check"] = "never"  # that would read the test cases too
     listed = cases_of(parser.get_parsed_content("split"), "validation")
     facts = {key: parser.get_parsed_content(key) for key in ("spatial_dims", "in_channels")}
     require_sound(check_cases(listed, **facts, labels=labels, instances=instances))
@@ -211,6 +212,7 @@ def tune(
     """Carry out `bundle.cli.tune`, whose arguments these are."""
     parser = parser_of(read_experiment(args_file, ids))
     read_checkpoint(checkpoint)
+    read_recipe(checkpoint, for_inference(parser.get()))
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output_dir {output_dir} is a file: give a folder")
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,6 @@ from typing import Any
 from monai.bundle import ConfigParser, ReferenceResolver
 from monai.utils import optional_import
 
-from bundle.runs.experiments import for_inference
 from scripts.errors import InputError
 from scripts.files import read_json
 from scripts.process import bundle_root
@@ -199,8 +198,7 @@ def audit_experiment(experiment: Mapping[str, Any], ids: Mapping[str, Any], *oth
         InputError: such a config, or one that cannot be read.
     """
     ours = Path(bundle_root(), "configs")
-    names = {**dict.fromkeys(experiment["config_file"]), **dict.fromkeys(for_inference(experiment)[0])}
-    paths = [Path(bundle_root(), name).resolve() for name in (*names, *others)]
+    paths = [Path(bundle_root(), name).resolve() for name in (*experiment["config_file"], *others)]
     configs = {str(path): read_config(path) for path in paths if not path.is_relative_to(ours)}
     own = {key: value for key, value in experiment.items() if key not in ids}
     for found in executed({**configs, "The experiment": own}):

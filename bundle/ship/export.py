@@ -35,7 +35,7 @@ from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bundle.runs.experiments import for_inference, parser_of, read_experiment, resolved, with_ids
+from bundle.runs.experiments import parser_of, read_experiment, with_ids
 from bundle.ship.audit import audit_experiment
 from bundle.ship.package import data_format
 from scripts.checkpoints import check_weights, read_weights
@@ -47,6 +47,7 @@ from scripts.judging import case_of, mean_dice
 from scripts.judging.tables import mean_of
 from scripts.networks.sizes import Sizes
 from scripts.pictures import save_figure
+from scripts.recipe import CONFIGS, Recipe, for_inference, read_recipe, write_recipe
 from scripts.tables import Row, table
 
 #: What stands in the table for the network as it was, and its weights.
@@ -77,6 +78,7 @@ class Model:
         metadata: metadata.json of the bundle; for an experiment the data format of its network.
         weights: a plain state dictionary.
         checkpoint: where the weights come from.
+        recipe: the resolved inference.json, and what the weights were trained with.
     """
 
     network: nn.Module
@@ -86,6 +88,7 @@ class Model:
     metadata: Path
     weights: Path
     checkpoint: Path
+    recipe: Recipe
 
     def given(self) -> Row:
         """What all of MONAI's commands take."""
@@ -284,6 +287,9 @@ def export(
         typer.echo("Compared on random tiles alone: --dataset_dir adds what real cases say.")
     with _writing(output_dir):
         write_tables(rows, output_dir)
+        if made := [file for name in chosen for file in results[name].files]:
+            alone = read_json(CONFIGS / "exported.json")
+            write_recipe(Recipe({**model.recipe.config, **alone}, model.recipe.facts), made)
     typer.echo(f"Files and tables: {output_dir}")
     failed = [name for name in chosen if results[name].note and (formats or not unavailable(name))]
     if failed:
@@ -312,12 +318,13 @@ def read_model(source: Path, ids: Row, checkpoint: Path | None, workshop: Path) 
                 )
         experiment = with_ids({"config_file": [str(source.resolve() / "configs/train.json")]}, ids)
         checkpoint = checkpoint or source / "models" / "model.pt"
-        audit_experiment(experiment, ids, source.resolve() / "configs/metadata.json")
+        configs = source.resolve() / "configs"
+        audit_experiment(experiment, ids, configs / "metadata.json", configs / "inference.json")
     else:
-        experiment = read_experiment(source, ids)
+        experiment, configs = read_experiment(source, ids), CONFIGS
         audit_experiment(experiment, ids)
     try:
-        inference = resolved(*for_inference(experiment))
+        inference = for_inference(parser_of(experiment).get(), configs)
         checkpoint = checkpoint or Path(parser_of(experiment).get_parsed_content("checkpoint"))
         parser = ConfigParser(dict(inference))
         network: nn.Module = parser.get_parsed_content("network_def").eval()
@@ -327,6 +334,7 @@ def read_model(source: Path, ids: Row, checkpoint: Path | None, workshop: Path) 
             f"{source}: its network cannot be built ({_reason(error)}): correct its configs"
         ) from error
     weights = read_weights(checkpoint)
+    trained = read_recipe(checkpoint, inference)
     check_weights(network, weights, checkpoint)
     network.load_state_dict(weights)
     try:
@@ -343,7 +351,8 @@ def read_model(source: Path, ids: Row, checkpoint: Path | None, workshop: Path) 
         file.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     with in_memory(plain) as stream:
         torch.save(dict(weights), stream)
-    return Model(network, size, experiment, config, metadata, plain, checkpoint)
+    recipe = Recipe(inference, {} if trained is None else trained.facts)
+    return Model(network, size, experiment, config, metadata, plain, checkpoint, recipe)
 
 
 def unavailable(name: str) -> str:

@@ -21,7 +21,7 @@ import torch
 import typer
 from monai.bundle import ConfigParser
 
-from bundle.runs.experiments import PLACES, for_inference, read_experiment, resolved
+from bundle.runs.experiments import PLACES, parser_of, read_experiment
 from bundle.ship.audit import audit_experiment
 from scripts.checkpoints import check_weights, read_weights
 from scripts.errors import InputError
@@ -30,6 +30,7 @@ from scripts.judging.tables import read_means
 from scripts.labels import class_names
 from scripts.networks.sizes import Sizes
 from scripts.process import bundle_root
+from scripts.recipe import CONFIGS, Recipe, for_inference, read_recipe, with_references, write_weights
 from scripts.tables import number
 
 CARDS = Path(__file__).with_name("cards")
@@ -72,13 +73,15 @@ def package(
     experiment = read_experiment(args_file, ids)
     audit_experiment(experiment, ids)
     texts = read_card(card or CARDS / args_file.name)
-    inference = resolved(*for_inference(experiment))
-    files = experiment.pop("config_file")
-    train = resolved(files, {key: value for key, value in experiment.items() if key not in PLACES})
-    leave_probabilities_to_scoring(inference)
+    config = parser_of({key: value for key, value in experiment.items() if key not in PLACES}).get()
+    train = with_references(config, list(read_json(CONFIGS / "train.json")))
+    inference = for_inference(config)
     network = _network(inference)
     weights = read_weights(checkpoint)
+    trained = read_recipe(checkpoint, inference)
     check_weights(network, weights, checkpoint)
+    recipe = Recipe(dict(inference), {} if trained is None else trained.facts)
+    leave_probabilities_to_scoring(inference)
     measured = _measured(scores)
 
     place = output_dir / texts["folder"]
@@ -98,7 +101,9 @@ def package(
         ):
             (made / "configs" / f"{name}.json").write_text(json.dumps(config, indent=4) + "\n", "utf-8")
         (made / "docs").mkdir()
-        readme = model_card(texts, train, network, measured, _save(weights, made / "models" / "model.pt"))
+        model = made / "models" / "model.pt"
+        write_weights(weights, model, recipe)
+        readme = model_card(texts, train, network, measured, sha256(model))
         (made / "docs" / "README.md").write_text(readme, encoding="utf-8")
         (made / "docs" / "data_license.txt").write_text(_lines(texts["data_license"]), encoding="utf-8")
         list_large_files(made, large_files_url)
@@ -314,13 +319,6 @@ def _measured(path: Path | None) -> dict[str, float]:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def _save(weights: Mapping[str, torch.Tensor], path: Path) -> str:
-    """Write a plain state dictionary; its SHA-256."""
-    path.parent.mkdir(parents=True)
-    torch.save(dict(weights), path)
-    return sha256(path)
 
 
 def _lines(lines: Sequence[str]) -> str:

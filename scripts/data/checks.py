@@ -159,6 +159,15 @@ def read_dims(path: str | Path) -> tuple[int, int] | None:
     return None
 
 
+def read_spacing(path: str | Path) -> list[float] | None:
+    """Voxel edges in mm per RAS axis, by the header of a NIfTI file alone; None for any other file."""
+    if image_suffix(path).lower() not in NIFTI_SUFFIXES:
+        return None
+    affine = nib.load(path).affine  # type: ignore[attr-defined]
+    axes = np.argsort(nib.io_orientation(affine)[:, 0])
+    return [round(float(size), 4) for size in nib.affines.voxel_sizes(affine)[axes]]
+
+
 def check_image(case: Mapping[str, Any], *, spatial_dims: int, in_channels: int) -> list[Problem]:
     """Check the image of a case and leave out its label, if it has one.
 

@@ -12,8 +12,9 @@ from tests.commands import CONFIGS, ROOT
 OURS = {
     **{
         file.relative_to(ROOT).as_posix(): read_config(file)
-        for folder in (CONFIGS, ROOT / "bundle/runs/variants")
+        for folder in (CONFIGS, ROOT / "bundle/runs/variants", ROOT / "models")
         for file in sorted(folder.rglob("*.json"))
+        if file.name != "summary.json"
     },
     "task.json": plan_task(
         [Facts((64, 64), (1.0, 1.0), {})],

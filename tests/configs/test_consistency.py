@@ -14,6 +14,10 @@ import pytest
 import torch
 from monai.bundle import ComponentLocator, ConfigParser
 
+from bundle.runs.experiments import parser_of, read_experiment
+from scripts.checkpoints import read_weights
+from scripts.files import read_json, sha256
+from scripts.recipe import for_inference
 from tests.commands import CONFIGS, ROOT
 
 pytestmark = pytest.mark.workflow
@@ -31,7 +35,7 @@ BASES = ("train", "inference", "evaluate", "ensemble", "dicom", "exported", "mul
 #: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
 ADDED = {
     "network/unet3d2016": {"norm_affine"},
-    "evaluate": {"section", "tolerance", "dataset", "evaluator"},
+    "evaluate": {"section", "tolerance", "dataset", "evaluator", "recipe"},
     "exported": set(),
     "loss/border_weights": {"w0", "sigma", "distance_to", "cells", "weigh", "join"},
     "multi_gpu_train": {"validate::sampler", "validate::dataloader::sampler"},
@@ -152,6 +156,27 @@ def test_training_and_inference_share_their_values() -> None:
         *("spatial_dims", "in_channels", "labels", "out_channels", "network_def", "channels", "patch_size"),
         *("spacing", "reader", "window_inferer", "inferer", "geometry", "normalise", "amp"),
     }
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [(ROOT / "models", "hippocampus"), (ROOT / "models/nuclei", "nuclei")]
+)
+def test_published_weights_have_the_recipe_of_their_experiment(folder: Path, name: str) -> None:
+    """After a change of the configs: `write_recipe(Recipe(config, facts), files)` of what stands here."""
+    files = [folder / "model.pt", folder / "model.safetensors"]
+    config = for_inference(parser_of(read_experiment(CONFIGS / f"experiments/{name}.json", {})).get())
+    facts = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    assert facts["weights"] == {file.name: sha256(file) for file in files}
+    checkpoint = {"_target_": "scripts.recipe.beside_config", "name": "model.pt"}
+    assert read_json(folder / "inference.json") == {**config, "checkpoint": checkpoint}
+    one, other = map(read_weights, files)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["inference", "evaluate", "large_volume"])
+def test_the_recipe_is_compared_before_anything_is_read(name: str) -> None:
+    assert read(name)["run"][:2] == ["$@set_up", "$@recipe"]
 
 
 def test_training_and_inference_load_alike() -> None:

@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Invertd, SaveImaged
 
 from bundle.data.phantom import Kind, write_phantom
-from bundle.runs.experiments import resolved
+from bundle.runs.experiments import parser_of
 from bundle.ship.package import leave_probabilities_to_scoring
 from scripts.networks import UNet
 from tests.commands import CONFIGS, ROOT, TINY, read_array, run
@@ -146,7 +146,8 @@ def test_data_format_is_that_of_the_configs() -> None:
 def inference(dims: int) -> dict[str, Any]:
     """The inference.json of a tiny package."""
     overrides = {key: TINY[dims][key] for key in ("patch_size", "channels")}
-    config = resolved(["configs/inference.json", *TASKS[dims][0]], {**overrides, **EXACT})
+    files = ["configs/inference.json", *TASKS[dims][0]]
+    config = parser_of({"config_file": files, **overrides, **EXACT}).get()
     leave_probabilities_to_scoring(config)
     return config
 

@@ -151,7 +151,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("packages")
     for name, weights in (("hippocampus", "models"), ("nuclei", "models/nuclei")):
-        experiment = {**read_experiment(CONFIGS / f"experiments/{name}.json"), "amp": False}
+        experiment = {**read_experiment(CONFIGS / f"experiments/{name}.json", {}), "amp": False}
         (folder / f"{name}.json").write_text(json.dumps(experiment), encoding="utf-8")
         said = workbench(
             *("package", "--args_file", folder / f"{name}.json", "--output_dir", folder / "dist"),

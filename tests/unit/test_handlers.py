@@ -50,12 +50,13 @@ def test_time_is_split_into_waiting_stepping_and_validating(clock, caplog):
     assert "data 8.0 s (22%), step 20.0 s (56%), validation 7.0 s (19%), else 1.0 s (3%)" in caplog.text
 
 
-def trained(epochs, interval, cases, path):
+def trained(epochs, interval, cases, kept):
     """Epochs that were validated in a training that sets the network's weight to the epoch."""
     network, judged = nn.Linear(1, 1, bias=False), []
     trainer = Engine(lambda engine, batch: nn.init.constant_(network.weight, engine.state.epoch))
     validator = SimpleNamespace(data_loader=range(cases), run=judged.append)
-    Validation(validator, interval, network, str(path)).attach(trainer)
+    weights = SimpleNamespace(path="model.pt", write=lambda: kept.append(network.weight.item()))
+    Validation(validator, interval, weights).attach(trainer)
     trainer.run([0], max_epochs=epochs)
     return judged
 
@@ -63,14 +64,16 @@ def trained(epochs, interval, cases, path):
 @pytest.mark.parametrize(
     ("epochs", "interval", "judged"), [(6, 3, [3, 6]), (7, 3, [3, 6, 7]), (1, 5, [1]), (2, 1, [1, 2])]
 )
-def test_validation_every_few_epochs_and_after_the_last(epochs, interval, judged, tmp_path):
-    assert trained(epochs, interval, 2, tmp_path / "model.pt") == judged
-    assert not (tmp_path / "model.pt").exists()
+def test_validation_every_few_epochs_and_after_the_last(epochs, interval, judged):
+    kept = []
+    assert trained(epochs, interval, 2, kept) == judged
+    assert kept == []
 
 
-def test_without_a_case_to_validate_on_the_last_weights_are_kept(tmp_path, caplog):
-    assert trained(3, 1, 0, tmp_path / "model.pt") == []
-    assert torch.load(tmp_path / "model.pt")["weight"].item() == 3
+def test_without_a_case_to_validate_on_the_last_weights_are_kept(caplog):
+    kept = []
+    assert trained(3, 1, 0, kept) == []
+    assert kept == [3]
     assert "no case to validate on" in caplog.text
 
 
@@ -96,7 +99,7 @@ def test_evaluator_runs_without_the_training_that_it_belongs_to(tmp_path, caplog
     evaluator.data_loader = []
     split = TimeSplit(evaluator)
     split.attach(trainer)
-    Validation(evaluator, 1, nn.Linear(1, 1), str(tmp_path / "model.pt")).attach(trainer)
+    Validation(evaluator, 1, SimpleNamespace(path="model.pt")).attach(trainer)
     LearningCurve(evaluator, str(tmp_path)).attach(trainer)
     ProgressBar("training", evaluator).attach(trainer)
     EarlyStopping(evaluator, 1).attach(trainer)

@@ -10,7 +10,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from bundle.data.phantom import Kind, write_phantom
-from bundle.runs.experiments import for_inference, resolved
+from bundle.runs.experiments import parser_of
+from scripts.recipe import for_inference
 from tests.commands import TINY
 from tests.workflows.packaging import CARD, package
 
@@ -39,7 +40,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "experiment.json").write_text(json.dumps({**experiment, "output_dir": "elsewhere"}))
     (folder / "card.json").write_text(json.dumps(CARD))
     torch.manual_seed(0)
-    config = resolved(*for_inference(experiment))
+    config = for_inference(parser_of(experiment).get())
     torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), folder / "model.pt")
     entries = [
         {"class": "mean", "score": name, "mean": mean} for name, mean in (("ap50", 0.5), ("seg", None))

@@ -12,7 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.commands import TINY, bundle_run, command, config_files, datalist, read_array, run, written
+from tests.commands import (
+    CONFIGS,
+    TINY,
+    bundle_run,
+    command,
+    config_files,
+    datalist,
+    input_error,
+    read_array,
+    run,
+    written,
+)
 
 pytestmark = pytest.mark.workflow
 
@@ -75,9 +86,12 @@ def test_training_leaves_its_files_where_it_was_told(cells_run: Path) -> None:
     assert events
     assert [file for file in files if file not in events and not file.startswith("data/")] == [
         "out/checkpoints/last.pt",
+        "out/inference.json",
         "out/learning_curve.csv",
         "out/learning_curve.png",
+        "out/metadata.json",
         "out/model.pt",
+        "out/model.safetensors",
         "out/pictures/epoch_0001.png",
         "out/pictures/epoch_0002.png",
     ]
@@ -179,6 +193,53 @@ def test_volumes_come_back_on_their_own_grid(organ_run: Path, organ: Path, tmp_p
     direct = nib.as_closest_canonical(maps[sources[1].name])
     assert np.mean(np.asarray(back.dataobj) == np.asarray(direct.dataobj)) > 0.999
     assert len(np.unique(direct.dataobj)) > 1  # two empty maps would agree too
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_folder_of_a_run_segments_alone(
+    dims: int, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder, with either file of weights, it gives what the overlays give."""
+    data: Path = request.getfixturevalue("cells" if dims == 2 else "organ")
+    home: Path = request.getfixturevalue("cells_run" if dims == 2 else "organ_run")
+    images = data / "imagesTs"
+    segment(home, dims, images, tmp_path / "overlays", save_probabilities=True, runtime="torch")
+    monkeypatch.chdir(home)
+    options = {"dataset_dir": str(images), "save_probabilities": True, "runtime": "torch"}
+    run("out/inference.json", **options, output_dir=str(tmp_path / "alone"))
+    weights = str(home / "out/model.safetensors")
+    run("out/inference.json", **options, output_dir=str(tmp_path / "safe"), checkpoint=weights)
+    assert written(tmp_path / "overlays")
+    for name in ("alone", "safe"):
+        assert written(tmp_path / name) == written(tmp_path / "overlays")
+        for file in written(tmp_path / name):
+            found, expected = (read_array(tmp_path / which / file) for which in (name, "overlays"))
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_the_recipe_names_the_training_and_no_place(organ_run: Path) -> None:
+    facts = json.loads((organ_run / "out/metadata.json").read_text())
+    assert facts["pytorch_version"] == torch.__version__
+    assert facts["version"] == json.loads((CONFIGS / "metadata.json").read_text())["version"]
+    assert (facts["data"]["training"], facts["data"]["validation"]) == (1, 1)
+    assert facts["data"]["labels"] == {"background": 0, "anterior": 1, "posterior": 2}
+    assert len(facts["data"]["spacing"]) == 3
+    text = (organ_run / "out/inference.json").read_text() + (organ_run / "out/metadata.json").read_text()
+    assert str(organ_run) not in text
+    assert str(CONFIGS.parent) not in text
+    assert "organ_0" not in text  # no case
+
+
+@pytest.mark.parametrize("what", [("inference",), ("inference", "large_volume"), ("train", "evaluate")])
+def test_a_config_that_contradicts_the_training_reads_no_image(
+    what: tuple[str, ...], organ_run: Path, tmp_path: Path
+) -> None:
+    shared = {**NETWORK[3], "checkpoint": str(organ_run / "out/model.pt")}
+    with pytest.raises(RuntimeError) as error:
+        run(*what, **shared, dataset_dir=str(tmp_path / "none"), output_dir=str(tmp_path / "out"))
+    sentence = "spacing was [1.0, 1.0, 1.5] and is [1.0, 1.0, 1.0]; segment with --config_file "
+    assert sentence + str(organ_run / "out/inference.json") in input_error(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_tiff_in_png_out(cells_run: Path, cells: Path, tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ import pytest
 import torch
 
 import bundle.ship.export
+from bundle.runs.experiments import parser_of
 from bundle.ship.export import FORMATS, Model, read_model, tile_sizes, write
 from scripts.compute.exported import Exported
 from scripts.errors import InputError
 from scripts.networks import UNet
+from scripts.recipe import for_inference, read_recipe
 from tests.commands import CONFIGS, command, invoke, read_array, run, unchanged_process, written
 
 pytestmark = [
@@ -37,6 +39,7 @@ TOLERANCE = 1e-4
 
 #: What a machine without a GPU makes, in the order of the table.
 MADE = ("pt2", "onnx", "openvino", "torchscript")
+TABLES = ["export.csv", "export.json", "inference.json", "metadata.json"]
 FILES = ["model.bin", "model.onnx", "model.pt2", "model.ts", "model.xml"]
 
 
@@ -57,7 +60,7 @@ def exported(packaged: Path, cells: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_table_of_every_format(exported: Path) -> None:
-    tables = ["export.csv", "export.json", "export.png", "printed.txt"]
+    tables = [*TABLES, "export.png", "printed.txt"]
     assert written(exported) == sorted([*FILES, *tables])
     rows = {row["format"]: row for row in json.loads((exported / "export.json").read_text())}
     assert list(rows) == ["PyTorch", *FORMATS]
@@ -147,6 +150,19 @@ def test_pt2_and_torchscript_hold_the_configs(exported: Path, packaged: Path) ->
     assert json.loads(held["inference.json"]) == config
 
 
+def test_files_carry_the_recipe(exported: Path, packaged: Path) -> None:
+    """That of the package, with their own hashes; alone it segments with the first of them."""
+    given = json.loads((packaged / "configs/inference.json").read_text())
+    for name in FILES:
+        recipe = read_recipe(exported / name, given)
+        assert recipe is not None
+        assert recipe.facts["weights"].keys() == set(FILES)
+    assert recipe.config["checkpoint"]["name"] == "model.pt2"
+    assert recipe.config["network"]["_target_"].endswith("Exported")
+    with pytest.raises(InputError, match=r"normalise was \[NormalizeIntensityd\] and is \[\]"):
+        read_recipe(exported / "model.onnx", {**given, "normalise": []})
+
+
 def test_evaluation_and_inference_take_an_exported_network(
     exported: Path, packaged: Path, cells: Path, tmp_path: Path
 ) -> None:
@@ -165,6 +181,10 @@ def test_evaluation_and_inference_take_an_exported_network(
         assert summary(file, exported / file, "exported") == expected
         for name in pictures:
             assert (read_array(tmp_path / file / name) == read_array(tmp_path / "torch" / name)).all()
+    places = {"dataset_dir": str(cells / "imagesTs"), "output_dir": str(tmp_path / "alone")}
+    run(str(exported / "inference.json"), **places)
+    for name in pictures:
+        assert (read_array(tmp_path / "alone" / name) == read_array(tmp_path / "torch" / name)).all()
 
 
 #: Small ones of the networks that the overlays name: configs, and what the experiment sets.
@@ -197,7 +217,7 @@ def model_of(name: str, folder: Path) -> Model:
     experiment = {"config_file": [f"configs/{file}.json" for file in ("train", *overlays)], **ids}
     (folder / "experiment.json").write_text(json.dumps({**experiment, "output_dir": str(folder)}))
     torch.manual_seed(0)
-    config = bundle.ship.export.resolved(*bundle.ship.export.for_inference(experiment))
+    config = for_inference(parser_of(experiment).get())
     network = bundle.ship.export.ConfigParser(config).get_parsed_content("network_def")
     torch.save(network.state_dict(), folder / "model.pt")
     return read_model(folder / "experiment.json", {}, None, folder)
@@ -266,7 +286,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_others_done(
         f"torchscript: {tmp_path}/model.ts could not be written, as the disk of {tmp_path} is full"
         in result.output
     )
-    assert written(tmp_path) == ["export.csv", "export.json", "model.pt2", "model.ts"]
+    assert written(tmp_path) == [*TABLES, "model.pt2", "model.ts"]
     assert (tmp_path / "model.ts").read_text() == "earlier"
     rows = json.loads((tmp_path / "export.json").read_text())
     assert rows[1]["largest difference"] < TOLERANCE

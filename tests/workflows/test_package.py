@@ -12,11 +12,13 @@ import yaml
 from monai.bundle import ConfigParser
 
 import bundle.ship.package
-from bundle.runs.experiments import for_inference, read_experiment, resolved
+from bundle.runs.experiments import parser_of, read_experiment
 from bundle.ship.package import CARDS, list_large_files, metadata, read_card
+from scripts.checkpoints import read_weights
 from scripts.errors import InputError
 from scripts.files import sha256
 from scripts.networks import UNet
+from scripts.recipe import Recipe, for_inference, read_recipe, write_weights
 from tests.commands import CONFIGS, TINY, bundle_run, command, config_files, last_line, read_array, written
 from tests.workflows.packaging import CARD, package
 
@@ -31,7 +33,8 @@ def test_what_leaves_the_house(packaged: Path) -> None:
         "models",
         "scripts",
     ]
-    assert [path.name for path in (packaged / "models").iterdir()] == ["model.pt"]
+    names = ["inference.json", "metadata.json", "model.pt", "model.safetensors"]
+    assert written(packaged / "models") == names
     assert not list(packaged.rglob("__pycache__"))
     state = torch.load(packaged / "models/model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
@@ -44,6 +47,38 @@ def test_codes_are_those_of_the_task(packaged: Path) -> None:
     )
     assert "segments" not in dicom
     assert inference["segments"] == {}
+
+
+def test_package_carries_the_recipe(packaged: Path) -> None:
+    """The same tensors twice, and what they were trained with as far as it is known."""
+    config = json.loads((packaged / "configs/inference.json").read_text())
+    weights = [read_weights(packaged / "models" / name) for name in ("model.pt", "model.safetensors")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    for name in ("model.pt", "model.safetensors"):
+        recipe = read_recipe(packaged / "models" / name, config)
+        assert recipe is not None
+        assert recipe.config["network_def"] == config["network_def"]
+        assert recipe.facts.keys() == {"weights"}  # nobody trained them
+
+
+def test_an_experiment_that_contradicts_the_training_is_refused(
+    packaged: Path, workshop: Path, tmp_path: Path
+) -> None:
+    """With the facts of the training where it agrees."""
+    trained = tmp_path / "trained"
+    experiment = json.loads((workshop / "experiment.json").read_text())
+    weights = read_weights(packaged / "models/model.pt")
+    config = for_inference(parser_of(experiment).get())
+    write_weights(weights, trained / "model.pt", Recipe(config, {"version": "0.0.1"}))
+    assert package(workshop, tmp_path / "a", checkpoint=trained / "model.safetensors").exit_code == 0
+    facts = json.loads((tmp_path / "a" / CARD["folder"] / "models/metadata.json").read_text())
+    assert facts["version"] == "0.0.1"
+    other = tmp_path / "experiment.json"
+    other.write_text(json.dumps({**experiment, "normalise": []}))
+    result = package(workshop, tmp_path / "b", args_file=other, checkpoint=trained / "model.pt")
+    assert "normalise was [NormalizeIntensityd] and is []; segment with" in str(result.exception)
+    assert not (tmp_path / "b").exists()
 
 
 def test_metadata_and_model_card(packaged: Path) -> None:
@@ -79,7 +114,7 @@ def test_postprocessing_leaves_probabilities_to_scoring(packaged: Path) -> None:
 def test_the_format_of_our_own_metadata_is_what_the_network_says() -> None:
     ours = json.loads((CONFIGS / "metadata.json").read_text())
     experiment = read_experiment(CONFIGS / "experiments/hippocampus.json", {})
-    inference = resolved(*for_inference(experiment))
+    inference = for_inference(parser_of(experiment).get())
     network = ConfigParser(inference).get_parsed_content("network_def")
     made = metadata(read_card(CARDS / "hippocampus.json"), inference, network, ours["eval_metrics"])
     assert made["network_data_format"] == ours["network_data_format"]
@@ -88,7 +123,7 @@ def test_the_format_of_our_own_metadata_is_what_the_network_says() -> None:
 
 def test_valid_convolutions_have_their_own_sizes() -> None:
     experiment = read_experiment(CONFIGS / "experiments/unet2015_em.json", {})
-    inference = resolved(*for_inference(experiment))
+    inference = for_inference(parser_of(experiment).get())
     with torch.device("meta"):
         network = ConfigParser(inference).get_parsed_content("network_def")
     formats = bundle.ship.package.data_format(inference, network, "EM")

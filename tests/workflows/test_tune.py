@@ -213,8 +213,11 @@ def test_bad_input_is_one_sentence(trained: Path, organ: Path, tmp_path: Path) -
     assert refused(*files, max_epoch=3) == (
         "--max_epoch is neither an option nor an id of the configs: correct its name"
     )
-    assert refused(files[0]).startswith("labels names 3 classes and instances is false")
-    assert "a checkpoint of another network" in refused(*files, channels="[4,8,8]")
+    assert "channels was [8, 16, 16] and is [4, 8, 8]; segment" in refused(*files, channels="[4,8,8]")
+    bare = shutil.copy(good["checkpoint"], tmp_path / "bare.pt")  # without its recipe
+    sentence = refused(files[0], checkpoint=bare)
+    assert sentence.startswith("labels names 3 classes and instances is false")
+    assert "a checkpoint of another network" in refused(*files, channels="[4,8,8]", checkpoint=bare)
     nothing = overlay(tmp_path, split={"training": [1], "validation": [], "testing": []})
     assert refused(*files, nothing).startswith("section is 'validation', which holds no case")
 

@@ -460,7 +460,7 @@ def test_inference_that_differs_is_named(copy: Path) -> None:
     def spoil(content: dict[str, Any]) -> None:
         content["preprocessing"]["transforms"] = "$@load + @geometry + @normalise + @noise"
         content["noise"] = [{"_target_": "RandGaussianNoised", "keys": "image", "prob": 1.0, "std": 9.0}]
-        content.update(save_probabilities=True, run=content["run"][1:])  # without the seed
+        content.update(save_probabilities=True, run=content["run"][2:])  # no seed, no recipe
 
     edit(copy / "configs/inference.json", spoil)
     (sentence,) = check_inference(read_bundle(copy))

@@ -198,16 +198,19 @@ def test_export_and_package_read_before_they_run(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     (tmp_path / "configs").mkdir()
     evil = {"network_def": f"$__import__('os').mkdir('{proof}')"}
-    for name, config in (("train", {}), ("inference", evil), ("metadata", {})):
+    for name, config in (("train", evil), ("inference", evil), ("metadata", {})):
         (tmp_path / f"configs/{name}.json").write_text(json.dumps(config))
     args_file = tmp_path / "experiment.json"
     args_file.write_text(json.dumps({"config_file": [str(tmp_path / "configs/train.json")]}))
-    message = r"inference\.json network_def would execute \$__import__"
+    message = r"train\.json network_def would execute \$__import__"
     for source in (tmp_path, args_file):
         with pytest.raises(InputError, match=message):
             read_model(source, {}, None, tmp_path)
     with pytest.raises(InputError, match=message):
         package(args_file, tmp_path / "model.pt", tmp_path, None, None, None, {})
+    (tmp_path / "configs/train.json").write_text("{}")
+    with pytest.raises(InputError, match=r"inference\.json network_def would execute \$__import__"):
+        read_model(tmp_path, {}, None, tmp_path)
     (tmp_path / "configs/inference.json").write_text("{}")
     (tmp_path / "configs/metadata.json").write_text(json.dumps({"task": "$exit()"}))
     with pytest.raises(InputError, match=r"metadata\.json task would execute \$exit\(\)"):

@@ -1,0 +1,329 @@
+"""What belongs to weights: the config that segments with them, and what they were trained with.
+
+Beside its weights a training writes two files. `inference.json` is a complete config for
+`python -m monai.bundle run`: the bundle's own, with what configs, overlays and command line of the training
+changed in it. `metadata.json` holds versions, facts about the data, and the SHA-256 of the files of weights
+that both belong to. Inference and evaluation compare their config with it before they read an image.
+
+MONAI hands a component its arguments and tells it nothing of the config around it, nor of that config's file:
+`running` finds both on the call stack.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import monai
+import numpy as np
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import CommonKeys as Keys
+from monai.utils import ensure_tuple
+from torch import nn
+from torch.utils.data import Dataset
+
+from scripts.checkpoints import is_first, save_weights, unwrap
+from scripts.data.checks import read_spacing
+from scripts.errors import InputError
+from scripts.files import atomic_write, read_json, sha256
+
+logger = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+#: Ids that each run sets for itself: where things lie, which machine, what is done.
+OF_EACH_RUN = (
+    *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "device", "amp", "memory_format", "runtime"),
+    *("memory_gb", "set_up", "network", "initialize", "run"),
+)
+
+#: What weights depend on, with all that these ids refer to,
+DEFINING = ("network_def", "labels", "preprocessing")
+
+#: but for what reads a file: a network trained on NIfTI segments DICOM.
+FREE = ("reader",)
+
+#: Differences that are named in a refusal.
+NAMED = 3
+
+#: Says nothing to MONAI.
+DESCRIPTION = "_desc_"
+
+Ids = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What lies beside weights.
+
+    Attributes:
+        config: content of inference.json.
+        facts: content of metadata.json.
+    """
+
+    config: Ids
+    facts: Ids
+
+
+class WeightsWriter:
+    """Writes the weights of a training and their recipe.
+
+    Args:
+        network: the network, or its DistributedDataParallel wrapper.
+        path: the file, such as model.pt; see `write_weights`.
+        training: the cases to train on, `{"image": path or list of paths}` in its `data`.
+        validation: the cases to validate on.
+    """
+
+    def __init__(self, network: nn.Module, path: str, training: Dataset, validation: Dataset) -> None:
+        self.network = network
+        self.path = Path(path)
+        self.counts = {"training": len(training), "validation": len(validation)}  # type: ignore[arg-type]
+        self.images = [ensure_tuple(case[Keys.IMAGE])[0] for case in getattr(training, "data", ())]
+        self.config = for_inference(running(ConfigParser).get())
+        self.facts: Ids = {}
+
+    def write(self) -> None:
+        """Write, in the first of several processes."""
+        if not is_first():
+            return
+        self.facts = self.facts or self._facts()
+        write_weights(unwrap(self.network).state_dict(), self.path, Recipe(self.config, self.facts))
+
+    def _facts(self) -> Ids:
+        data = {key: self.config.get(key) for key in ("spatial_dims", "in_channels", "labels")}
+        spacings = [spacing for spacing in map(read_spacing, self.images) if spacing]
+        spacing = [median(axis) for axis in zip(*spacings, strict=True)] if spacings else None
+        return {
+            "version": read_json(CONFIGS / "metadata.json")["version"],
+            "monai_version": monai.__version__,
+            "pytorch_version": torch.__version__,
+            "numpy_version": np.__version__,
+            "python_version": platform.python_version(),
+            "data": {**data, "spacing": spacing, **self.counts},
+        }
+
+
+def write_weights(weights: Mapping[str, torch.Tensor], path: Path, recipe: Recipe) -> None:
+    """Write weights twice, as PyTorch's file and as safetensors, and then their recipe.
+
+    A process that dies between two of the files leaves hashes that tell which of them belong together.
+
+    Args:
+        weights: a plain state dictionary.
+        path: model.pt; beside it go model.safetensors, inference.json and metadata.json.
+        recipe: `weights` and `checkpoint` of it are set here.
+    """
+    files = [path, path.with_suffix(".safetensors")]
+    for file in files:
+        save_weights(weights, file)
+    write_recipe(recipe, files)
+
+
+def write_recipe(recipe: Recipe, files: Sequence[Path]) -> None:
+    """Write inference.json and metadata.json beside files that they belong to.
+
+    Args:
+        recipe: its `checkpoint` becomes the first of the files, its `weights` their hashes; what a host set
+            to something that JSON does not know becomes text.
+        files: in one folder.
+    """
+    checkpoint = {"_target_": "scripts.recipe.beside_config", "name": files[0].name}
+    contents = {
+        "inference.json": {**recipe.config, "checkpoint": checkpoint},
+        "metadata.json": {**recipe.facts, "weights": {file.name: sha256(file) for file in files}},
+    }
+    for name, content in contents.items():
+        with atomic_write(files[0].with_name(name)) as temporary:
+            temporary.write_text(json.dumps(content, indent=4, default=str) + "\n", encoding="utf-8")
+
+
+def check_recipe(checkpoint: str | Sequence[str]) -> None:
+    """Refuse the config that is being run where it contradicts what its weights were trained with.
+
+    Args:
+        checkpoint: the file of weights, or several.
+
+    Raises:
+        InputError: see `read_recipe`.
+    """
+    config = running(ConfigParser).get()
+    given = for_inference(config) if "train" in config else config
+    for path in ensure_tuple(checkpoint):
+        read_recipe(Path(path), given)
+
+
+def read_recipe(path: Path, given: Mapping[str, Any]) -> Recipe | None:
+    """The recipe beside a file of weights; None, and a line in the log, where none belongs to it.
+
+    Args:
+        path: the file of weights.
+        given: the inference config that is to be used with them.
+
+    Raises:
+        InputError: the config contradicts the recipe; names the ids, both values and the fix.
+    """
+    files = [path.with_name(name) for name in ("inference.json", "metadata.json")]
+    if not (path.is_file() and all(file.is_file() for file in files)):
+        logger.info("%s has no recipe beside it: the configs are not compared with its training", path)
+        return None
+    recipe = Recipe(*map(read_json, files))
+    if sha256(path) not in recipe.facts.get("weights", {}).values():
+        logger.warning(
+            "the recipe in %s belongs to other weights than %s: the configs are not compared with it",
+            path.parent,
+            path.name,
+        )
+        return None
+    differences = [
+        f"{key} was {_brief(trained)} and is {_brief(now)}"
+        for key, trained, now in contradictions(recipe.config, given)
+    ]
+    if differences:
+        more = f"; {len(differences) - NAMED} more differ" if len(differences) > NAMED else ""
+        raise InputError(
+            f"{path} was trained with other settings: {'; '.join(differences[:NAMED])}{more}; segment with "
+            f"--config_file {files[0]}, or give overlays and ids of the training"
+        )
+    return recipe
+
+
+def for_inference(config: Mapping[str, Any], configs: Path = CONFIGS) -> Ids:
+    """The inference config that belongs to a config of a training.
+
+    Args:
+        config: train.json with overlays and ids on top.
+        configs: the folder with that train.json and its inference.json.
+
+    Returns:
+        inference.json with what differs from train.json, but for OF_EACH_RUN, and what that refers to.
+    """
+    train, inference = (read_json(configs / f"{name}.json") for name in ("train", "inference"))
+    made = {
+        key: _carry(train.get(key), config[key], own) if key in config and key not in OF_EACH_RUN else own
+        for key, own in inference.items()
+    }
+    return with_references({**config, **made}, list(made))
+
+
+def with_references(config: Mapping[str, Any], ids: Sequence[str]) -> Ids:
+    """Some top-level ids of a config, and those that they refer to."""
+    wanted = [key for key in ids if key in config]
+    for key in wanted:  # grows on the way
+        wanted += [name for name in _references(config[key]) if name in config and name not in wanted]
+    return {key: config[key] for key in wanted}
+
+
+def contradictions(trained: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Where two inference configs differ in what weights depend on: id and both values, None for none."""
+    one, other = (with_references(config, DEFINING) for config in (trained, given))
+    for key in {**one, **other}:
+        found = _differences(key, one.get(key), other.get(key))
+        yield from (part for part in found if part[0].rpartition("::")[2] not in FREE)
+
+
+def beside_config(name: str) -> str:
+    """The path of a file in the folder of the config that is being run.
+
+    Raises:
+        InputError: the config was not read by `monai.bundle run` or a ConfigWorkflow.
+    """
+    try:
+        return str(running(ConfigWorkflow).config_root_path / name)
+    except LookupError as error:
+        raise InputError(
+            f"checkpoint is {name} in the folder of the config, which only monai.bundle knows: set checkpoint"
+        ) from error
+
+
+def running(kind: type[T]) -> T:
+    """The object of a class whose method is at work further up the call stack, the nearest one.
+
+    Raises:
+        LookupError: there is none.
+    """
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if isinstance(found := frame.f_locals.get("self"), kind):
+            return found
+    raise LookupError(f"no {kind.__name__} called this")
+
+
+def _carry(base: Any, given: Any, own: Any) -> Any:
+    """A part of inference.json with what a training changed in the same part of train.json.
+
+    Args:
+        base: of train.json.
+        given: of the training.
+        own: of inference.json.
+    """
+    if _form(base) == _form(given):
+        return own
+    if _form(base) != _form(own):
+        if all(isinstance(part, dict) for part in (base, given, own)):
+            new = {key: value for key, value in given.items() if key not in base}
+            kept = {key: _carry(base.get(key), given.get(key), value) for key, value in own.items()}
+            return {**{key: value for key, value in kept.items() if key in given}, **new}
+        if all(isinstance(part, list) for part in (base, given, own)) and len(base) == len(given) == len(own):
+            return [_carry(*parts) for parts in zip(base, given, own, strict=True)]
+    return given
+
+
+def _differences(key: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where two parts of configs differ, as far down as they are of one form."""
+    if _form(one) == _form(other):
+        return
+    if isinstance(one, dict) and isinstance(other, dict) and one.get("_target_") == other.get("_target_"):
+        names = [name for name in {**one, **other} if name != DESCRIPTION]
+        inside = [(name, one.get(name), other.get(name)) for name in names]
+        found = [part for name, *both in inside for part in _differences(f"{key}::{name}", *both)]
+        yield from found or [(key, list(one), list(other))]  # another order of the classes
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other) and _nested(one):
+        for index, both in enumerate(zip(one, other, strict=True)):
+            yield from _differences(f"{key}::{index}", *both)
+    else:
+        yield key, one, other
+
+
+def _nested(values: list) -> bool:
+    return any(isinstance(value, dict | list) for value in values)
+
+
+def _form(value: Any) -> Any:
+    """A part of a config without what says nothing: descriptions, the order of keywords, tuples for lists."""
+    if isinstance(value, Mapping):
+        pairs = [(key, _form(part)) for key, part in value.items() if key != DESCRIPTION]
+        return dict(pairs) if "_target_" in value else pairs  # the order of labels is that of the classes
+    if isinstance(value, list | tuple):
+        return [_form(part) for part in value]
+    return value
+
+
+def _brief(value: Any) -> str:
+    """A value for a sentence: of a component its name."""
+    if value is None:
+        return "not set"
+    if isinstance(value, dict) and "_target_" in value:
+        return str(value["_target_"])
+    if isinstance(value, list) and _nested(value):
+        return f"[{', '.join(map(_brief, value))}]"
+    return str(value)
+
+
+def _references(value: Any) -> list[str]:
+    """Top-level ids that a part of a config refers to, in their order."""
+    if isinstance(value, dict):
+        return [name for part in value.values() for name in _references(part)]
+    if isinstance(value, list):
+        return [name for part in value for name in _references(part)]
+    return list(dict.fromkeys(re.findall(r"@(\w+)", value))) if isinstance(value, str) else []

@@ -1,0 +1,51 @@
+"""Files of weights."""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from torch import nn
+
+from scripts.checkpoints import read_weights, save_weights
+from scripts.errors import InputError
+
+
+def network() -> nn.Module:
+    """Dense tensors in another order of the memory, integers, and one tensor under two names."""
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(4, 4), nn.Linear(4, 4))
+    made[3].weight = made[2].weight
+    return made.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_weights_come_back_as_they_were(name: str, tmp_path: Path) -> None:
+    weights = network().state_dict()
+    save_weights(weights, tmp_path / name)
+    found = read_weights(tmp_path / name)
+    assert found.keys() == weights.keys()
+    for key, value in weights.items():
+        assert found[key].dtype == value.dtype
+        assert torch.equal(found[key], value)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_safetensors_is_read_by_its_own_library_and_holds_no_pickle(tmp_path: Path) -> None:
+    weights = network().state_dict()
+    save_weights(weights, tmp_path / "model.safetensors")
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as opened:
+        assert set(opened.keys()) == set(weights)
+    assert not zipfile.is_zipfile(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError):  # noqa: PT011
+        pickletools.dis((tmp_path / "model.safetensors").read_bytes())
+
+
+def test_what_is_no_safetensors_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"something else")
+    with pytest.raises(InputError, match=r"a\.safetensors: not a readable checkpoint \(SafetensorError\)"):
+        read_weights(tmp_path / "a.safetensors")
