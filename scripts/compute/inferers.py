@@ -115,7 +115,8 @@ class SlabInferer(Inferer):
         self.memory_gb = memory_gb
         self.runtime = Runtime(runtime, amp)
         self._logged = ""
-        self._sizes: tuple[nn.Module, Sizes] | None = None
+        self._channels: int | None = None
+        self._sizes: tuple[tuple[nn.Module, bool], Sizes] | None = None
 
     @abstractmethod
     def full_tile(self, spatial: Axes) -> Axes:
@@ -145,20 +146,17 @@ class SlabInferer(Inferer):
             Multiply-adds of all tiles over those of the smallest input that covers the image.
         """
         channels, *spatial = (int(n) for n in size)
+        self._channels = channels
         tile = self.full_tile(tuple(spatial))
         tiles = math.prod(len(corners) for corners in self.windows(network, tuple(spatial), tile).corners)
-        whole = self.sizes(network, channels).covering(spatial, tile)
+        whole = self.sizes(network).covering(spatial, tile)
         return tiles * operations(network, (1, channels, *tile)) / operations(network, (1, channels, *whole))
 
-    def sizes(self, network: nn.Module, channels: int | None = None) -> Sizes:
-        """The sizes of a network, which are tried once for as long as it is the same.
-
-        Args:
-            network: the network.
-            channels: channels of its images, if they are known.
-        """
-        if self._sizes is None or self._sizes[0] is not network:
-            self._sizes = network, Sizes(network, channels)
+    def sizes(self, network: nn.Module) -> Sizes:
+        """The sizes of a network, which are tried once for as long as it is the same."""
+        key = (network, getattr(network, "training", False))
+        if self._sizes is None or self._sizes[0] != key:
+            self._sizes = key, Sizes(network, self._channels)
         return self._sizes[1]
 
     def slabs(
@@ -190,7 +188,8 @@ class SlabInferer(Inferer):
                 small for any.
         """
         network = unwrap(cast(nn.Module, network))
-        spatial = tuple(int(n) for n in source.shape[1:])
+        self._channels, *lengths = (int(n) for n in source.shape)
+        spatial = tuple(lengths)
         if 0 in spatial:
             raise InputError(f"image of {list(spatial)} voxels: give every axis at least one")
         tile, batch_size = self._fit(network, source, axis, reserved)
@@ -322,7 +321,7 @@ class SlabInferer(Inferer):
         axes = set(range(len(tile)))
         while need > room and axes:
             longest = max(sorted(axes), key=tile.__getitem__)
-            smaller = self.sizes(network, channels).smaller(tile, longest)
+            smaller = self.sizes(network).smaller(tile, longest)
             try:
                 need = needed(smaller, 1) if smaller else need
             except (ValueError, RuntimeError):  # the network finds it too small
@@ -444,6 +443,7 @@ class OverlapTileInferer(SlabInferer):
         self.tile_size = tuple(int(n) for n in tile_size)
         self.mirror = mirror
         self._said = False
+        self._exact: Callable[..., Any] | None = None
 
     def full_tile(self, spatial: Axes) -> Axes:
         """The tile that was asked for, whatever the image's size."""
@@ -466,6 +466,9 @@ class OverlapTileInferer(SlabInferer):
                     f"{predicted} voxels of it, fewer than the {grid} of its grid; give it {enough} or more"
                 )
             corners.append(list(range(0, max(length - predicted, 0) + step, step)))
+        if network is not self._exact and any(len(starts) > 1 for starts in corners):
+            sizes.require_exact_tiles(tile, dict.fromkeys(range(len(tile)), 0))
+            self._exact = network
         return Windows(tile, size, tuple(corners), self.mirror)
 
     def importance(self, layout: Windows, ends: Ends) -> torch.Tensor:
@@ -480,19 +483,24 @@ class OverlapTileInferer(SlabInferer):
     def _padded_windows(self, sizes: Sizes, spatial: Axes, tile: Axes) -> Windows:
         """Tiles within the image, rounded up to a legal size, that overlap by twice the margin."""
         grids = sizes.grid(tile)
-        covered = tuple(
-            -(-n // grid) * grid for n, grid in zip(sizes.covering(spatial, tile), grids, strict=True)
-        )
+        if any(seen % grid for seen, grid in zip(tile, grids, strict=True)):
+            raise InputError(
+                f"tile_size is {list(self.tile_size)}: use multiples of {list(grids)}, the network's grid"
+            )
+        covered = []
+        for seen, n, grid in zip(tile, sizes.covering(spatial, tile), grids, strict=True):
+            covered.append(n if n <= seen else seen + -(-(n - seen) // grid) * grid)
         whole = tuple(min(seen, n) for seen, n in zip(tile, covered, strict=True))
         corners: list[list[int]] = []
         margins: list[int] = []
         for axis, (seen, n, grid) in enumerate(zip(whole, covered, grids, strict=True)):
-            margin = sizes.margin(whole, axis) if seen < n else 0
-            step = 0 if margin is None else (seen - 2 * margin) // grid * grid
-            if margin is None or step < 1:
+            margin = sizes.margin(tile, axis) if seen < n else 0
+            step = (seen - 2 * margin) // grid * grid
+            if step < 1:
+                enough = sizes.covering([2 * margin + grid] * len(tile), tile)[axis]
                 raise InputError(
-                    f"tile_size is {list(self.tile_size)}: along axis {axis} this network sees further than "
-                    "half of it; give it more, or use SlidingWindowSlabInferer"
+                    f"tile_size is {list(self.tile_size)}: axis {axis} of this network needs a margin of "
+                    f"{margin} voxels on both sides; give it {enough} or more"
                 )
             last = n - seen
             corners.append([*range(0, last, step), last])

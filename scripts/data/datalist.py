@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,10 @@ from scripts.labels import IGNORE_NAME
 logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDS = 5
+
+LONGEST_NAME = 200
+"""Bytes of the name of a result, without what is put before and after it while it is written."""
+
 SIDECAR_SUFFIXES = (".json", ".txt", ".md", ".csv", ".tsv", ".bval", ".bvec", ".xml", ".yaml", ".yml")
 """Files that often lie among images and are none."""
 
@@ -388,7 +393,10 @@ def _found(folder: Path, in_channels: int) -> list[dict[str, Any]]:
         )
     files = list_images(folder)
     if not files:
-        raise InputError(f"dataset_dir {folder} holds no images; put some in or hand another folder.")
+        raise InputError(
+            f"dataset_dir {folder} holds no images; put some in or hand another folder; images in folders of "
+            "their own are segmented as a section of a data set, which 'python -m bundle datalist' lists."
+        )
     return group_channels(files, in_channels)
 
 
@@ -495,10 +503,16 @@ def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_unique(ids: Iterable[str], path: Path) -> None:
-    """Refuse ids that are equal, or that would give their results one name."""
+    """Refuse ids that are equal, too long, or that would give their results one name on any file system."""
     names: defaultdict[str, list[str]] = defaultdict(list)
     for case in ids:
-        names[output_name(case)].append(case)
+        name = unicodedata.normalize("NFC", output_name(case))
+        if len(name.encode()) > LONGEST_NAME:
+            raise InputError(
+                f"{path} lists the id {case!r}, longer than the {LONGEST_NAME} bytes that the name of a file "
+                "has room for; give it a shorter one."
+            )
+        names[name.casefold()].append(case)
     clashes = sorted({case for same in names.values() if len(same) > 1 for case in same})
     if clashes:
         raise InputError(

@@ -2,8 +2,9 @@
 
 A case that passed is a hash, kept in `checked.json` beside `dataset.json`, or where that folder cannot be
 written in the user's cache folder. The hash is of the size, the time and the first and last bytes of each of
-its files, of what the check was asked and of the check's own code, so that nothing of it can change without
-the case being read again. What had a problem or a warning is never remembered.
+its files, of what the check was asked and of the check's own code. A file that is changed in its middle alone
+and given its old time back passes for unchanged; `check` "always" reads it. What had a problem or a warning
+is never remembered.
 """
 
 from __future__ import annotations
@@ -99,8 +100,9 @@ def _hash(case: Mapping[str, Any], folder: Path, rules: Any) -> str:
 def _read(place: Path) -> set[str]:
     """What a file remembers; nothing if it is missing or not to be read."""
     try:
-        return set(json.loads(place.read_text(encoding="utf-8"))["passed"])
-    except (OSError, ValueError, KeyError, TypeError):
+        passed = json.loads(place.read_text(encoding="utf-8"))["passed"]
+        return {entry for entry in passed if isinstance(entry, str)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 
 

@@ -20,6 +20,8 @@ from monai.networks.layers.factories import Conv, Pool
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
+from scripts.errors import InputError
+
 Axes = tuple[int, ...]  # one entry per spatial axis
 Padding = str  # "same" or "valid"
 Layer = str | tuple  # a MONAI layer: its name, or its name and a dictionary of arguments
@@ -57,8 +59,13 @@ class Layers:
             kernel_size: odd, one number or one per axis.
             stride: one number or one per axis.
             act: False leaves the activation out.
+
+        Raises:
+            InputError: an even kernel, which has no centre.
         """
         kernel = ensure_tuple_rep(kernel_size, self.spatial_dims)
+        if any(k % 2 == 0 for k in kernel):
+            raise InputError(f"kernel_size is {kernel_size!r}: use odd numbers, such as 1, 3 or 5")
         margin = tuple(k // 2 if self.padding == "same" else 0 for k in kernel)
         steps = ensure_tuple_rep(stride, self.spatial_dims)
         convolution = Conv[Conv.CONV, self.spatial_dims]

@@ -7,7 +7,7 @@ planes are NaN: whatever they reach becomes NaN, by whichever path.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,16 @@ from scripts.networks.blocks import Axes
 from scripts.networks.heads import main_logits
 
 #: How far from a size that is illegal others are tried, in voxels.
-SEARCHED = 1024
+SEARCHED = 512
+
+#: So many sizes that fail with the same words say that it is not the size.
+REPEATED = 8
 
 #: Share of its length to which an axis is cut down at most in one step.
 CUT = 7 / 8
+
+#: How far tiles may lie from one piece, as a share of the largest logit: single precision.
+TOLERANCE = 1e-4
 
 #: Norms that may take their statistics from the image they see.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -47,7 +53,7 @@ class Sizes:
     Args:
         network: takes (B, C, *spatial), gives what `main_logits` reads; stays as it is. Of a wrapper that
             computes elsewhere (`prototype`) and of DistributedDataParallel the network inside is tried.
-        channels: channels of its images; None takes those of its first convolution.
+        channels: channels of its images; None takes its `in_channels`, or those of its first convolution.
     """
 
     def __init__(self, network: nn.Module, channels: int | None = None) -> None:
@@ -55,11 +61,14 @@ class Sizes:
             network = network.module
         self.network: nn.Module = getattr(network, "prototype", network)
         first = next((m for m in self.network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
-        self.channels = channels or (first.in_channels if first is not None else 1)
+        told = getattr(self.network, "in_channels", None)
+        guess = first.in_channels if first is not None else 1
+        self.channels = channels or (told if isinstance(told, int) else guess)
         self.dims = None if first is None else first.weight.ndim - 2
         self._tried: dict[Axes, tuple[Axes, Axes] | Exception] = {}
         self._grid: dict[int, int | None] = {}
-        self._margins: dict[tuple[Axes, int], int | None] = {}
+        self._margins: dict[int, int] = {}
+        self._bare: nn.Module | None = None
         self._weightless = _clone(self.network, lambda tensor: torch.empty_like(tensor, device="meta"))
         self._smallest: list[int] = []
         for module in self._weightless.modules():
@@ -109,12 +118,14 @@ class Sizes:
         why = self._try(size)
         if not isinstance(why, Exception):
             return
-        base = self._legal_above(size)
+        refused = isinstance(why, InputError) and not isinstance(why, IllegalLength)
+        is_about_size = isinstance(why, RuntimeError | ValueError) and not refused
+        base = self._legal_above(size) if is_about_size else None
         if base is None:
             reason = (str(why).strip().splitlines() or [type(why).__name__])[0]
             raise InputError(
-                f"input size {size} does not fit the network ({reason}), nor does any of up to {SEARCHED} "
-                "voxels more: give the network other arguments"
+                f"input size {size} does not fit the network ({reason}), and no larger one was found that "
+                "does: give the network other arguments"
             ) from cause or why
         illegal = [axis for axis, length in enumerate(size) if not self.is_legal(_with(base, axis, length))]
         nearest = "; ".join(f"axis {axis}: {self._nearest(base, axis, size[axis])}" for axis in illegal)
@@ -181,40 +192,96 @@ class Sizes:
             grids.append(grid)
         return tuple(grids)
 
-    def margin(self, tile: Sequence[int], axis: int) -> int | None:
-        """How many voxels at the rim of a tile depend on what lies beyond it, norms left out.
+    def margin(self, tile: Sequence[int], axis: int) -> int:
+        """How many voxels at the rim of a padded network's tile depend on what lies beyond, norms left out.
 
         Args:
-            tile: a legal size; its logits are as large.
+            tile: a legal size.
             axis: spatial axis, counted from 0.
 
         Returns:
-            Voxels, rounded up to the grid; None where the tile is too small to tell.
-        """
-        key = (tuple(tile), axis)
-        if key not in self._margins:
-            self._margins[key] = self._measure_margin(tile, axis)
-        return self._margins[key]
+            Voxels, rounded up to the grid.
 
-    def _measure_margin(self, tile: Sequence[int], axis: int) -> int | None:
-        grid = self.grid(tile)[axis]
-        start = (tile[axis] // grid - 1) // 2 * grid
-        network = _clone(self.network, lambda tensor: tensor)
-        for module in list(network.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, NORMS):
-                    setattr(module, name, nn.Identity())
-        weight = next(network.parameters(), torch.empty(0))
-        image = torch.zeros((1, self.channels, *tile), device=weight.device)
-        image.movedim(axis + 2, 0)[start : start + grid] = torch.nan
+        Raises:
+            InputError: the network sees further than half of the tile; or see `require_exact_tiles`.
+        """
+        if axis not in self._margins:
+            margin = self._measure_margin(tile, axis)
+            self.require_exact_tiles(tile, {axis: margin})
+            self._margins[axis] = margin
+        return self._margins[axis]
+
+    def require_exact_tiles(self, tile: Sequence[int], margins: Mapping[int, int]) -> None:
+        """Hold two tiles, a step of the grid apart, against one piece, on a small image of noise.
+
+        Args:
+            tile: a legal size.
+            margins: what does not count at the rim, for each axis along which the tiles lie apart.
+
+        Raises:
+            InputError: they differ: the network looks at the whole image, at the place in it, or beyond what
+                it predicts.
+        """
+        wanted = [1] * len(tile)
+        for axis, margin in margins.items():
+            wanted[axis] = 2 * margin + 1
+        size = self.covering(wanted, tile)
+        grid = self.grid(tile)
+        apart = [grid[axis] * (axis in margins) for axis in range(len(tile))]
+        whole = self.covering([n + step for n, step in zip(self.output(size), apart, strict=True)], size)
+        noise = torch.randn((1, self.channels, *whole), generator=torch.Generator().manual_seed(0))
+        expected = self._plain(noise)
+        tolerance = TOLERANCE * float(expected.abs().max())
+        for second in (False, True):
+            part, piece = noise, expected
+            for axis, step in enumerate(apart, start=2):
+                start = step * second
+                part = part.narrow(axis, start, size[axis - 2])
+                piece = piece.narrow(axis, start, self.output(size)[axis - 2])
+            found = self._plain(part)
+            for axis, margin in margins.items():
+                # the outer rim is that of the piece too
+                kept = found.shape[axis + 2] - margin
+                found, piece = (x.narrow(axis + 2, margin * second, kept) for x in (found, piece))
+            if not torch.allclose(found, piece, rtol=0, atol=tolerance):
+                raise InputError(
+                    f"{type(self.network).__name__} gives something else in tiles than in one piece: it "
+                    "looks at the whole image, at the place in it or beyond what it predicts; use "
+                    "SlidingWindowSlabInferer, or the image in one piece"
+                )
+
+    def _measure_margin(self, tile: Sequence[int], axis: int) -> int:
+        """How far NaN get that fill one step of the grid."""
+        grid, small = self.grid(tile)[axis], self.covering([1] * len(tile), tile)
+        length = 2 * grid
+        while length < tile[axis]:
+            length = min(2 * length, tile[axis])
+            size = self.covering(_with(small, axis, length), tile)
+            start = (size[axis] // grid - 1) // 2 * grid
+            image = torch.zeros((1, self.channels, *size))
+            image.movedim(axis + 2, 0)[start : start + grid] = torch.nan
+            planes = self._plain(image).movedim(axis + 2, 0).flatten(1)
+            reached = planes.isnan().any(1).nonzero().flatten().tolist()
+            if reached and reached[0] > 0 and reached[-1] < size[axis] - 1:
+                furthest = max(start - reached[0], reached[-1] - (start + grid - 1))
+                return -(-furthest // grid) * grid
+        raise InputError(
+            f"tiles have {tile[axis]} voxels along axis {axis}, and the network sees further than half of "
+            "that: use larger ones, or SlidingWindowSlabInferer"
+        )
+
+    def _plain(self, image: Tensor) -> Tensor:
+        """The logits of an image in single precision, without norms, dropout and what makes it fast."""
+        if self._bare is None:
+            self._bare = _clone(self.network, lambda tensor: tensor).eval()
+            for module in list(self._bare.modules()):
+                module.__dict__.pop("forward", None)
+                for name, child in module.named_children():
+                    if isinstance(child, NORMS):
+                        setattr(module, name, nn.Identity())
+        weight = next(self.network.parameters(), image)
         with torch.no_grad(), _eager():
-            logits = main_logits(network.eval()(image))
-        reached = logits.movedim(axis + 2, 0).flatten(1).isnan().any(1).nonzero().flatten().tolist()
-        first, last = (reached[0], reached[-1]) if reached else (start, start + grid - 1)
-        if first <= 0 or last >= tile[axis] - 1:
-            return None
-        furthest = max(start - first, last - (start + grid - 1))
-        return -(-furthest // grid) * grid
+            return main_logits(self._bare(image.to(weight.device)))
 
     def _try(self, size: Sequence[int]) -> tuple[Axes, Axes] | Exception:
         """Sizes of the logits and of the smallest feature map, or why the network refuses an image."""
@@ -233,6 +300,8 @@ class Sizes:
                 logits = main_logits(self._weightless(torch.empty((2, self.channels, *size), device="meta")))
         except Exception as error:  # each network has its own
             return error
+        if logits.ndim != len(size) + 2:
+            return TypeError(f"it gives logits of {logits.ndim} axes for an image of {len(size) + 2}")
         return tuple(logits.shape[2:]), tuple(self._smallest)
 
     def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -244,14 +313,18 @@ class Sizes:
     def _legal_above(self, size: Axes) -> Axes | None:
         """A legal size with no axis shorter; a failure lengthens its axis, or makes a cube."""
         size = tuple(max(length, 1) for length in size)
+        said: list[str] = []
         for _ in range(SEARCHED):
             why = self._try(size)
             if not isinstance(why, Exception):
                 return size
             if isinstance(why, IllegalLength):
                 size = _with(size, why.axis, size[why.axis] + 1)
-            else:
-                size = (max(size) + 1,) * len(size)
+                continue
+            said = [*said, str(why)] if str(why) in said else [str(why)]
+            if len(said) == REPEATED:
+                return None
+            size = (max(size) + 1,) * len(size)
         return None
 
     def _nearest(self, base: Axes, axis: int, length: int) -> str:
@@ -263,12 +336,19 @@ class Sizes:
         return f"{above}, the smallest" if below is None else f"{below} or {above}"
 
     def _measure_grid(self, tile: Sequence[int], axis: int) -> int | None:
-        here = self._try(tile)
-        assert not isinstance(here, Exception)
-        for more in range(1, SEARCHED + 1):
-            there = self._try(_with(tile, axis, tile[axis] + more))
-            if not isinstance(there, Exception) and there[1][axis] > here[1][axis]:
-                return more // (there[1][axis] - here[1][axis])
+        """From where the smallest map grows to where it grows again."""
+        grown: list[tuple[int, int]] = []
+        smallest = None
+        for length in range(tile[axis], tile[axis] + SEARCHED):
+            found = self._try(_with(tile, axis, length))
+            if isinstance(found, Exception):
+                continue
+            if smallest is not None and found[1][axis] > smallest:
+                grown.append((length, found[1][axis]))
+                if len(grown) == 2:
+                    (here, before), (there, after) = grown
+                    return (there - here) // (after - before)
+            smallest = found[1][axis]
         return None
 
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
 from monai.inferers import SlidingWindowInferer as MonaiInferer
-from monai.networks.nets import SegResNet
+from monai.networks.nets import BasicUNet, SegResNet
+from monai.networks.nets import UNet as MonaiUNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -258,31 +259,73 @@ def test_what_a_newcomers_part_sees_is_found():
     torch.testing.assert_close(infer(image, (96, 64), network), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_network_that_sums_up_the_image_is_refused():
-    class Squeezed(PlainBlock):
-        def forward(self, x):
-            x = super().forward(x)
-            return x * x.mean((2, 3), keepdim=True).sigmoid()
+class Squeezed(PlainBlock):
+    """Weighs all channels by their means over the image."""
 
-    network = UNet(2, 1, 2, [3, 4], block=Squeezed, norm=None).eval()
-    with pytest.raises(InputError, match=r"tile_size is \[32, 32\]: along axis 0 .* sees further than half"):
-        infer(torch.rand(1, 1, 40, 40), (32, 32), network)
+    def forward(self, x):
+        x = super().forward(x)
+        return x * x.mean((2, 3), keepdim=True).sigmoid()
 
 
-def test_statistics_of_the_tile_are_told_about_once(caplog):
-    network = UNet(2, 1, 2, [3, 4]).eval()
-    inferer = OverlapTileInferer((24, 24))
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            inferer(torch.rand(1, 1, 40, 40), network)
-    assert [record.message for record in caplog.records] == [
-        "OverlapTileInferer: InstanceNorm2d takes its statistics from the tile; the result differs from that "
-        "of the image in one piece"
-    ]
+class Normalised(PlainBlock):
+    """A norm that is no module."""
+
+    def forward(self, x):
+        return nn.functional.instance_norm(super().forward(x))
+
+
+class Swallowing(PlainBlock):
+    """Hands no NaN on."""
+
+    def forward(self, x):
+        return super().forward(torch.nan_to_num(x))
+
+
+class Placed(PlainBlock):
+    """Knows where in the image it is."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.linspace(0, 1, x.shape[3], device=x.device)
+
+
+@pytest.mark.parametrize("block", [Squeezed, Normalised, Swallowing, Placed])
+def test_network_that_tiles_cannot_follow_is_refused(block):
+    torch.manual_seed(0)
+    network = UNet(2, 1, 2, [3, 4], block=block, norm=None).eval()
+    with pytest.raises(InputError, match="SlidingWindowSlabInferer"):
+        infer(torch.rand(1, 1, 40, 100), (32, 64), network)
+
+
+@pytest.mark.parametrize("changes", [{"block": Squeezed}, {"block": Normalised}, {"up": InterpolatedUp}])
+def test_valid_network_that_tiles_cannot_follow_is_refused(changes):
+    torch.manual_seed(0)
+    network = UNet(2, 1, 2, [3, 4], padding="valid", norm=None, **changes).eval()
+    image = torch.rand(1, 1, 40, 30)
+    with pytest.raises(InputError, match=r"UNet gives something else in tiles than in one piece"):
+        infer(image, (28, 28), network)
+    assert infer(image[..., :4, :8], (28, 28), network).shape == (1, 2, 4, 8)  # one tile is one piece
+
+
+@pytest.mark.parametrize("tile", [(64, 64), (96, 80)])
+def test_network_of_any_size_gives_the_image_in_one_piece(tile):
+    """MONAI's U-Net halves by strides, and takes every size with strides alone."""
+    torch.manual_seed(0)
+    network = MonaiUNet(2, 1, 2, (4, 4, 4), (2, 2), norm="batch").eval()
+    assert sizes_of(network).grid(tile) == (4, 4)
+    image = torch.rand(1, 1, 152, 132)
+    with torch.no_grad():
+        expected = network(image)
+    torch.testing.assert_close(infer(image, tile, network), expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_tile_off_the_grid_is_refused():
+    network = BasicUNet(2, features=(2, 2, 2, 2, 2, 2), norm="batch").eval()
+    with pytest.raises(InputError, match=r"tile_size is \[300, 300\]: use multiples of \[16, 16\]"):
+        infer(torch.rand(1, 1, 400, 400), (300, 300), network)
 
 
 def test_tile_within_its_margins_is_refused():
-    with pytest.raises(InputError, match=r"tile_size is \[16, 20\]: along axis 0 .* sees further than half"):
+    with pytest.raises(InputError, match=r"tiles have 16 voxels along axis 0, and the network sees further"):
         infer(torch.rand(1, 1, 40, 40), (16, 20), make_network(2, "same"))
 
 

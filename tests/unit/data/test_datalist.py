@@ -25,6 +25,7 @@ from scripts.data.datalist import (
     read_entries,
     read_images,
     read_split,
+    sections,
 )
 from scripts.errors import InputError
 from tests.commands import SHARED_DATA
@@ -470,3 +471,18 @@ def test_cases_of_names_the_sections_that_hold_cases():
     assert cases_of(split, "validation") == [{"case": "b"}]
     with pytest.raises(InputError, match="holds no case; training and validation hold"):
         cases_of(split, "testing")
+
+
+@pytest.mark.parametrize("pair", [("A", "a"), ("caf\u00e9", "cafe\u0301"), ("a/b", "a_b")])
+def test_names_that_some_file_system_takes_for_one(tmp_path, pair):
+    entries = [{"image": f"{i}.png", "label": f"{i}.png", "case": case} for i, case in enumerate(pair)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
+    with pytest.raises(InputError, match="their results would have one name"):
+        sections(tmp_path)
+
+
+def test_name_that_no_file_can_have(tmp_path):
+    entries = [{"image": "a.png", "label": "a.png", "case": "x" * 300}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
+    with pytest.raises(InputError, match="longer than the 200 bytes"):
+        sections(tmp_path)

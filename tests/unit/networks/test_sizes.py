@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.networks.nets import BasicUNet, SegResNet
+from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, SegResNet
 from torch import nn
 
 from scripts.compute.acceleration import accelerate
@@ -57,6 +57,25 @@ def test_single_voxel_of_an_instance_norm_is_refused():
 )
 def test_grid_is_that_of_the_smallest_map(network, tile, grid):
     assert Sizes(network).grid(tile) == grid
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (BasicUNetPlusPlus(2, 1, 2, features=(2, 2, 2, 2, 2, 2)), "the network gives a list"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(3, 1, 1)), "Invalid channel dimensions"),
+    ],
+)
+def test_what_is_no_matter_of_size_is_said_at_once(network, message):
+    sizes = Sizes(network)
+    with pytest.raises(InputError, match=message):
+        sizes.output((32, 32))
+    assert len(sizes._tried) < 20
+
+
+@pytest.mark.parametrize("tile", [60, 64, 100, 300])
+def test_grid_is_the_same_wherever_it_is_measured(tile):
+    assert Sizes(BasicUNet(2, features=(2, 2, 2, 2, 2, 2))).grid((tile, tile)) == (16, 16)
 
 
 def test_network_without_a_legal_size_says_why():
