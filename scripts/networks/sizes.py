@@ -273,13 +273,13 @@ class Sizes:
     def _plain(self, image: Tensor) -> Tensor:
         """The logits of an image in single precision, without norms, dropout and what makes it fast."""
         if self._bare is None:
-            self._bare = _clone(self.network, lambda tensor: tensor).eval()
+            self._bare = _clone(self.network, _with_data).eval()
             for module in list(self._bare.modules()):
                 module.__dict__.pop("forward", None)
                 for name, child in module.named_children():
                     if isinstance(child, NORMS):
                         setattr(module, name, nn.Identity())
-        weight = next(self.network.parameters(), image)
+        weight = next(self._bare.parameters(), image)
         with torch.no_grad(), _eager():
             return main_logits(self._bare(image.to(weight.device)))
 
@@ -370,6 +370,15 @@ def _clone(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module
         is_new = isinstance(tensor, nn.Parameter) and made is not tensor
         memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_new else made
     return copy.deepcopy(network, memo)
+
+
+def _with_data(tensor: Tensor) -> Tensor:
+    """A tensor, or noise in place of one that has a size alone."""
+    if not tensor.is_meta:
+        return tensor
+    incoming = max(tensor.numel() // max(len(tensor), 1), 1) if tensor.ndim else 1
+    noise = torch.randn(tensor.shape, device="cpu", generator=torch.Generator().manual_seed(0))
+    return (noise / incoming**0.5).to(tensor.dtype)
 
 
 def _with(size: Sequence[int], axis: int, length: int) -> Axes:
