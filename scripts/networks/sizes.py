@@ -314,7 +314,8 @@ class Sizes:
         """A legal size with no axis shorter; a failure lengthens its axis, or makes a cube."""
         size = tuple(max(length, 1) for length in size)
         said: list[str] = []
-        for _ in range(SEARCHED):
+        longest = max(size) + SEARCHED
+        while max(size) <= longest:
             why = self._try(size)
             if not isinstance(why, Exception):
                 return size

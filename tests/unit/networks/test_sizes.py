@@ -73,7 +73,7 @@ def test_what_is_no_matter_of_size_is_said_at_once(network, message):
     assert len(sizes._tried) < 20
 
 
-@pytest.mark.parametrize("tile", [60, 64, 100, 300])
+@pytest.mark.parametrize("tile", [60, 100])
 def test_grid_is_the_same_wherever_it_is_measured(tile):
     assert Sizes(BasicUNet(2, features=(2, 2, 2, 2, 2, 2))).grid((tile, tile)) == (16, 16)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet
@@ -257,8 +257,16 @@ def networks_and_sizes(draw):
     return spatial_dims, arguments, size
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+#: The smallest legal size is far from what is handed in.
+DEEP_AND_WIDE: dict[str, Any] = {
+    **{"channels": [1, 1, 1], "strides": [3, 3], "kernel_sizes": [3, 5, 5], "convs_per_level": 3},
+    "padding": "valid",
+}
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(networks_and_sizes())
+@example((2, DEEP_AND_WIDE, (1, 1)))
 def test_output_size_is_the_shape_that_comes_out(drawn):
     spatial_dims, arguments, size = drawn
     with torch.device("meta"):
