@@ -151,13 +151,16 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("packages")
     for name, weights in (("hippocampus", "models"), ("nuclei", "models/nuclei")):
-        experiment = {**read_experiment(CONFIGS / f"experiments/{name}.json", {}), "amp": False}
+        experiment = read_experiment(CONFIGS / f"experiments/{name}.json", {})
         (folder / f"{name}.json").write_text(json.dumps(experiment), encoding="utf-8")
         said = workbench(
             *("package", "--args_file", folder / f"{name}.json", "--output_dir", folder / "dist"),
             *("--checkpoint", ROOT / weights / "model.pt", "--scores", ROOT / weights / "summary.json"),
         )
         assert "Wrote" in said
+    for config in (folder / "dist").glob("*/configs/inference.json"):  # each run chooses its precision
+        content = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps({**content, "amp": False}, indent=4) + "\n", encoding="utf-8")
     return folder / "dist"
 
 
