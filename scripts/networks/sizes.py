@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +84,7 @@ class Sizes:
             InputError: the size is illegal; the message names the nearest legal lengths of each axis.
         """
         self.check(size)
-        found = self._try(size)
-        assert not isinstance(found, Exception)
-        return found[0]
+        return cast("tuple[Axes, Axes]", self._try(size))[0]
 
     def is_legal(self, size: Sequence[int]) -> bool:
         """Whether the network takes an image of a spatial size."""
