@@ -18,6 +18,12 @@ IGNORE_NAME = "ignore"
 #: More values than this are no classes that somebody forgot to name.
 MAX_UNNAMED = 64
 
+#: How far from a whole number a label value may lie: by rounding, as with a slope of 1/255 in float32.
+WHOLE_TOLERANCE = 1e-3
+
+#: The largest value of a class: float32, in which labels are resampled, holds every whole number up to it.
+LARGEST_VALUE = 2**24
+
 #: Integer types of label maps, in the order in which they are tried.
 LABEL_TYPES = (np.uint8, np.uint16, np.int32, np.int64)
 
@@ -64,7 +70,17 @@ def class_names(labels: dict[str, int]) -> list[str]:
 
 
 def class_values(labels: dict[str, int]) -> list[int]:
-    """Values on disk of the classes in the order of their indices."""
+    """Values on disk of the classes in the order of their indices.
+
+    Raises:
+        InputError: one above LARGEST_VALUE.
+    """
+    for name, value in labels.items():
+        if value > LARGEST_VALUE:
+            raise InputError(
+                f"labels has {name} = {value}; the value of a class is at most {LARGEST_VALUE} (2^24); "
+                "give it a smaller one, in the label files too"
+            )
     return [labels[name] for name in class_names(labels)]
 
 
@@ -73,21 +89,48 @@ def count_classes(labels: dict[str, int]) -> int:
     return len(class_names(labels))
 
 
-def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
-    """The values as integers from 0; any fraction or negative number is refused under the name given."""
+def nearest_whole(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The integers nearest to label values, and the values that are none.
+
+    Args:
+        values: numbers of any shape and type.
+
+    Returns:
+        Integers of the same shape; and, ascending, the different values further than WHOLE_TOLERANCE from
+        the nearest integer, or that int64 does not hold.
+    """
     values = np.asarray(values)
     if values.dtype == bool:
-        return values.astype(np.int32)
-    if not np.issubdtype(values.dtype, np.integer):
-        with np.errstate(invalid="ignore"):
-            whole = values.astype(np.int64)
-        broken = values[whole != values]
-        if broken.size:
-            raise InputError(f"{name} holds the value {broken[0]}: give whole numbers from 0")
-        values = whole
-    if values.size and values.min() < 0:
-        raise InputError(f"{name} holds the value {values.min()}: give whole numbers from 0")
-    return values
+        return values.astype(np.int32), values[:0].ravel()
+    if np.issubdtype(values.dtype, np.integer):
+        return values, values[:0].ravel()
+    with np.errstate(invalid="ignore"):
+        nearest = np.rint(values)
+        broken = ~((np.abs(values - nearest) <= WHOLE_TOLERANCE) & (np.abs(values) < 2.0**63))
+        return nearest.astype(np.int64), np.unique(values[broken])
+
+
+def show_value(value: float) -> str:
+    """A label value with the digits that tell it from a whole number."""
+    return np.format_float_positional(value, precision=4, trim="-")
+
+
+def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
+    """The values as integers from 0, to within WHOLE_TOLERANCE.
+
+    Args:
+        values: numbers of any shape and type.
+        name: what they are of, for messages.
+
+    Raises:
+        InputError: any fraction or negative number.
+    """
+    whole, broken = nearest_whole(values)
+    if broken.size:
+        raise InputError(f"{name} holds the value {show_value(broken[0])}: give whole numbers from 0")
+    if whole.size and whole.min() < 0:
+        raise InputError(f"{name} holds the value {whole.min()}: give whole numbers from 0")
+    return whole
 
 
 def label_type(labels: np.ndarray) -> type[np.integer]:

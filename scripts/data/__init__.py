@@ -2,6 +2,15 @@
 
 from scripts.data.datalist import cases_of, read_images, read_split
 from scripts.data.dataset import EpochSampler, SeededCacheDataset
+from scripts.data.labels import LoadLabeld
 from scripts.data.writers import SaveCased
 
-__all__ = ["EpochSampler", "SaveCased", "SeededCacheDataset", "cases_of", "read_images", "read_split"]
+__all__ = [
+    "EpochSampler",
+    "LoadLabeld",
+    "SaveCased",
+    "SeededCacheDataset",
+    "cases_of",
+    "read_images",
+    "read_split",
+]

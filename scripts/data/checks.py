@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from scripts.dicom import SeriesFinder
 from scripts.errors import Fault, InputError, few
-from scripts.labels import IGNORE_NAME
+from scripts.labels import IGNORE_NAME, WHOLE_TOLERANCE, nearest_whole, show_value
 
 logger = logging.getLogger(__name__)
 
@@ -338,11 +338,11 @@ def read_label(
     for problem in _inspect_label_values("", str(path), values, labels, instances)[0]:
         if problem.severity == "error":
             raise Fault(problem.found, problem.rule, problem.fix, path)
-    return (values.astype(np.int64) if values.dtype.kind == "f" else values), grid
+    return values, grid
 
 
 def _load_label(path: str, spatial_dims: int) -> tuple[np.ndarray, Grid]:
-    """Values of a label file, (*spatial), and where they lie."""
+    """Whole numbers of a label file, (*spatial), and where they lie."""
     loaded = _load(path)
     grid = _spatial_grid(loaded, spatial_dims, 1, label=True)
     if image_suffix(path).lower() in (".jpg", ".jpeg"):
@@ -351,7 +351,20 @@ def _load_label(path: str, spatial_dims: int) -> tuple[np.ndarray, Grid]:
             "JPEG changes pixel values, so it cannot hold labels",
             "export the label again as PNG",
         )
-    return loaded.values.reshape(grid.shape), grid
+    return _whole(loaded.values.reshape(grid.shape)), grid
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    """Label values as integers."""
+    _finite(values)
+    whole, broken = nearest_whole(values)
+    if broken.size:
+        raise Fault(
+            f"{broken.size} different fractional values such as {show_value(broken[0])}",
+            f"a label holds whole numbers, one per class, to within {WHOLE_TOLERANCE}",
+            "threshold a soft mask or resample the label with nearest neighbour",
+        )
+    return whole
 
 
 def _inspect_case(
@@ -606,22 +619,19 @@ def require_same_grid(here: Grid, other: Grid, name: str) -> None:
 
 
 def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`numpy.unique` with counts, several times as fast for whole numbers that lie close together.
+    """`numpy.unique` with counts, several times as fast for numbers that lie close together.
 
     Args:
-        values: finite, of any shape.
+        values: integers of any shape.
     """
     flat = values.ravel(order="K")
-    if not flat.size or float(flat.max()) - float(flat.min()) >= _COUNTED_SPAN:
+    if not flat.size or int(flat.max()) - int(flat.min()) >= _COUNTED_SPAN:
         return np.unique(flat, return_counts=True)
     low = int(flat.min())
     counts = np.zeros(int(flat.max()) - low + 1, dtype=np.int64)
     for start in range(0, flat.size, _COUNTED_AT_ONCE):
-        part = flat[start : start + _COUNTED_AT_ONCE]
-        whole = part.astype(np.int64)
-        if (whole != part).any():
-            return np.unique(flat, return_counts=True)
-        counts += np.bincount(whole - low, minlength=len(counts))
+        part = flat[start : start + _COUNTED_AT_ONCE].astype(np.int64)
+        counts += np.bincount(part - low, minlength=len(counts))
     found = counts.nonzero()[0]
     return found + low, counts[found]
 
@@ -629,20 +639,8 @@ def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _inspect_label_values(
     name: str, path: str, values: np.ndarray, labels: Mapping[str, int] | None, instances: bool
 ) -> tuple[list[Problem], dict[int, int]]:
-    """Problems of a label's values, and the number of voxels of each value."""
-    try:
-        _finite(values)
-        found, counts = _count_values(values)
-        fractional = found[found != np.rint(found)] if found.dtype.kind == "f" else found[:0]
-        if fractional.size:
-            raise Fault(
-                f"{fractional.size} different fractional values such as {fractional[0]:.4g}",
-                "a label holds whole numbers, one per class",
-                "threshold a soft mask or resample the label with nearest neighbour",
-            )
-    except Fault as fault:
-        return [Problem(name, path, *fault.args)], {}
-    voxels = {int(value): int(count) for value, count in zip(found, counts, strict=True)}
+    """Problems of a label's values, integers, and the number of voxels of each value."""
+    voxels = {int(value): int(count) for value, count in zip(*_count_values(values), strict=True)}
     problems = []
     negative = [value for value in voxels if value < 0]
     if negative:

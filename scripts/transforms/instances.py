@@ -103,7 +103,7 @@ class ComponentsToInstancesd(MapTransform):
         """Replace each of the labels."""
         out = dict(data)
         for key in self.keys:
-            values = np.asarray(out[key][0]).astype(np.int64)
+            values = whole_numbers(np.asarray(out[key][0]), source_of(out[key], key))
             out[key] = like(connected_components(values, connectivity=1), out[key])
         return out
 

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from scripts.errors import InputError
-from scripts.labels import IGNORE_LABEL, IGNORE_NAME, class_values
+from scripts.labels import IGNORE_LABEL, IGNORE_NAME, class_values, whole_numbers
 
 
 def source_of(tensor: torch.Tensor, key: Hashable) -> str:
@@ -49,11 +49,11 @@ class LabelsToClassesd(MapTransform):
     """Replace the values of a label on disk by class indices 0 to N-1, in the order of ``labels``.
 
     Args:
-        keys: labels, (1, *spatial).
+        keys: labels, (1, *spatial), whole to within WHOLE_TOLERANCE.
         labels: class name to value on disk; an entry "ignore" names the value of unannotated voxels.
 
     Raises:
-        InputError: a value that ``labels`` does not declare.
+        InputError: a fraction, a value that ``labels`` does not declare, or one declared above LARGEST_VALUE.
     """
 
     def __init__(self, keys: KeysCollection, labels: dict[str, int]) -> None:
@@ -65,16 +65,17 @@ class LabelsToClassesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.keys:
-            undeclared = [v for v in torch.unique(out[key]).tolist() if v not in self.index]
+            values = whole_numbers(np.asarray(out[key][0].cpu()), source_of(out[key], key))
+            undeclared = sorted(set(np.unique(values).tolist()) - self.index.keys())
             if undeclared:
                 raise InputError(
                     f"{source_of(out[key], key)} holds the values {undeclared}: "
                     f"declared are {sorted(self.index)}; correct the label or declare the value in labels"
                 )
-            classes = torch.zeros_like(out[key])
+            classes = np.zeros(values.shape, np.int32)
             for value, index in self.index.items():
-                classes[out[key] == value] = index
-            out[key] = classes
+                classes[values == value] = index
+            out[key] = like(classes, out[key])
         return out
 
 

@@ -41,8 +41,8 @@ ADDED = {
     "multi_gpu_train": {"validate::sampler", "validate::dataloader::sampler"},
 }
 
-#: Ids of train.json and inference.json whose values differ on purpose; "load" has a test of its own.
-DIFFERENT = {"dataset_dir", "output_dir", "checkpoint", "load", "interpolation", "run", "network", "runtime"}
+#: Ids of train.json and inference.json whose values differ on purpose.
+DIFFERENT = {"dataset_dir", "output_dir", "checkpoint", "interpolation", "run", "network", "runtime"}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -177,13 +177,6 @@ def test_published_weights_have_the_recipe_of_their_experiment(folder: Path, nam
 @pytest.mark.parametrize("name", ["inference", "evaluate", "large_volume"])
 def test_the_recipe_is_compared_before_anything_is_read(name: str) -> None:
     assert read(name)["run"][:2] == ["$@set_up", "$@recipe"]
-
-
-def test_training_and_inference_load_alike() -> None:
-    """The same readers with the same options; only inference has no label to read."""
-    train, inference = read("train")["load"], read("inference")["load"]
-    of_training, of_inference = ([{**step, "keys": None} for step in steps] for steps in (train, inference))
-    assert of_training == of_inference
 
 
 def merged(*names: str, **overrides: Any) -> ConfigParser:

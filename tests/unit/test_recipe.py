@@ -67,10 +67,10 @@ def test_what_changes_the_machine_or_the_training_alone_stays_out() -> None:
 
 
 def test_single_values_go_over_where_both_configs_differ() -> None:
-    """`load` of a training names the label too, which inference has none of."""
-    made = for_inference(training(load__0__reader="ITKReader", seed=3))
+    """`interpolation` of a training names the label too, which inference has none of."""
+    made = for_inference(training(interpolation__image="nearest", load__0__reader="ITKReader", seed=3))
+    assert made["interpolation"] == {"image": "nearest"}
     assert made["load"][0] == {**INFERENCE["load"][0], "reader": "ITKReader"}
-    assert made["load"][1] == INFERENCE["load"][1]
     assert made["seed"] == 3
 
 

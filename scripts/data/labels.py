@@ -1,0 +1,56 @@
+"""Labels on their way from the file into a training."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
+from skimage.segmentation import relabel_sequential
+
+from scripts.data.checks import read_label
+from scripts.labels import LARGEST_VALUE
+
+
+class LoadLabeld(MapTransform):
+    """Read label files exactly as the check and the judges do: whole numbers, whatever their size.
+
+    MONAI's LoadImaged reads float32, in which 16777216 and 16777217 are one number. Objects with such numbers
+    get those from 1 on, in the same order, as resampling computes in float32 too.
+
+    Args:
+        keys: paths of label files.
+        labels: class name to value on disk; an entry "ignore" names the value of unannotated voxels.
+        instances: the files number objects; then ``labels`` is not compared with them.
+
+    Raises:
+        Fault: a file that the check refuses.
+    """
+
+    def __init__(self, keys: KeysCollection, labels: Mapping[str, int], instances: bool = False) -> None:
+        super().__init__(keys)
+        self.labels = labels
+        self.instances = instances
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each path by the label, int32, (1, *spatial)."""
+        out = dict(data)
+        for key in self.keys:
+            values, grid = read_label(out[key], self.labels, self.instances)
+            if self.instances and values.max(initial=0) > LARGEST_VALUE:
+                values = relabel_sequential(values)[0]
+            affine = np.eye(4) if grid.affine is None else grid.affine
+            meta = {
+                ImageMetaKey.FILENAME_OR_OBJ: str(out[key]),
+                MetaKeys.SPATIAL_SHAPE: np.array(grid.shape),
+                MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+                MetaKeys.SPACE: SpaceKeys.RAS,
+            }
+            label = torch.from_numpy(np.ascontiguousarray(values[None], np.int32))
+            out[key] = MetaTensor(label, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
+        return out
