@@ -32,7 +32,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from scripts.checkpoints import is_first, save_weights, unwrap
-from scripts.data.checks import read_spacing
+from scripts.data.reader import read_spacing
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, sha256
 

@@ -25,13 +25,10 @@ import numpy as np
 import typer
 
 from scripts.data.checks import (
-    PICTURE_SUFFIXES,
     Facts,
     Problem,
     format_table,
-    image_suffix,
     inspect_cases,
-    read_dims,
 )
 from scripts.data.datalist import (
     assign_folds,
@@ -42,6 +39,7 @@ from scripts.data.datalist import (
     read_entries,
     read_splits_file,
 )
+from scripts.data.reader import is_picture, read_dims, round_size
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json
 from scripts.labels import name_values, parse_labels
@@ -203,11 +201,11 @@ def plan_task(
         "samples_per_case": min(max(patches, 1), MAX_SAMPLES_PER_CASE),
     }
     if spatial_dims == 3:
-        task["spacing"] = [round(float(size), 4) for size in np.median([c.spacing for c in facts], axis=0)]
+        task["spacing"] = [round_size(size) for size in np.median([c.spacing for c in facts], axis=0)]
     else:
         task["geometry"] = []
     if pictures:
-        task |= {"reader": "PILReader", "output_ext": ".png"}
+        task["output_ext"] = ".png"
     if instances:
         task |= {
             "instances": True,
@@ -250,7 +248,7 @@ def datalist(
     names = {"background": 0} if instances else (declared or name_values(values, FIX_VALUES))
 
     lists = _split(source.cases, folds, seed, test_fraction, subject_of, splits)
-    pictures = all(_is_picture(case) for case in source.cases)
+    pictures = all(is_picture(_first_file(case)) for case in source.cases)
     dataset = _describe(source, lists, output_dir, spatial_dims, in_channels, names, instances)
     task = plan_task(
         facts,
@@ -333,10 +331,6 @@ def _unmatched(file: Path, name: str, kind: str, rivals: Sequence[Path]) -> Prob
 
 def _about(description: Mapping[str, Any]) -> dict[str, Any]:
     return {key: description[key] for key in KEPT_KEYS if key in description}
-
-
-def _is_picture(case: Mapping[str, Any]) -> bool:
-    return image_suffix(_first_file(case)).lower() in PICTURE_SUFFIXES
 
 
 def _first_file(case: Mapping[str, Any]) -> str:

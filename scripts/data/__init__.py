@@ -3,10 +3,12 @@
 from scripts.data.datalist import cases_of, read_images, read_split
 from scripts.data.dataset import EpochSampler, SeededCacheDataset
 from scripts.data.labels import LoadLabeld
+from scripts.data.reader import ImageReader
 from scripts.data.writers import SaveCased
 
 __all__ = [
     "EpochSampler",
+    "ImageReader",
     "LoadLabeld",
     "SaveCased",
     "SeededCacheDataset",

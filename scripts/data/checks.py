@@ -1,18 +1,13 @@
 """Read the files of a case whole and say what is wrong with them, before any training or prediction starts.
 
-A case is `{"image": path or list of paths (a file per channel), "label": path, "case": id}`. NIfTI (`.nii`,
-`.nii.gz`) is read with nibabel, pictures (PNG, TIFF, BMP, JPEG) with Pillow; DICOM is the matter of
-`scripts.dicom`. Arrays are `(x, y, z)` as nibabel gives them and `(width, height)` for pictures, which is
-the order of MONAI's readers too.
+A case is `{"image": path or list of paths (a file per channel), "label": path, "case": id}`. The files are
+read by `scripts.data.reader`; here they are judged.
 """
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import logging
-import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,21 +16,16 @@ from typing import Any, Literal, TypeVar
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
-from PIL import Image
 from tqdm import tqdm
 
+from scripts.data.nifti import Nifti
+from scripts.data.pictures import Picture
+from scripts.data.reader import Grid, grid_of, image_suffix, read_dims, read_file
 from scripts.dicom import SeriesFinder
 from scripts.errors import Fault, InputError, few
 from scripts.labels import IGNORE_NAME, WHOLE_TOLERANCE, nearest_whole, show_value
 
 logger = logging.getLogger(__name__)
-
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
-IMAGE_SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
 
 GRID_TOLERANCE = 0.1
 """How far the corners of two grids may lie apart, as a fraction of the smallest voxel edge."""
@@ -45,19 +35,6 @@ MAX_ROWS = 20
 
 _THREADS = 2
 _COUNTED_SPAN, _COUNTED_AT_ONCE = 1 << 16, 1 << 20  # values that are counted in a table, voxels at once
-_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
-_READ_ERRORS = (
-    EOFError,
-    OSError,
-    ValueError,
-    SyntaxError,  # Pillow: broken PNG chunks
-    struct.error,
-    zlib.error,
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,  # NIfTI: a header cut off
-    Image.DecompressionBombError,
-)
 _MODE_NAMES = {
     "RGB": "a colour picture (RGB)",
     "RGBA": "a colour picture with alpha (RGBA)",
@@ -107,67 +84,6 @@ class Facts:
     voxels: dict[int, int]
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Where the voxels of a file lie: voxels per spatial axis and, for NIfTI, voxel to mm."""
-
-    shape: tuple[int, ...]
-    affine: np.ndarray | None
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Edges of a voxel in mm, one an axis; 1 for pictures."""
-        sizes = np.ones(3) if self.affine is None else nib.affines.voxel_sizes(self.affine)
-        return tuple(sizes[: len(self.shape)].tolist())
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A file's voxels, `(x, y[, z][, channel])`; `mode` is Pillow's, empty for NIfTI; `pages` of a TIFF."""
-
-    values: np.ndarray
-    affine: np.ndarray | None = None
-    mode: str = ""
-    pages: int = 1
-
-
-def image_suffix(path: str | Path) -> str:
-    """The part of a file name that says how to read it, as written; empty if it is no image known here."""
-    name = Path(path).name
-    return next((name[-len(s) :] for s in IMAGE_SUFFIXES if name.lower().endswith(s)), "")
-
-
-def read_dims(path: str | Path) -> tuple[int, int] | None:
-    """Dimensions by the header alone, which costs no reading of voxels.
-
-    Args:
-        path: an image file.
-
-    Returns:
-        Spatial dimensions (2 or 3) and channels (alpha not counted), or None if the header cannot be read.
-    """
-    suffix = image_suffix(path).lower()
-    try:
-        if suffix in PICTURE_SUFFIXES:
-            with Image.open(path) as picture:
-                return 2, sum(band != "A" for band in picture.getbands())
-        if suffix in NIFTI_SUFFIXES:
-            shape = nib.load(path).shape  # type: ignore[attr-defined]
-            return (2, 1) if len(shape) == 2 else (3, shape[3] if len(shape) == 4 else 1)
-    except _READ_ERRORS:
-        return None
-    return None
-
-
-def read_spacing(path: str | Path) -> list[float] | None:
-    """Voxel edges in mm per RAS axis, by the header of a NIfTI file alone; None for any other file."""
-    if image_suffix(path).lower() not in NIFTI_SUFFIXES:
-        return None
-    affine = nib.load(path).affine  # type: ignore[attr-defined]
-    axes = np.argsort(nib.io_orientation(affine)[:, 0])
-    return [round(float(size), 4) for size in nib.affines.voxel_sizes(affine)[axes]]
-
-
 def check_image(case: Mapping[str, Any], *, spatial_dims: int, in_channels: int) -> list[Problem]:
     """Check the image of a case and leave out its label, if it has one.
 
@@ -199,9 +115,9 @@ def check_series(
     name, path = str(case["case"]), str(case["image"])
     try:
         series = finder.open(path)
-        loaded = _Loaded(series.read(), series.affine)
-        _spatial_grid(loaded, spatial_dims, in_channels, label=False)
-        _finite(loaded.values)
+        values = series.read()
+        _require_dimensions(values.shape, values.shape, None, spatial_dims, in_channels)
+        _finite(values)
     except Fault as fault:
         return [Problem(name, path, *fault.args)]
     for note in series.notes:
@@ -343,15 +259,15 @@ def read_label(
 
 def _load_label(path: str, spatial_dims: int) -> tuple[np.ndarray, Grid]:
     """Whole numbers of a label file, (*spatial), and where they lie."""
-    loaded = _load(path)
-    grid = _spatial_grid(loaded, spatial_dims, 1, label=True)
+    file = read_file(path)
+    grid = _spatial_grid(file, spatial_dims, 1, label=True)
     if image_suffix(path).lower() in (".jpg", ".jpeg"):
         raise Fault(
             "a label stored as JPEG",
             "JPEG changes pixel values, so it cannot hold labels",
             "export the label again as PNG",
         )
-    return _whole(loaded.values.reshape(grid.shape)), grid
+    return _whole(file.values.reshape(grid.shape)), grid
 
 
 def _whole(values: np.ndarray) -> np.ndarray:
@@ -401,7 +317,7 @@ def _inspect_case(
     problems += found
     if grid is None or any(problem.severity == "error" for problem in problems):
         return problems, None
-    return problems, Facts(*_canonical(grid), voxels)
+    return problems, Facts(*grid.canonical(), voxels)
 
 
 def _inspect_image(
@@ -433,12 +349,12 @@ def _inspect_image(
     grid = None
     for path in files:
         try:
-            loaded = _load(path)
-            here = _spatial_grid(loaded, spatial_dims, in_channels if len(files) == 1 else 1, label=False)
+            file = read_file(path)
+            here = _spatial_grid(file, spatial_dims, in_channels if len(files) == 1 else 1, label=False)
             if grid is not None:
                 require_same_grid(here, grid, "first channel")
             grid = grid or here
-            _finite(loaded.values)
+            _finite(file.values)
         except Fault as fault:
             problems.append(Problem(name, path, *fault.args))
     return problems, grid
@@ -449,117 +365,66 @@ def _files(case: Mapping[str, Any]) -> list[str]:
     return [str(path) for path in image] if isinstance(image, list | tuple) else [str(image)]
 
 
-def _load(path: str) -> _Loaded:
-    """Read a whole file, to its last byte."""
-    file = Path(path)
-    suffix = image_suffix(file).lower()
-    if file.is_dir():
-        raise Fault(
-            "a folder",
-            "an image is one file here",
-            "convert the series in it to one NIfTI file, or hand the folder to configs/dicom.json",
-        )
-    if not file.is_file():
-        raise Fault("no such file", "every file of the list must exist", "correct the path or add the file")
-    try:
-        raw = file.read_bytes()
-        if not raw:
-            raise Fault("an empty file (0 bytes)", "a file must hold an image", "copy or download it again")
-        if raw.startswith(_LFS_HEAD):
-            raise Fault(
-                "a Git LFS pointer, not the image itself",
-                "the content must be there",
-                "run 'git lfs pull' in the repository it came from",
-            )
-        if suffix in NIFTI_SUFFIXES:
-            return _load_nifti(raw, suffix)
-        if suffix in PICTURE_SUFFIXES:
-            return _load_picture(file)
-    except Fault:
-        raise
-    except _READ_ERRORS as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise Fault(
-            f"a truncated or corrupt {suffix} file ({reason[:120]})",
-            "a file must be readable to its end",
-            "copy, download or export it again",
-        ) from error
-    raise Fault(
-        f"the unknown suffix '{file.suffix}'",
-        f"images are {', '.join(IMAGE_SUFFIXES)}",
-        "convert it, volumes to .nii.gz and pictures to .png, or add configs/dicom.json for DICOM",
-    )
-
-
-def _load_nifti(raw: bytes, suffix: str) -> _Loaded:
-    # Unpacked whole, because nibabel stops at the last voxel and would not see a cut checksum.
-    data = gzip.decompress(raw) if suffix == ".nii.gz" else raw
-    second = nib.Nifti2Header.may_contain_header(data)
-    image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(data)
-    values = np.asanyarray(image.dataobj)
-    if values.dtype.kind not in "biuf":
-        raise Fault(
-            f"voxels of type {values.dtype}",
-            "voxels must be integers or real numbers",
-            "save it with one number per voxel",
-        )
-    affine = image.affine
-    if affine is None or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        raise Fault(
-            "an affine that is not invertible",
-            "the header must say where each voxel lies in mm",
-            "write a correct affine into the header",
-        )
-    return _Loaded(values, affine)
-
-
-def _load_picture(file: Path) -> _Loaded:
-    with Image.open(file) as picture:
-        picture.verify()  # checksums and end of a PNG, which load() does not ask for
-    with Image.open(file) as picture:
-        picture.load()
-        pages = getattr(picture, "n_frames", 1)
-        return _Loaded(np.asarray(picture).swapaxes(0, 1), mode=picture.mode, pages=pages)
-
-
-def _spatial_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool) -> Grid:
+def _spatial_grid(file: Nifti | Picture, spatial_dims: int, channels: int, label: bool) -> Grid:
     """The grid of a file, if it has the dimensions and the channels that are asked for."""
-    if loaded.mode:
-        return _picture_grid(loaded, spatial_dims, channels, label)
-    shape = loaded.values.shape
-    with_channels = len(shape) == 4 and spatial_dims == 3 and shape[3] == channels
-    if not with_channels and len(shape) != spatial_dims:
+    if isinstance(file, Picture):
+        return _picture_grid(file, spatial_dims, channels, label)
+    header = file.header
+    _require_dimensions(header.stored, header.shape, header.channels, spatial_dims, channels, label)
+    return grid_of(file)
+
+
+def _require_dimensions(
+    stored: tuple[int, ...],
+    shape: tuple[int, ...],
+    found: int | None,
+    spatial_dims: int,
+    channels: int,
+    label: bool = False,
+) -> None:
+    """Refuse other dimensions and channels than those asked for.
+
+    Args:
+        stored: axes as they lie in the file, for the message.
+        shape: voxels per spatial axis.
+        found: channels after these axes, None where there is no such axis.
+        spatial_dims: 2 or 3.
+        channels: that are asked for.
+        label: whether it is a label.
+    """
+    if spatial_dims == 3 and (len(shape) == 2 < len(stored) or 1 in shape):
         raise Fault(
-            f"{len(shape)} dimensions {shape}",
-            f"a {spatial_dims}D {'label' if label else 'image'} with {channels} channel(s) is expected",
-            "save one of its volumes to a file of its own, or set --spatial_dims and --in_channels right",
-        )
-    if len(shape) == spatial_dims and channels > 1:
-        raise Fault(
-            f"one channel {shape}",
-            f"in_channels={channels} is expected",
-            "hand a file per channel or a 4D file with the channels last, or set --in_channels 1",
-        )
-    if spatial_dims == 3 and 1 in shape[:3]:
-        raise Fault(
-            f"a single slice {shape}",
+            f"a single slice {stored}",
             "a 3D volume has more than one voxel on each axis",
             "save the slices as PNG and work in 2D",
         )
-    return Grid(tuple(shape[:spatial_dims]), loaded.affine)
+    if len(shape) != spatial_dims or found not in (None, channels):
+        raise Fault(
+            f"{len(stored)} dimensions {stored}",
+            f"a {spatial_dims}D {'label' if label else 'image'} with {channels} channel(s) is expected",
+            "save one of its volumes to a file of its own, or set --spatial_dims and --in_channels right",
+        )
+    if found is None and channels > 1:
+        raise Fault(
+            f"one channel {stored}",
+            f"in_channels={channels} is expected",
+            "hand a file per channel or a 4D file with the channels last, or set --in_channels 1",
+        )
 
 
-def _picture_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool) -> Grid:
+def _picture_grid(picture: Picture, spatial_dims: int, channels: int, label: bool) -> Grid:
     if spatial_dims != 2:
         raise Fault("a 2D picture", "a 3D volume is expected", "save the stack as one .nii.gz file")
-    if loaded.pages > 1:
-        raise Fault(f"{loaded.pages} pages", "a 2D image has one page", "save each page to a file of its own")
-    values = loaded.values
+    if picture.pages > 1:
+        raise Fault(
+            f"{picture.pages} pages", "a 2D image has one page", "save each page to a file of its own"
+        )
+    values = picture.values
     bands = values.shape[2] if values.ndim == 3 else 1
-    palette_image = loaded.mode == "P" and not label  # the palette indices of a label are its values
+    palette_image = picture.mode == "P" and not label  # the palette indices of a label are its values
     if bands == channels and not palette_image:
-        return Grid(values.shape[:2], None)
-    kind = _MODE_NAMES.get(loaded.mode, f"a picture with {bands} channel(s) (mode {loaded.mode})")
+        return grid_of(picture)
+    kind = _MODE_NAMES.get(picture.mode, f"a picture with {bands} channel(s) (mode {picture.mode})")
     if bands >= 3 and np.array_equal(values[..., 0], values[..., 1]):
         kind += " with R = G = B" if np.array_equal(values[..., 0], values[..., 2]) else ""
     if label:
@@ -571,7 +436,7 @@ def _picture_grid(loaded: _Loaded, spatial_dims: int, channels: int, label: bool
     else:
         rule = f"{channels} channels (in_channels={channels}) are expected"
         fix = "convert it with Pillow: Image.open(file).convert('RGB').save(file), or set --in_channels"
-    raise Fault(kind if bands > 1 or palette_image else f"a grey picture ({loaded.mode})", rule, fix)
+    raise Fault(kind if bands > 1 or palette_image else f"a grey picture ({picture.mode})", rule, fix)
 
 
 def _finite(values: np.ndarray) -> None:
@@ -688,11 +553,3 @@ def _inspect_label_values(
             )
         )
     return problems, voxels
-
-
-def _canonical(grid: Grid) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
-    """Shape and voxel edges (mm) of a grid; in 3D in the order that RAS orientation gives them."""
-    if grid.affine is None:
-        return grid.shape, None
-    order = np.argsort(nib.io_orientation(grid.affine)[:, 0]) if len(grid.shape) == 3 else np.arange(2)
-    return tuple(grid.shape[axis] for axis in order), tuple(grid.spacing[axis] for axis in order)

@@ -28,10 +28,10 @@ from scripts.data.checks import (
     check_image,
     check_series,
     describe,
-    image_suffix,
     map_cases,
     require_sound,
 )
+from scripts.data.reader import image_suffix
 from scripts.data.remembered import check_remembered
 from scripts.dicom import DICOM_READER, SeriesFinder
 from scripts.errors import InputError, few
@@ -335,7 +335,7 @@ def read_images(
     section: str | None = None,
     fold: int = 0,
     seed: int = 0,
-    reader: str = "NibabelReader",
+    reader: str = "scripts.data.ImageReader",
 ) -> InferenceCases:
     """Find the images of a folder, or of a section of a data set, and check them.
 

@@ -2,9 +2,9 @@
 
 A case that passed is a hash, kept in `checked.json` beside `dataset.json`, or where that folder cannot be
 written in the user's cache folder. The hash is of the size, the time and the first and last bytes of each of
-its files, of what the check was asked and of the check's own code. A file that is changed in its middle alone
-and given its old time back passes for unchanged; `check` "always" reads it. What had a problem or a warning
-is never remembered.
+its files, of what the check was asked and of the code that reads and checks. A file that is changed in its
+middle alone and given its old time back passes for unchanged; `check` "always" reads it. What had a problem
+or a warning is never remembered.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from scripts.data import checks
 from scripts.data.checks import Problem, check_cases
 from scripts.errors import InputError
 from scripts.files import atomic_write, sha256
 from scripts.process import gather, rank_and_size
 
 logger = logging.getLogger(__name__)
+
+#: What reads and checks files: what an older version passed is read again.
+CODE = [Path(__file__).with_name(f"{name}.py") for name in ("checks", "reader", "nifti", "pictures")]
 
 CHECKS = ("remembered", "always", "never")
 
@@ -58,7 +60,7 @@ def check_remembered(
     rank, size = rank_and_size()
     places = [folder / "checked.json", _cache_file(folder)]
     known = set().union(*map(_read, places)) if check == "remembered" else set()
-    rules = [sha256(Path(checks.__file__)), settings]
+    rules = [*map(sha256, CODE), settings]
     mine = {_hash(case, folder, rules): case for case in cases[rank::size]}
     new = {key: case for key, case in mine.items() if key not in known}
     problems = check_cases(list(new.values()), **settings)

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
-from scripts.data.checks import Problem, describe, image_suffix
+from scripts.data.checks import Problem, describe
 from scripts.data.datalist import InferenceCases, group_channels, list_images
+from scripts.data.nifti import is_invertible, read_nifti_header
+from scripts.data.reader import image_suffix
 from scripts.errors import Fault, InputError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,9 @@ def open_volume(path: str | Path, in_channels: int) -> Volume:
         )
     try:
         volume, dtype, shape = (_open_zarr if suffix == ".zarr" else _open_nifti)(path)
-    except (OSError, ValueError, KeyError, ImageFileError) as error:
+    except Fault as fault:
+        raise fault.of(path) from None
+    except (EOFError, OSError, ValueError, KeyError, HeaderDataError, WrapStructError) as error:
         if isinstance(error, InputError):
             raise
         reason = " ".join(str(error).split())[:120]
@@ -85,7 +88,7 @@ def open_volume(path: str | Path, in_channels: int) -> Volume:
             "save it with one number per voxel",
             path,
         )
-    if len(volume.read) != in_channels or len(shape) not in (3, 4) or min(shape) < 1:
+    if len(volume.read) != in_channels or len(shape) < 3 or min(shape) < 1:
         raise Fault(
             f"shape {shape}",
             f"a volume with {in_channels} channel(s) is expected, several as the last of four axes",
@@ -93,7 +96,7 @@ def open_volume(path: str | Path, in_channels: int) -> Volume:
             path,
         )
     affine = volume.affine
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+    if affine.shape != (4, 4) or not is_invertible(affine):
         raise Fault(
             "an affine that is not invertible",
             "it must say where each voxel lies in mm",
@@ -104,11 +107,10 @@ def open_volume(path: str | Path, in_channels: int) -> Volume:
 
 
 def _open_nifti(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
-    image: Any = nib.load(path)  # type: ignore[attr-defined]
-    proxy = image.dataobj
-    shape, dtype = proxy.shape, proxy.dtype
-    width, height, depth = (*shape, 1, 1, 1)[:3]
-    if path.stat().st_size < proxy.offset + math.prod(shape) * dtype.itemsize:
+    header = read_nifti_header(path)
+    shape, dtype, offset = header.stored, header.dtype, header.offset
+    width, height, depth = (*header.shape, 1)[:3]
+    if path.stat().st_size < offset + math.prod(shape) * dtype.itemsize:
         raise Fault("a truncated file", "all its voxels must be there", "copy or download it again", path)
 
     def reader(channel: int) -> Callable[[Box], np.ndarray]:
@@ -120,17 +122,15 @@ def _open_nifti(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
             with path.open("rb") as file:
                 for index, plane in enumerate(range(z.start, z.stop)):
                     before = width * (y.start + height * (plane + depth * channel))
-                    file.seek(proxy.offset + before * dtype.itemsize)
+                    file.seek(offset + before * dtype.itemsize)
                     read_rows = np.fromfile(file, dtype, width * rows).reshape((width, rows), order="F")
                     values[..., index] = read_rows[x]
             return values
 
         return read
 
-    channels = shape[3] if len(shape) == 4 else 1
-    read = tuple(reader(channel) for channel in range(channels))
-    scaling = (float(proxy.slope), float(proxy.inter))
-    return Volume(path, (width, height, depth), image.affine, read, scaling), dtype, shape
+    read = tuple(reader(channel) for channel in range(header.channels or 1))
+    return Volume(path, (width, height, depth), header.affine, read, header.scaling), dtype, shape
 
 
 def _open_zarr(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:

@@ -7,17 +7,15 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
-from monai.transforms import LoadImage
-from PIL import Image
 from skimage.measure import label as components
 from tqdm import tqdm
 
-from scripts.data.checks import PICTURE_SUFFIXES, image_suffix, read_label, require_same_grid
+from scripts.data.checks import read_label, require_same_grid
 from scripts.data.datalist import cases_of, file_stem, list_images, output_name, sections
+from scripts.data.pictures import Picture
+from scripts.data.reader import grid_of, read_file
 from scripts.errors import Fault, InputError, few
 from scripts.judging.case import Case
 from scripts.judging.membranes import cells_apart, section
@@ -224,9 +222,9 @@ def read_section(pair: Pair) -> Case:
 
 def read_image(path: Path) -> np.ndarray:
     """Grey values of an image, (*spatial), the mean of its channels."""
-    picture = image_suffix(path).lower() in PICTURE_SUFFIXES
-    reader = LoadImage("PILReader" if picture else "NibabelReader", ensure_channel_first=True)
-    return reader(path).mean(dim=0).numpy()
+    file = read_file(path)
+    values = file.values.astype(np.float32)
+    return values.mean(axis=-1) if values.ndim > len(grid_of(file).shape) else values
 
 
 def read_probability(path: Path) -> np.ndarray:
@@ -243,21 +241,11 @@ def read_probability(path: Path) -> np.ndarray:
         Fault: a file that cannot be read, or channels that are no probabilities of classes.
     """
     stem = file_stem(path)
-    try:
-        if stem.endswith("_seg") or not (stem.endswith("_prob") or _holds_grey_values(path)):
-            return cells_apart(read_label(path)[0]).astype(float)
-        if image_suffix(path).lower() in PICTURE_SUFFIXES:
-            with Image.open(path) as picture:
-                values = np.asarray(picture).swapaxes(0, 1)
-        else:
-            image: Any = nib.load(path)  # type: ignore[attr-defined]
-            values = np.asarray(image.dataobj)
-    except Fault:
-        raise
-    except Exception as error:
-        raise Fault(f"no image ({error})", "a file must be readable", "write it again", path) from error
-    if values.ndim == 4 and values.shape[2] == 1:
-        values = values[:, :, 0]  # (x, y, classes)
+    file = read_file(path)
+    values = file.values
+    grey = values.dtype.kind == "f" or (isinstance(file, Picture) and values.itemsize == 1)
+    if stem.endswith("_seg") or not (stem.endswith("_prob") or grey):
+        return cells_apart(read_label(path)[0]).astype(float)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if values.ndim == 3 and np.abs(values.sum(axis=2) - 1).max() < SUM_TOLERANCE:
@@ -270,12 +258,3 @@ def read_probability(path: Path) -> np.ndarray:
             path,
         )
     return values / 255 if values.dtype == np.uint8 and values.max() > 1 else values.astype(float)
-
-
-def _holds_grey_values(path: Path) -> bool:
-    """Whether a file holds floats or 8-bit integers, by its header."""
-    if image_suffix(path).lower() in PICTURE_SUFFIXES:
-        with Image.open(path) as picture:
-            return not picture.mode.startswith("I")
-    image: Any = nib.load(path)  # type: ignore[attr-defined]
-    return image.get_data_dtype().kind == "f"

@@ -154,7 +154,7 @@ def test_training_and_inference_share_their_values() -> None:
     assert {key for key in shared if train[key] != inference[key]} == DIFFERENT
     assert shared >= {
         *("spatial_dims", "in_channels", "labels", "out_channels", "network_def", "channels", "patch_size"),
-        *("spacing", "reader", "window_inferer", "inferer", "geometry", "normalise", "amp"),
+        *("spacing", "window_inferer", "inferer", "geometry", "normalise", "amp"),
     }
 
 

@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from bundle.runs.experiments import parser_of, read_experiment
-from scripts.data.checks import read_spacing
+from scripts.data.reader import read_spacing
 from scripts.errors import InputError
 from scripts.files import sha256
 from scripts.recipe import Recipe, for_inference, read_recipe, write_weights

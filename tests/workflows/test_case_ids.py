@@ -21,7 +21,6 @@ THRESHOLD: dict[str, Any] = {
     "spatial_dims": 2,
     "labels": {"background": 0, "bright": 1},
     "patch_size": [16, 16],
-    "reader": "PILReader",
     "output_ext": ".png",
     "geometry": [],
     "amp": False,

@@ -35,8 +35,8 @@ def cases(tmp_path: Path) -> list[dict[str, str]]:
 def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Names of the files that were read, and a cache folder of its own."""
     files: list[str] = []
-    load = checks._load
-    monkeypatch.setattr(checks, "_load", lambda path: files.append(Path(path).name) or load(path))
+    load = checks.read_file
+    monkeypatch.setattr(checks, "read_file", lambda path: files.append(Path(path).name) or load(path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return files
 

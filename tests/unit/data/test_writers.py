@@ -26,8 +26,7 @@ def make_pred(folder, ext: str, values: np.ndarray, dtype=torch.int32) -> MetaTe
         Image.fromarray(np.zeros(values.shape, np.uint8).T).save(source)
     else:
         nib.save(nib.Nifti1Image(np.zeros(values.shape, np.int16), AFFINE), source)
-    reader = "PILReader" if ext == ".png" else "NibabelReader"
-    load = Compose([LoadImaged("image", reader=reader), EnsureChannelFirstd("image")])
+    load = Compose([LoadImaged("image", reader="scripts.data.ImageReader"), EnsureChannelFirstd("image")])
     image = load({"image": str(source)})["image"]
     return MetaTensor(torch.as_tensor(values)[None].to(dtype), meta=image.meta)
 

@@ -140,7 +140,7 @@ def test_dicom_without_its_config_says_what_to_add(tmp_path: Path) -> None:
     images, _ = phantom.make_odd("plain")
     phantom.write(images, tmp_path, names="{}.dcm")
     with pytest.raises(InputError, match=r"unknown suffix '\.dcm'.*or add configs/dicom\.json"):
-        cases(tmp_path, reader="NibabelReader")
+        cases(tmp_path, reader="scripts.data.ImageReader")
 
 
 def test_a_source_that_goes_after_the_check(tmp_path: Path) -> None:

@@ -89,7 +89,6 @@ def test_folders_by_equal_ids(tmp_path: Path) -> None:
         "patch_size": [32, 32],  # 20 x 30 rounded up
         "samples_per_case": 1,
         "geometry": [],
-        "reader": "PILReader",
         "output_ext": ".png",
     }
     assert "6 cases: 6 training" in output

@@ -38,7 +38,13 @@ def problems(config: Any) -> list[str]:
         *("lambda: os.remove('x')", "np.load('x')", "lambda list: list(1)", "lambda f: f(1)", "@a(1)"),
         *("@a.save('x')", "@a.__class__", "@imports::0.save", "__local_refs", "9**9**9", "'a' * 9"),
         *("[x for x in @a]", "(lambda: 1)()", "@a['x'](1)", "list(@a)(1)", "{'allow_pickle': True}"),
-        *("(x := 1)", "f'{@a}'", "['NibabelReader', 'os.system'][1]", "@a" + " + 1" * 400, "(" * 900),
+        *(
+            "(x := 1)",
+            "f'{@a}'",
+            "['scripts.data.ImageReader', 'os.system'][1]",
+            "@a" + " + 1" * 400,
+            "(" * 900,
+        ),
         "list(**@a)",
     ],
 )
@@ -99,7 +105,7 @@ def test_texts_that_are_allowed(text: str) -> None:
         ({"$exit()": 1}, "$exit()"),
         ({"reader": "numpy.load"}, "numpy.load"),
         ({"reader": "open", "file": "x", "mode": "w"}, "open"),
-        ({"reader": ["NibabelReader", "open"]}, "open"),
+        ({"reader": ["scripts.data.ImageReader", "open"]}, "open"),
         ({"reader": "@other", "other": "open"}, "@other"),
         ({"load::0::reader": "__import__"}, "__import__"),
         ({"writer": "$@x"}, "$@x"),
@@ -113,7 +119,7 @@ def test_what_is_not_ours_is_seen_wherever_it_stands(config: Any, what: str) -> 
 
 def test_readers_by_reference() -> None:
     assert not problems(
-        {"reader": "NibabelReader", "load": [{"_target_": "LoadImaged", "reader": "@reader"}]}
+        {"reader": "scripts.data.ImageReader", "load": [{"_target_": "LoadImaged", "reader": "@reader"}]}
     )
 
 

@@ -1,0 +1,215 @@
+"""NIfTI files: voxels, where they lie, and what of a header belongs to a result on the same grid.
+
+Sources:
+    R. W. Cox et al., "A (sort of) new image data format standard: NIfTI-1", 2004, and its header nifti1.h.
+
+A header may say twice where its voxels lie. Here, as in nibabel and FSL, the sform counts where its code is
+above 0, else the qform where its code is, else the edges of a voxel alone (method 1 of nifti1.h, with x
+running to the left and 0 in the middle, as nibabel has it). `xyzt_units` counts: metres and micrometres are
+turned into mm.
+
+Departures: axes of length 1 from the third on are left out, so that (x, y, 1) is a plane, (x, y, z, 1) a
+volume and (x, y, z, 1, channels) a volume with channels, as ITK writes them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from nibabel.volumeutils import apply_read_scaling
+
+from scripts.errors import Fault
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+
+#: Millimetres of a unit of length, by the three lowest bits of xyzt_units; any other value means mm.
+MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
+SPATIAL_UNITS = 7
+
+#: How small the volume of a voxel may be for the product of its edges: 0 has axes that lie in a plane.
+FLATTEST = 1e-4
+
+_GZIP = b"\x1f\x8b"
+_READ_AT_ONCE = 1 << 20
+_BEST_COMPRESSION = 1100  # bytes that one byte of a gzip file can stand for, and some
+#: What nibabel mends in a header it would log without the name of the file.
+_SILENT = logging.Logger("nibabel", level=logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """The header of a file that can be read.
+
+    Attributes:
+        raw: nibabel's header, with what nibabel mends in it.
+        stored: voxels per axis of the file.
+        shape: voxels per spatial axis, (x, y[, z]).
+        channels: length of the axis after these, None where there is none.
+        affine: (4, 4), from voxels to mm, RAS+.
+    """
+
+    raw: Any
+    stored: tuple[int, ...]
+    shape: tuple[int, ...]
+    channels: int | None
+    affine: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of a voxel in the file."""
+        return self.raw.get_data_dtype()
+
+    @property
+    def offset(self) -> int:
+        """Bytes before the first voxel."""
+        return int(self.raw.get_data_offset())
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Slope and intercept that turn what is stored into intensities."""
+        slope, intercept = self.raw.get_slope_inter()
+        return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
+
+
+@dataclass(frozen=True)
+class Nifti:
+    """A file that was read.
+
+    Attributes:
+        values: intensities, (*spatial) or (*spatial, channel).
+        header: its header.
+    """
+
+    values: np.ndarray
+    header: NiftiHeader
+
+
+def read_nifti_header(path: str | Path) -> NiftiHeader:
+    """Read a header, and no voxel.
+
+    Raises:
+        Fault: it does not say what and where the voxels are.
+        OSError, ValueError, EOFError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        return _read_header(file)
+
+
+def read_nifti(path: str | Path) -> Nifti:
+    """Read a file to its end, that of a compressed one with its checksum.
+
+    Args:
+        path: the file, compressed or not whatever its suffix.
+
+    Raises:
+        Fault: it does not say what and where the voxels are.
+        OSError, ValueError, EOFError: the file is cut off or broken.
+    """
+    with _opened(path) as file:
+        header = _read_header(file)
+        missing = header.offset - file.tell()
+        while missing > 0 and (skipped := file.read(min(missing, _READ_AT_ONCE))):
+            missing -= len(skipped)
+        size = math.prod(header.stored) * header.dtype.itemsize
+        packed = isinstance(file, gzip.GzipFile)
+        if header.offset + size > Path(path).stat().st_size * (_BEST_COMPRESSION if packed else 1):
+            raise EOFError(f"{size} bytes of voxels are announced")
+        buffer = np.empty(size, np.uint8)
+        if (got := _fill(file, buffer.data)) < size:
+            raise EOFError(f"{got} of {size} bytes of voxels are there")
+        while packed and file.read(_READ_AT_ONCE):
+            pass  # to the checksum
+    shape = header.shape if header.channels is None else (*header.shape, header.channels)
+    values = buffer.view(header.dtype).reshape(shape, order="F")
+    return Nifti(apply_read_scaling(values, *map(np.float64, header.scaling)), header)
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    """A file as bytes, unpacked where it is packed."""
+    with open(path, "rb") as file:
+        packed = file.read(len(_GZIP)) == _GZIP or str(path).lower().endswith(".gz")
+    return cast(BinaryIO, gzip.open(path) if packed else open(path, "rb"))
+
+
+def _fill(file: BinaryIO, view: memoryview) -> int:
+    """Read into memory as far as the file goes; gives the number of bytes."""
+    done = 0
+    while done < len(view) and (got := file.readinto(view[done : done + (_READ_AT_ONCE << 4)])):  # type: ignore[attr-defined]
+        done += got
+    return done
+
+
+def _read_header(file: BinaryIO) -> NiftiHeader:
+    block = file.read(nib.Nifti2Header.sizeof_hdr)
+    maker: Any = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(block) else nib.Nifti1Header
+    if len(block) < maker.sizeof_hdr:
+        raise EOFError(f"{len(block)} bytes of a header")
+    raw = maker(block[: maker.sizeof_hdr], check=False)
+    file.seek(maker.sizeof_hdr)
+    if raw["magic"].item() == maker.pair_magic:
+        raise Fault(
+            "a header whose voxels are in another file (.img)",
+            "a NIfTI file holds both",
+            "convert the pair to one .nii.gz file, for example with nibabel.load and nibabel.save",
+        )
+    pixdim = raw["pixdim"][1:4].astype(float)
+    raw.check_fix(logger=_SILENT)
+    if raw.get_data_dtype().kind not in "biuf":
+        raise Fault(
+            f"voxels of type {raw.get_data_dtype()}",
+            "voxels must be integers or real numbers",
+            "save it with one number per voxel",
+        )
+    stored = tuple(int(n) for n in raw.get_data_shape())
+    if not stored or min(stored) < 1:
+        raise Fault(f"shape {stored}", "each axis has voxels", "copy, download or export it again")
+    axes = [*stored[:2], *(n for n in stored[2:3] if n > 1)]
+    further = [n for n in stored[3:] if n > 1]
+    if len(further) > 1:
+        raise Fault(
+            f"{len(stored)} dimensions {stored}",
+            "a file holds space and, as the axis after it, channels",
+            "save one of its volumes to a file of its own",
+        )
+    channels = further[0] if further else None
+    return NiftiHeader(raw, stored, tuple(axes), channels, _affine(raw, pixdim, len(axes)))
+
+
+def _affine(raw: Any, pixdim: np.ndarray, axes: int) -> np.ndarray:
+    """From voxels to mm, as the module says.
+
+    Args:
+        raw: the header, mended.
+        pixdim: the edges of a voxel as the file has them, (3,).
+        axes: how many of them count.
+    """
+    if raw["sform_code"] == 0 and not (np.isfinite(pixdim[:axes]) & (pixdim[:axes] != 0)).all():
+        raise Fault(
+            f"a voxel of {' x '.join(f'{size:g}' for size in pixdim[:axes])} (pixdim)",
+            "the edges of a voxel are numbers above 0",
+            "write the true size into the header, for example with nibabel's header.set_zooms",
+        )
+    affine = np.array(raw.get_best_affine(), dtype=float)
+    affine[:3] *= MILLIMETRES.get(int(raw["xyzt_units"]) & SPATIAL_UNITS, 1.0)
+    if not is_invertible(affine):
+        raise Fault(
+            "an affine that is not invertible",
+            "the header must say where each voxel lies in mm",
+            "write a correct affine into the header",
+        )
+    return affine
+
+
+def is_invertible(affine: np.ndarray) -> bool:
+    """Whether an affine, (4, 4), tells voxels apart: finite, and its axes in no plane."""
+    if not np.isfinite(affine).all():
+        return False
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(edges.min() > 0 and abs(np.linalg.det(affine[:3, :3] / edges)) > FLATTEST)

@@ -1,0 +1,242 @@
+"""Read the file of an image or a label: the one way for checks, training, inference and judging.
+
+NIfTI (`.nii`, `.nii.gz`) is read by `scripts.data.nifti`, pictures (PNG, TIFF, BMP, JPEG) by
+`scripts.data.pictures`, DICOM, which only inference takes, by `scripts.dicom`. Arrays are `(x, y, z)` for
+NIfTI and `(width, height)` for pictures, channels last.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import monai.data
+import nibabel as nib
+import numpy as np
+from monai.config import PathLike
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from PIL import Image
+
+from scripts.data.nifti import NIFTI_SUFFIXES, Nifti, read_nifti, read_nifti_header
+from scripts.data.pictures import PICTURE_SUFFIXES, Picture, read_picture, read_picture_channels
+from scripts.dicom import DicomReader
+from scripts.errors import Fault
+
+IMAGE_SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
+
+#: Digits of a voxel's edge that are told and written.
+DIGITS = 5
+
+_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
+_READ_ERRORS = (
+    EOFError,
+    OSError,
+    ValueError,
+    SyntaxError,  # Pillow: broken PNG chunks
+    struct.error,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,  # NIfTI: a header cut off
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a file lie: voxels per spatial axis and, but for pictures, voxel to mm (4, 4)."""
+
+    shape: tuple[int, ...]
+    affine: np.ndarray | None
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Edges of a voxel in mm, one an axis; 1 for pictures."""
+        sizes = np.ones(3) if self.affine is None else nib.affines.voxel_sizes(self.affine)
+        return tuple(sizes[: len(self.shape)].tolist())
+
+    def canonical(self) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
+        """Shape and voxel edges (mm, None for pictures), in 3D in the order of RAS orientation."""
+        if self.affine is None:
+            return self.shape, None
+        order = np.argsort(nib.io_orientation(self.affine)[:, 0]) if len(self.shape) == 3 else np.arange(2)
+        return tuple(self.shape[axis] for axis in order), tuple(self.spacing[axis] for axis in order)
+
+
+def image_suffix(path: str | Path) -> str:
+    """The part of a file name that says how to read it, as written; empty if it is no image known here."""
+    name = Path(path).name
+    return next((name[-len(s) :] for s in IMAGE_SUFFIXES if name.lower().endswith(s)), "")
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether a file is a picture, by its suffix."""
+    return image_suffix(path).lower() in PICTURE_SUFFIXES
+
+
+def read_file(path: str | Path) -> Nifti | Picture:
+    """Read a file whole, to its last byte.
+
+    Raises:
+        Fault: there is no such file, it is of another kind, cut off or broken, or does not say where its
+            voxels lie.
+    """
+    file = Path(path)
+    suffix = image_suffix(file).lower()
+    if file.is_dir():
+        raise Fault(
+            "a folder",
+            "an image is one file here",
+            "convert the series in it to one NIfTI file, or hand the folder to configs/dicom.json",
+            path,
+        )
+    if not file.is_file():
+        found, rule, fix = (
+            "no such file",
+            "every file of the list must exist",
+            "correct the path or add the file",
+        )
+        raise Fault(found, rule, fix, path)
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(_LFS_HEAD))
+        if not head:
+            raise Fault("an empty file (0 bytes)", "a file must hold an image", "copy or download it again")
+        if head == _LFS_HEAD:
+            raise Fault(
+                "a Git LFS pointer, not the image itself",
+                "the content must be there",
+                "run 'git lfs pull' in the repository it came from",
+            )
+        if suffix in NIFTI_SUFFIXES:
+            return read_nifti(file)
+        if suffix in PICTURE_SUFFIXES:
+            return read_picture(file)
+    except Fault as fault:
+        raise fault.of(path) from fault.__cause__
+    except _READ_ERRORS as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise Fault(
+            f"a truncated or corrupt {suffix} file ({reason[:120]})",
+            "a file must be readable to its end",
+            "copy, download or export it again",
+            path,
+        ) from error
+    raise Fault(
+        f"the unknown suffix '{file.suffix}'",
+        f"images are {', '.join(IMAGE_SUFFIXES)}",
+        "convert it, volumes to .nii.gz and pictures to .png, or add configs/dicom.json for DICOM",
+        path,
+    )
+
+
+def grid_of(file: Nifti | Picture) -> Grid:
+    """Where the voxels of a file lie that was read."""
+    if isinstance(file, Picture):
+        return Grid(file.values.shape[:2], None)
+    return Grid(file.header.shape, file.header.affine)
+
+
+def read_dims(path: str | Path) -> tuple[int, int] | None:
+    """Dimensions by the header alone, which costs no reading of voxels.
+
+    Args:
+        path: an image file.
+
+    Returns:
+        Spatial dimensions (2 or 3) and channels (alpha not counted), or None if the header cannot be read.
+    """
+    suffix = image_suffix(path).lower()
+    try:
+        if suffix in PICTURE_SUFFIXES:
+            return 2, read_picture_channels(path)
+        if suffix in NIFTI_SUFFIXES:
+            header = read_nifti_header(path)
+            return len(header.shape), header.channels or 1
+    except (Fault, *_READ_ERRORS):
+        return None
+    return None
+
+
+def read_spacing(path: str | Path) -> list[float] | None:
+    """Voxel edges in mm per RAS axis, by the header of a NIfTI file alone; None for any other file."""
+    if image_suffix(path).lower() not in NIFTI_SUFFIXES:
+        return None
+    header = read_nifti_header(path)
+    spacing = Grid(header.shape, header.affine).canonical()[1]
+    return [round_size(size) for size in spacing or ()]
+
+
+def round_size(size: float) -> float:
+    """A length to `DIGITS` significant digits, however small it is."""
+    return float(f"{size:.{DIGITS}g}")
+
+
+class ImageReader(monai.data.ImageReader):
+    """For MONAI's LoadImaged: what `read_file` reads, several files as channels, and DICOM series.
+
+    MONAI's NibabelReader changes an affine that disagrees with pixdim, and its PILReader takes a picture for
+    upright and whole.
+    """
+
+    def __init__(self) -> None:
+        self.dicom = DicomReader()
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether every path is of a kind that is read here, by its suffix."""
+        known = all(bool(image_suffix(str(name))) for name in ensure_tuple(filename))
+        return known or self.dicom.verify_suffix(filename)
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[str]:
+        """The paths, which `get_data` reads: LoadImage takes an error here for a hint to try others."""
+        return [str(name) for name in ensure_tuple(data)]
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
+        """Read the files of a case.
+
+        Args:
+            img: what `read` gave.
+
+        Returns:
+            Intensities, (*spatial) or (*spatial, channel) of one file, (file, *spatial) of several, and
+            the meta data of the first: spatial shape, axis of channels, and of NIfTI the affine (RAS, mm).
+
+        Raises:
+            Fault: a file that cannot be read, or that has other voxels than the first.
+            InputError: several DICOM series, or none where one is named.
+        """
+        if self.dicom.verify_suffix(img):
+            return self.dicom.get_data(self.dicom.read(img))
+        files = [read_file(path) for path in img]
+        first = files[0]
+        for path, file in zip(img, files, strict=True):
+            if file.values.shape != first.values.shape:
+                raise Fault(
+                    f"shape {file.values.shape} where the first channel has {first.values.shape}",
+                    "the files of a case lie on one grid",
+                    "resample it onto the grid of the first channel",
+                    path,
+                )
+        grid = grid_of(first)
+        channels_last = first.values.ndim > len(grid.shape)
+        meta: dict[Any, Any] = {
+            MetaKeys.SPATIAL_SHAPE: np.array(grid.shape),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if channels_last else float("nan"),
+        }
+        if grid.affine is not None:
+            meta[MetaKeys.AFFINE] = grid.affine.copy()
+            meta[MetaKeys.ORIGINAL_AFFINE] = grid.affine.copy()
+            meta[MetaKeys.SPACE] = SpaceKeys.RAS
+        values = [file.values for file in files]
+        if len(values) == 1:
+            return values[0], meta
+        if channels_last:
+            return np.concatenate(values, axis=-1), meta
+        return np.stack(values), {**meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
