@@ -155,7 +155,6 @@ class TimeSplit:
 
 class Validation:
     """Validate every few epochs and after the last one; without a case to validate on keep the last weights.
-
     MONAI's handler validates every few epochs alone: a training of fewer would keep no weights at all. MONAI
     Label sets the number of epochs, and may leave no case to validate on.
 
@@ -453,6 +452,7 @@ class LearningCurve:
         metric = _state(self.evaluator).key_metric_name
         judged = _state(self.evaluator).epoch == trainer.state.epoch
         value = float(_state(self.evaluator).metrics[metric]) if judged else None
+        value = None if value is None or np.isnan(value) else value
         now = perf_counter()
         self.rows.append(
             {

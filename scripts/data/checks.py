@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 GRID_TOLERANCE = 0.1
 """How far the corners of two grids may lie apart, as a fraction of the smallest voxel edge."""
 
+BACKGROUND_ALONE = "an empty label (nothing but background)"
+"""What is found in a label without foreground."""
+
 MAX_ROWS = 20
 """Rows of a problem table in an error message or a log entry."""
 
@@ -541,12 +544,13 @@ def _inspect_label_values(
                 "correct the file or declare the values in 'labels'",
             )
         )
-    if set(voxels) <= {0, declared.get(IGNORE_NAME, 0)}:
+    background = next((value for key, value in declared.items() if key != IGNORE_NAME), 0)
+    if set(voxels) <= {background, declared.get(IGNORE_NAME, background)}:
         problems.append(
             Problem(
                 name,
                 path,
-                "an empty label (no voxel above 0)",
+                BACKGROUND_ALONE,
                 "most labels should show something",
                 "make sure that the structure is really absent",
                 "warning",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.checks import (
+    BACKGROUND_ALONE,
     Problem,
     check_image,
     check_series,
@@ -267,17 +268,24 @@ def read_split(
         _compare_labels(dataset_labels(_description(path), path), labels, path)
     result = sections(dataset_dir, fold, seed)
     cases = [case for name in SPLITS.values() for case in result[name]]
-    require_sound(
-        check_remembered(
-            cases,
-            path.parent,
-            check,
-            spatial_dims=spatial_dims,
-            in_channels=in_channels,
-            labels=labels,
-            instances=instances,
-        )
+    problems = check_remembered(
+        cases,
+        path.parent,
+        check,
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        labels=labels,
+        instances=instances,
     )
+    require_sound(problems)
+    empty = {problem.case for problem in problems if problem.found == BACKGROUND_ALONE}
+    if result["validation"] and empty >= {case["case"] for case in result["validation"]}:
+        logger.warning(
+            "none of the %d validation cases of %s shows anything but background: no epoch of a training can "
+            "be judged by them, which keeps its last weights; choose another --fold or add such cases",
+            len(result["validation"]),
+            path,
+        )
     logger.info("%s: %s", path, ", ".join(f"{len(result[name])} {name}" for name in result))
     return result
 

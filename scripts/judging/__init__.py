@@ -5,7 +5,7 @@ evaluates.
 """
 
 from scripts.judging.case import Case, case_of
-from scripts.judging.case_metric import MEASURES, CaseMetric
+from scripts.judging.case_metric import MEASURES, CaseMetric, is_better
 from scripts.judging.classes import (
     SCORES,
     SurfaceScores,
@@ -65,6 +65,7 @@ __all__ = [
     "contingency",
     "instance_counts",
     "instance_scores",
+    "is_better",
     "mean_dice",
     "membrane_curves",
     "membrane_scores",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -14,16 +15,35 @@ from scripts.judging.case import Case, case_of
 from scripts.judging.classes import mean_dice
 from scripts.judging.instances import INSTANCE_SCORES, instance_scores
 from scripts.judging.membranes import MEMBRANE_SCORES, membrane_scores, section
+from scripts.labels import IGNORE_LABEL
+from scripts.process import rank_and_size
+
+logger = logging.getLogger(__name__)
 
 #: Names that CaseMetric takes.
 MEASURES = ("dice", *INSTANCE_SCORES, *MEMBRANE_SCORES)
 
 
+def is_better(score: float, best: float) -> bool:
+    """Whether a validation is the best so far: its score is higher, or no scores can be compared (NaN).
+
+    Where no epoch can be judged each is better than those before it, so that the last weights are kept.
+
+    Args:
+        score: of this validation.
+        best: of the best one before it.
+    """
+    return not score <= best
+
+
 class CaseMetric(CumulativeIterationMetric):
     """Mean over the cases of one measure; over those of all processes where there are several.
 
-    It goes into MONAI's IgniteMetricHandler as `metric_fn`. The engine takes the highest value for the best:
-    with an error it needs a `metric_cmp_fn`.
+    It is NaN where no case shows anything but background: what a network finds there is wrong, and says
+    nothing of what it should find.
+
+    It goes into MONAI's IgniteMetricHandler as `metric_fn`. The engine takes the highest value for the
+    best with `is_better` as its `metric_cmp_fn`; an error needs another one.
 
     Args:
         measure: "dice", the mean over the foreground classes, for class maps; one of INSTANCE_SCORES, for
@@ -45,12 +65,17 @@ class CaseMetric(CumulativeIterationMetric):
     def _compute_tensor(
         self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Scores (B, 1) of predictions and labels (B, 1, *spatial)."""
+        """Scores and whether there is foreground, (B, 2), of predictions and labels (B, 1, *spatial)."""
         if y is None or y_pred.shape[1] != 1 or y.shape[1] != 1:
             found = [None if maps is None else list(maps.shape) for maps in (y_pred, y)]
             raise InputError(f"prediction and label have the shapes {found}: give one channel each")
-        scores = [[self._score(*case)] for case in zip(y_pred, y, strict=True)]
+        scores = [[self._score(*case), self._shows(case[1])] for case in zip(y_pred, y, strict=True)]
         return torch.tensor(scores, device=y_pred.device)  # where the processes exchange them
+
+    def _shows(self, label: torch.Tensor) -> bool:
+        """Whether a label has foreground."""
+        shown = label > 0 if self.measure in INSTANCE_SCORES else (label > 0) & (label != IGNORE_LABEL)
+        return bool(shown.any())
 
     def _score(self, pred: torch.Tensor, label: torch.Tensor) -> float:
         if self.measure in INSTANCE_SCORES:
@@ -63,6 +88,12 @@ class CaseMetric(CumulativeIterationMetric):
         return membrane_scores(cells, measures=[self.measure])[self.measure]
 
     def aggregate(self) -> torch.Tensor:
-        """The mean over the cases that say something; NaN if none does."""
-        scores = self.get_buffer()
-        return torch.nanmean(scores) if isinstance(scores, torch.Tensor) else torch.tensor(math.nan)
+        """The mean over the cases that say something; NaN if none does, or none has foreground."""
+        found = self.get_buffer()
+        if not isinstance(found, torch.Tensor):
+            return torch.tensor(math.nan)
+        if not found[:, 1].any():
+            if rank_and_size()[0] == 0:
+                logger.warning("no case shows anything but background: %s is undefined", self.measure)
+            return torch.tensor(math.nan)
+        return torch.nanmean(found[:, 0])

@@ -287,7 +287,7 @@ def test_an_empty_label_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
     problems = check(volume(tmp_path), empty)
     assert [problem.severity for problem in problems] == ["warning"]
     require_sound(problems)
-    assert "found an empty label (no voxel above 0)" in caplog.text
+    assert "found an empty label (nothing but background)" in caplog.text
     ignored = label(tmp_path, np.full((4, 5, 6), 9, np.uint8), "ignored.nii.gz")
     assert check(volume(tmp_path), ignored, labels=LABELS | {"ignore": 9})[0].severity == "warning"
 

@@ -10,7 +10,16 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
-from scripts.judging import MEASURES, Case, CaseMetric, instance_scores, mean_dice, membrane_scores, section
+from scripts.judging import (
+    MEASURES,
+    Case,
+    CaseMetric,
+    instance_scores,
+    is_better,
+    mean_dice,
+    membrane_scores,
+    section,
+)
 from scripts.labels import IGNORE_LABEL
 
 # Objects of 4 and 2 pixels; the first is found whole, the second not at all.
@@ -25,14 +34,14 @@ def test_every_measure_is_that_of_its_function(name):
     maps = pred[0].numpy(), truth[0].numpy()
     expected = {**instance_scores(Case("a", *maps)), **membrane_scores(section("a", *maps))}
     expected["dice"] = mean_dice(Case("a", *maps))
-    assert CaseMetric(name)([pred], [truth]).item() == pytest.approx(expected[name])
+    assert CaseMetric(name)([pred], [truth])[0, 0].item() == pytest.approx(expected[name])
 
 
 def test_mean_over_the_cases_that_say_something():
     metric = CaseMetric("ap50")
     empty = torch.zeros_like(TRUTH)
     scores = metric([PRED, TRUTH, empty], [TRUTH, TRUTH, empty])
-    np.testing.assert_allclose(scores, [[0.5], [1], [math.nan]])
+    np.testing.assert_allclose(scores, [[0.5, 1], [1, 1], [math.nan, 0]])
     assert metric.aggregate().item() == pytest.approx(0.75)
     metric(torch.stack([PRED, PRED]), torch.stack([TRUTH, TRUTH]))
     assert metric.aggregate().item() == pytest.approx((0.5 + 1 + 0.5 + 0.5) / 4)
@@ -41,11 +50,31 @@ def test_mean_over_the_cases_that_say_something():
     assert math.isnan(metric.aggregate().item())
 
 
+@pytest.mark.parametrize("name", ["dice", "pq", "v_rand"])
+@pytest.mark.parametrize("unknown", [0, IGNORE_LABEL])
+def test_without_foreground_in_any_case_there_is_no_mean(name, unknown):
+    """Two cases of background, in which something was found, beside one with foreground or not."""
+    empty = torch.zeros_like(TRUTH)
+    empty[..., 3] = unknown if name != "pq" else 0
+    metric = CaseMetric(name)
+    metric([PRED > 0, PRED > 0], [empty, empty])
+    assert math.isnan(metric.aggregate().item())
+    metric([(TRUTH > 0).long()], [(TRUTH > 0).long()])
+    assert metric.aggregate().item() == pytest.approx({"dice": 1 / 3, "pq": 1 / 3, "v_rand": 1}[name])
+
+
+def test_the_best_of_validations_without_a_score_is_the_last():
+    assert is_better(math.nan, math.nan)
+    assert is_better(0.2, 0.1)
+    assert not is_better(0.1, 0.1)
+    assert not is_better(0.1, 0.2)
+
+
 @pytest.mark.parametrize(("name", "expected"), [("dice", 2 * 3 / (3 + 4)), ("pixel_error", 1 / 7)])
 def test_voxels_that_nobody_annotated_count_nowhere(name, expected):
     truth = torch.tensor([[[1, 1, 1, 1, 0, IGNORE_LABEL, IGNORE_LABEL]]])
     pred = torch.tensor([[[1, 1, 1, 0, 0, 1, 0]]])
-    assert CaseMetric(name)([pred], [truth]).item() == pytest.approx(expected)
+    assert CaseMetric(name)([pred], [truth])[0, 0].item() == pytest.approx(expected)
 
 
 def test_what_does_not_fit_is_refused():
