@@ -9,6 +9,7 @@ dimensions, channels, labels, patch and voxel size; an overlay on `configs/train
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import random
@@ -27,6 +28,7 @@ import typer
 from scripts.data.checks import (
     Facts,
     Problem,
+    check_cases,
     format_table,
     inspect_cases,
 )
@@ -40,15 +42,21 @@ from scripts.data.datalist import (
     read_splits_file,
 )
 from scripts.data.reader import is_picture, read_dims, round_size
-from scripts.errors import InputError
+from scripts.errors import InputError, few
 from scripts.files import atomic_write, read_json
-from scripts.labels import name_values, parse_labels
+from scripts.labels import IGNORE_NAME, LARGEST_VALUE, name_values, parse_labels
+from scripts.sides import sided_names
 
 PATCH_MULTIPLE = 16  # four levels of halving
 PATCH_CAP = {2: 256, 3: 96}
 PATCH_VOXELS = {2: 256 * 256, 3: 80 * 80 * 80}
 MAX_SAMPLES_PER_CASE = 8
-FIX_VALUES = "add --instances if they number objects, or name them with --label_name"
+FIX_VALUES = (
+    "add --instances if they number objects, threshold them if masks were smoothed, or name them with "
+    "--label_name"
+)
+SMALL_SHARE = 0.01  # of the largest class: what lies between it and the background may be its rim
+WRITTEN = "written"  # key of dataset.json: who wrote the files, and their hashes
 KEPT_KEYS = ("name", "description", "reference", "licence", "release")
 
 _USUAL_ENDING = re.compile(r"(?:[_-](?:image|img|labels?|masks?|seg|gt|0000))+$", re.IGNORECASE)
@@ -127,7 +135,7 @@ def read_nnunet(folder: Path) -> Source:
     single = not any(name.endswith(f"_0001{ending}") for name in images)
     expected = 1 if single else len(channels)
     for label in _files(folder / "labelsTr", "--nnunet"):
-        name = file_stem(label)
+        name = file_stem(label).removesuffix(ending)
         files = [f"{name}_{channel:04d}{ending}" for channel in range(expected)]
         case: dict[str, Any] = {"label": str(label), "case": name}
         if any(file in images for file in files):
@@ -204,6 +212,8 @@ def plan_task(
         task["spacing"] = [round_size(size) for size in np.median([c.spacing for c in facts], axis=0)]
     else:
         task["geometry"] = []
+    if sided_names(labels):
+        task["flip_axes"] = []
     if pictures:
         task["output_ext"] = ".png"
     if instances:
@@ -234,6 +244,7 @@ def datalist(
     """Carry out `bundle.cli.datalist`, whose arguments these are."""
     _require_no_other_splits(output_dir, splits)
     source = _read_source(images, labels, nnunet, msd)
+    _require_own(output_dir)
     declared = parse_labels(label_names) if label_names else source.labels
     spatial_dims, in_channels = _dims(source)
 
@@ -241,6 +252,7 @@ def datalist(
         source.cases, spatial_dims=spatial_dims, in_channels=in_channels, labels=declared, instances=instances
     )
     problems = source.problems + [problem for found, _ in inspected for problem in found]
+    problems += [] if instances else _too_large(source.cases, [case_facts for _, case_facts in inspected])
     subject_of, subject_problems = _subjects(source.cases, subject_pattern, subjects)
     _report(problems + subject_problems + _repeated_ids(source.cases))
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
@@ -265,12 +277,25 @@ def datalist(
         "output_dir": f"$@bundle_root + {f'/runs/{folder.name}'!r}",
     }
     contents = {"dataset.json": dataset, "task.json": task, "experiment.json": experiment}
+    hashes = {name: _hash(content) for name, content in contents.items()}
+    contents["dataset.json"] = {**dataset, WRITTEN: {"by": "python -m bundle datalist", **hashes}}
     with ExitStack() as stack:
         for name, content in contents.items():
             file = stack.enter_context(atomic_write(output_dir / name))
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for line in _summary(source.cases, lists, facts, names, instances):
         typer.echo(line)
+    voxels = {case["case"]: case_facts.voxels for case, case_facts in zip(source.cases, facts, strict=True)}
+    for warning in [
+        *([] if instances else odd_labels(voxels, names, declared is None)),
+        *_empty_parts(lists, voxels, names),
+    ]:
+        typer.echo(f"warning: {warning}", err=True)
+    if "flip_axes" in task:
+        typer.echo(
+            f'{few(sided_names(names))} say left or right: task.json has "flip_axes": [], so that training '
+            "does not mirror images from left to right"
+        )
     typer.echo(f"Wrote {', '.join(contents)} into {output_dir}. To train:")
     typer.echo(f"python -m monai.bundle run --args_file {shlex.quote(str(output_dir / 'experiment.json'))}")
 
@@ -343,10 +368,9 @@ def _dims(source: Source) -> tuple[int, int]:
     seen = [(case, read_dims(_first_file(case))) for case in source.cases]
     dims = Counter((found[0], _channel_files(case) or found[1]) for case, found in seen if found)
     if not dims:
-        _report(source.problems)
-        raise InputError(
-            "no image of the source can be read; image files with labels are expected; correct the paths."
-        )
+        found = check_cases(source.cases, spatial_dims=3, in_channels=1, labels=None)
+        _report(source.problems + found)
+        raise InputError("the source has no case; images with labels are expected; correct the paths.")
     spatial_dims, in_channels = dims.most_common(1)[0][0]
     return spatial_dims, source.in_channels or in_channels
 
@@ -415,6 +439,107 @@ def _repeated_ids(cases: Sequence[Mapping[str, Any]]) -> list[Problem]:
     ]
 
 
+def _too_large(cases: Sequence[Mapping[str, Any]], facts: Sequence[Facts | None]) -> list[Problem]:
+    """Labels whose values no network can be trained with as classes."""
+    large = [
+        (case, [value for value in case_facts.voxels if value > LARGEST_VALUE])
+        for case, case_facts in zip(cases, facts, strict=True)
+        if case_facts is not None
+    ]
+    return [
+        Problem(
+            case["case"],
+            case["label"],
+            f"label values {few(values)}",
+            f"the value of a class is at most {LARGEST_VALUE} (2^24)",
+            "give the classes smaller values, or add --instances if they number objects",
+        )
+        for case, values in large
+        if values
+    ]
+
+
+def odd_labels(
+    voxels: Mapping[str, Mapping[int, int]], labels: Mapping[str, int], guessed: bool
+) -> Iterable[str]:
+    """What looks wrong about the values of all labels together, a sentence each.
+
+    Args:
+        voxels: case id to voxels of each value.
+        labels: name to value, the first one the background; an entry "ignore" does not count.
+        guessed: the names were made from the values.
+    """
+    named = {value: name for name, value in labels.items() if name != IGNORE_NAME}
+    background, *foreground = named
+    cases = {value: [case for case in voxels if value in voxels[case]] for value in named}
+    for value in foreground:
+        if not cases[value]:
+            yield f"{named[value]} = {value} is declared and occurs in no case; correct names or files"
+        elif len(cases[value]) == 1 and len(voxels) > 1:
+            yield (
+                f"{named[value]} = {value} occurs in one case only, {cases[value][0]}: it is trained or "
+                "judged, never both; add cases or leave the class out"
+            )
+    if not guessed:
+        return
+    groups = _never_together([set(found) & set(foreground) for found in voxels.values()])
+    if len(groups) > 1:
+        told = [
+            f"{few(sorted(group))} (in {len(members)} files such as that of {members[0]})"
+            for group in groups
+            for members in [[case for case in voxels if group & voxels[case].keys()]]
+        ]
+        yield (
+            f"the values {' and '.join(told)} never occur in the same file and look like one class stored in "
+            "two ways; if so store all masks alike, for example with 1 in place of 255, else name them with "
+            "--label_name"
+        )
+    missing = [case for case in voxels if background not in voxels[case] and len(voxels[case]) > 1]
+    if missing:
+        yield (
+            f"{background}, taken for the background, does not occur in the labels of {few(missing)}, which "
+            "hold several other values; if they have another background store all labels alike"
+        )
+    total = {value: sum(found.get(value, 0) for found in voxels.values()) for value in named}
+    largest = max(foreground, key=total.__getitem__)
+    rim = [value for value in foreground if value < largest and total[value] < SMALL_SHARE * total[largest]]
+    if rim and sorted(named) != list(range(min(named), max(named) + 1)):
+        yield (
+            f"the values {few(rim)} are less than {SMALL_SHARE:.0%} of {largest} each and look like the rim "
+            f"of a smoothed mask; if so threshold the masks, for example at {(background + largest) / 2:g}, "
+            "else name them with --label_name"
+        )
+
+
+def _never_together(sets: Iterable[set[int]]) -> list[set[int]]:
+    """The values in groups: those of one group are linked by files that hold several of them."""
+    groups: list[set[int]] = []
+    for found in sets:
+        linked = [group for group in groups if group & found]
+        groups = [group for group in groups if group not in linked] + [found.union(*linked)]
+    return sorted((group for group in groups if group), key=min)
+
+
+def _empty_parts(
+    lists: Mapping[str, Sequence[Mapping[str, Any]]],
+    voxels: Mapping[str, Mapping[int, int]],
+    labels: Mapping[str, int],
+) -> Iterable[str]:
+    """Folds and lists of a split of which no case shows anything but background."""
+    background = next(value for name, value in labels.items() if name != IGNORE_NAME)
+    empty = {background, labels.get(IGNORE_NAME, background)}
+    parts = {name: list(cases) for name, cases in lists.items() if cases}
+    for case in lists["training"]:
+        if "fold" in case:
+            parts.setdefault(f"fold {case['fold']}", []).append(case)
+    for name, cases in parts.items():
+        if all(set(voxels[case["case"]]) <= empty for case in cases):
+            yield (
+                f"no case of {name} ({few([case['case'] for case in cases])}) shows anything but background: "
+                "nothing can be judged by it; choose another --seed or number of --folds, or add cases"
+            )
+
+
 def _report(problems: Sequence[Problem]) -> None:
     """Show all problems; leave with status 1 if there is an error."""
     errors = sum(problem.severity == "error" for problem in problems)
@@ -423,6 +548,32 @@ def _report(problems: Sequence[Problem]) -> None:
     if errors:
         typer.echo(f"error: {errors} problem(s), nothing was written; mend them and run again.", err=True)
         raise typer.Exit(1)
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    """Of what a file of JSON holds, but for who wrote it."""
+    text = json.dumps({key: value for key, value in content.items() if key != WRITTEN})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _require_own(output_dir: Path) -> None:
+    """Refuse to replace what another tool wrote, or what somebody changed since."""
+    places = [output_dir / name for name in ("dataset.json", "task.json", "experiment.json")]
+    held: dict[str, dict[str, Any]] = {}
+    for place in places:
+        if place.exists():
+            try:
+                held[place.name] = read_json(place)
+            except InputError:
+                held[place.name] = {}
+    written = held.get("dataset.json", {}).get(WRITTEN)
+    known = written if isinstance(written, dict) else {}
+    others = [str(output_dir / name) for name in held if _hash(held[name]) != known.get(name)]
+    if others:
+        raise InputError(
+            f"{' and '.join(others)} would be replaced, and 'datalist' did not write that, or somebody "
+            "changed it since; move it away, or choose another --output_dir."
+        )
 
 
 def _require_no_other_splits(output_dir: Path, splits: Path | None) -> None:

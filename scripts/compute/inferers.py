@@ -30,10 +30,11 @@ from scripts.checkpoints import unwrap
 from scripts.compute.exported import Exported
 from scripts.compute.memory import operations, resident_bytes
 from scripts.compute.runtimes import Runtime
-from scripts.errors import InputError
+from scripts.errors import InputError, few
 from scripts.networks.blocks import Axes
 from scripts.networks.sizes import Sizes
 from scripts.process import release_memory
+from scripts.sides import LEFT_RIGHT, sided_names
 from scripts.transforms.spatial import fold
 
 logger = logging.getLogger(__name__)
@@ -533,18 +534,31 @@ class AveragedOrientations(Inferer):
         flip_axes: spatial axes that are mirrored; each doubles the number of versions.
         transpose: also exchange the first two axes, which doubles it again; with both flips these are the
             orientations of the square. For images with pixels as high as wide.
+        labels: the task's labels, class name to value: where names say left or right, the axis from left to
+            right is neither mirrored nor exchanged, which is told.
 
     Raises:
         InputError: axes that are negative or named twice, or at the first image axes that it lacks.
     """
 
-    def __init__(self, inferer: Inferer, flip_axes: Sequence[int], transpose: bool = False) -> None:
+    def __init__(
+        self,
+        inferer: Inferer,
+        flip_axes: Sequence[int],
+        transpose: bool = False,
+        labels: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
         if len(set(flip_axes)) < len(flip_axes) or min(flip_axes, default=0) < 0:
             raise InputError(f"flip_axes is {list(flip_axes)}: name each spatial axis at most once, from 0")
+        sided = sided_names(labels or ())
+        if sided and (transpose or LEFT_RIGHT in flip_axes):
+            logger.warning(
+                "%s say left or right: no version of the image is mirrored from left to right", few(sided)
+            )
         self.inferer = inferer
-        self.flip_axes = tuple(flip_axes)
-        self.transpose = transpose
+        self.flip_axes = tuple(axis for axis in flip_axes if not sided or axis != LEFT_RIGHT)
+        self.transpose = transpose and not sided
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any

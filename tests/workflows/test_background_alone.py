@@ -23,7 +23,9 @@ def test_the_last_weights_are_kept(tmp_path: Path, capfd: pytest.CaptureFixture[
         inside = np.zeros((16, 16, 16), np.uint8)
         inside[4:9, 5:10, 6:11] = case not in (0, 4)
         noise = np.random.default_rng(case).normal(0, 1, inside.shape)
-        nib.save(nib.Nifti1Image((noise + 9 * inside).astype("f4"), np.eye(4)), tmp_path / f"images/c{case}.nii")
+        nib.save(
+            nib.Nifti1Image((noise + 9 * inside).astype("f4"), np.eye(4)), tmp_path / f"images/c{case}.nii"
+        )
         nib.save(nib.Nifti1Image(inside, np.eye(4)), tmp_path / f"labels/c{case}.nii")
     datalist(tmp_path / "list", images=tmp_path / "images", labels=tmp_path / "labels", folds=3)
     places = {"dataset_dir": str(tmp_path / "list"), "output_dir": str(tmp_path / "run")}

@@ -416,3 +416,154 @@ def test_planted_pairs(tmp_path: Path) -> None:
     assert "hippocampus_281.nii.gz | a label without an image" in result.output
     assert ".DS_Store" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_sides_are_not_mirrored(tmp_path: Path) -> None:
+    source = folders(tmp_path)
+    for n in range(6):
+        array = np.zeros((30, 20), np.uint8)
+        array[:9, :9], array[:9, 11:] = 1, 2
+        Image.fromarray(array).save(tmp_path / f"l/c{n}.png")
+    names = [part for pair in ("background=0", "lung_L=1", "lung_R=2") for part in ("--label_name", pair)]
+    _, task, output = make(tmp_path / "out", *source, *names)
+    assert task["flip_axes"] == []
+    assert "lung_L, lung_R say left or right" in output
+    _, task, output = make(tmp_path / "plain", *source)
+    assert "flip_axes" not in task
+    assert "left or right" not in output
+
+
+def described(tmp_path: Path, arrays: list[list[int]], *options: object) -> str:
+    """What is said about labels that hold these values, each in 10 pixels, the first one in all the rest."""
+    for n, values in enumerate(arrays):
+        picture(tmp_path / f"i/c{n}.png")
+        array = np.full((30, 20), values[0], np.uint8)
+        for row, value in enumerate(values[1:]):
+            array[row, :10] = value
+        (tmp_path / "l").mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / f"l/c{n}.png")
+    source = ("--images", tmp_path / "i", "--labels", tmp_path / "l", "--folds", 2)
+    return make(tmp_path / "out", *source, *options)[2]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ([[0, 1], [0, 255]] * 2, "the values 1 (in 2 files such as that of c0) and 255 (in 2 files such as"),
+        (
+            [[0, 1, 2], [0, 127, 255]] * 2,
+            "the values 1, 2 (in 2 files such as that of c0) and 127, 255 (in 2",
+        ),
+        ([[0, 1], [1, 2], [0, 1, 2]], "0, taken for the background, does not occur in the labels of c1"),
+        ([[0, 1, 3], [0, 1], [0, 1]], "label2 = 3 occurs in one case only, c0"),
+        ([[0], [0, 1], [0], [0, 1]], None),
+        ([[0, 1, 2], [0, 2], [0, 1]], None),
+        ([[0, 1]] * 4, None),
+    ],
+)
+def test_what_looks_wrong_about_all_values_together(
+    arrays: list[list[int]], said: str | None, tmp_path: Path
+) -> None:
+    output = described(tmp_path, arrays)
+    if said:
+        assert f"warning: {said}" in output
+    else:
+        assert not [
+            line for line in output.splitlines() if line.startswith("warning:") and "fold" not in line
+        ]
+    if arrays[0] == [0, 1] and arrays[1] == [0, 255]:
+        (tmp_path / "out/task.json").unlink()
+        names = [part for pair in ("a=0", "b=1", "c=255") for part in ("--label_name", pair)]
+        assert "never occur" not in described(tmp_path, arrays, *names)
+
+
+def test_the_rim_of_a_smoothed_mask(tmp_path: Path) -> None:
+    source = folders(tmp_path, value=255)
+    soft = np.array(Image.open(tmp_path / "l/c0.png"))
+    soft[0, :2] = 254, 1
+    Image.fromarray(soft).save(tmp_path / "l/c0.png")
+    Image.fromarray(soft).save(tmp_path / "l/c1.png")
+    output = make(tmp_path / "out", *source)[2]
+    assert "the values 1, 254 are less than 1% of 255 each and look like the rim of a smoothed mask" in output
+    assert "threshold the masks, for example at 127.5" in output
+
+
+def test_a_fold_without_foreground_is_told(tmp_path: Path) -> None:
+    source = folders(tmp_path)
+    for n in (0, 4):  # those of fold 0
+        picture(tmp_path / f"l/c{n}.png", 0)
+    assert (
+        "warning: no case of fold 0 (c0, c4) shows anything but background"
+        in make(tmp_path / "out", *source, "--folds", 3)[2]
+    )
+
+
+def test_a_class_that_is_declared_and_missing(tmp_path: Path) -> None:
+    names = [part for pair in ("a=0", "b=1", "c=2") for part in ("--label_name", pair)]
+    assert "warning: c = 2 is declared and occurs in no case" in described(tmp_path, [[0, 1]] * 4, *names)
+
+
+def test_classes_of_large_values_are_refused_by_file(tmp_path: Path) -> None:
+    for n in range(4):
+        volume(tmp_path / f"i/c{n}.nii.gz", np.ones((4, 5, 6), np.float32))
+        label = np.zeros((4, 5, 6), np.int32)
+        label[1] = 2**24 + (n == 2)
+        volume(tmp_path / f"l/c{n}.nii.gz", label)
+    result = call("--images", tmp_path / "i", "--labels", tmp_path / "l", "--output_dir", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "l/c2.nii.gz | label values 16777217" in result.output
+    assert "1 problem(s), nothing was written" in result.output
+
+
+@pytest.mark.parametrize("kind", ["nnunet", "msd"])
+def test_what_others_wrote_is_not_replaced(kind: str, tmp_path: Path) -> None:
+    for n in range(4):
+        picture(tmp_path / f"imagesTr/c{n}_0000.png")
+        picture(tmp_path / f"labelsTr/c{n}.png")
+    listed = [{"image": f"imagesTr/c{n}_0000.png", "label": f"labelsTr/c{n}.png"} for n in range(4)]
+    description = {"channel_names": {"0": "x"}, "labels": {"background": 0, "cell": 1}, "file_ending": ".png"}
+    text = json.dumps({**description, "training": listed})
+    (tmp_path / "dataset.json").write_text(text)
+    refused(
+        r"dataset\.json would be replaced, and 'datalist' did not write that",
+        f"--{kind}",
+        tmp_path,
+        "--output_dir",
+        tmp_path,
+        "--folds",
+        2,
+    )
+    assert (tmp_path / "dataset.json").read_text() == text
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["dataset.json", "imagesTr", "labelsTr"]
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "task.json", "experiment.json"])
+def test_own_files_are_replaced_unless_somebody_changed_them(name: str, tmp_path: Path) -> None:
+    source = folders(tmp_path)
+    make(tmp_path / "out", *source)
+    dataset, *_ = make(tmp_path / "out", *source, "--folds", 3)
+    assert len({entry["fold"] for entry in dataset["training"]}) == 3
+    changed = json.loads((tmp_path / "out" / name).read_text()) | {"max_epochs": 7}
+    (tmp_path / "out" / name).write_text(json.dumps(changed))
+    refused(rf"{name} would be replaced", *source, "--output_dir", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / name).read_text()) == changed
+
+
+def test_sets_of_which_no_image_can_be_read(tmp_path: Path) -> None:
+    """The reason is that of a single file."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{0:064d}\nsize 12345\n"
+    for n in range(4):
+        volume(tmp_path / f"l/c{n}.nii.gz", np.ones((4, 5, 6), np.uint8))
+        (tmp_path / "i").mkdir(exist_ok=True)
+        (tmp_path / f"i/c{n}.nii.gz").write_text(pointer)
+        for file in (f"n/imagesTr/c{n}_0000.nrrd", f"n/labelsTr/c{n}.nrrd"):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text("NRRD0004\n")
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nrrd"}
+    (tmp_path / "n/dataset.json").write_text(json.dumps(description))
+    result = call("--images", tmp_path / "i", "--labels", tmp_path / "l", "--output_dir", tmp_path / "out")
+    assert result.output.count("a Git LFS pointer") == 4
+    assert "run 'git lfs pull'" in result.output
+    result = call("--nnunet", tmp_path / "n", "--output_dir", tmp_path / "out")
+    assert result.output.count("the unknown suffix '.nrrd'") == 8
+    assert result.exit_code == 1
