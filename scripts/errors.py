@@ -35,7 +35,7 @@ class Fault(InputError):
 
     def __str__(self) -> str:
         found, rule, fix = self.args
-        return f"{self.file}: found {found}; {rule}; {fix}."
+        return f"{self.file + ': ' if self.file else ''}found {found}; {rule}; {fix}."
 
 
 def few(values: Sequence[object]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
+from scripts.data.cases import problem_of
 from scripts.data.datalist import file_stem, list_images
 from scripts.errors import Fault, InputError
 from scripts.judging import (
@@ -68,25 +69,28 @@ def score(
             problems.append(str(fault))
         except InputError as error:
             problems.append(f"{pair.pred} and {pair.truth}: {error}.")
+        except Exception as error:  # of these files; the others are scored
+            problems.append(problem_of({"case": pair.case, "image": str(pair.pred)}, error).sentence())
+    not_scored = len(problems)
     if done:
         rows, together = _rows(measure, done)
         summary = summarize(rows, MEASURES[measure])
         names = 2 if measure == "classes" else 1
         typer.echo(table(list(rows[0]), [*rows, *mean_rows(summary), *together], names))
         if output_dir is not None:
-            about: Row = {"measure": measure, "cases": len(done), "not_scored": len(problems)}
+            about: Row = {"measure": measure, "cases": len(done), "not_scored": not_scored}
             about |= {"tolerance": tolerance} if measure == "classes" else {}
             if together:
                 about["together"] = plain(together[0])
             write_scores(output_dir, rows, {**about, "summary": summary})
         if output_dir is not None and images is not None:
-            draw_cases(done, {pair.case: pair for pair in pairs}, pictured, output_dir)
+            problems += draw_cases(done, {pair.case: pair for pair in pairs}, pictured, output_dir)
     if left:
         typer.echo(f"note: {left} file(s) of {truth} have no prediction and count nowhere", err=True)
     for problem in problems:
         typer.echo(f"error: {problem}", err=True)
     if problems:
-        typer.echo(f"error: {len(problems)} case(s) were not scored, {len(done)} were", err=True)
+        typer.echo(f"error: {not_scored} case(s) were not scored, {len(done)} were", err=True)
         raise typer.Exit(1)
 
 
@@ -150,7 +154,7 @@ def draw_cases(
     pairs: Mapping[str, Pair],
     images: Mapping[str, Path],
     output_dir: Path,
-) -> None:
+) -> list[str]:
     """Draw the worst, the median and the best case by AP at IoU 0.5, with what is wrong in each.
 
     Args:
@@ -159,20 +163,28 @@ def draw_cases(
         images: case to its image.
         output_dir: where worst.png, median.png and best.png go.
 
-    Raises:
-        InputError: an image of another shape.
+    Returns:
+        A sentence for each image that could not be drawn.
     """
     scores = {case: counts.scores()["ap50"] for case, counts in done.items()}
     order = sorted((case for case in scores if not math.isnan(scores[case])), key=scores.__getitem__)
     chosen = (("worst", 0), ("median", len(order) // 2), ("best", -1)) if order else ()
+    problems = []
     for name, place in chosen:
         case = order[place]
         judged = read_instances(pairs[case])
-        image = read_image(images[case])
-        if image.shape != judged.truth.shape:
-            raise InputError(
-                f"{images[case]} has shape {image.shape} where {pairs[case].truth} has {judged.truth.shape}; "
-                "an image lies on the grid of its truth; name the folder of the right images."
-            )
+        try:
+            image = read_image(images[case])
+            if image.shape != judged.truth.shape:
+                raise Fault(
+                    f"shape {image.shape} where {pairs[case].truth} has {judged.truth.shape}",
+                    "an image lies on the grid of its truth",
+                    "name the folder of the right images",
+                    images[case],
+                )
+        except Fault as fault:
+            problems.append(str(fault))
+            continue
         errors = draw_instances(image, judged, output_dir / f"{name}.png")
         typer.echo(f"{output_dir / name}.png: {case}, {errors}")
+    return problems

@@ -28,8 +28,6 @@ from tqdm import tqdm
 
 from bundle.runs.experiments import parser_of, read_experiment
 from scripts.checkpoints import read_checkpoint
-from scripts.data import cases_of
-from scripts.data.checks import check_cases, require_sound
 from scripts.errors import InputError
 from scripts.files import atomic_write, write_csv
 from scripts.judging import Case, instance_scores, v_rand
@@ -140,6 +138,8 @@ def mean_score(cases: Sequence[Predicted], transform: Transform, measure: str) -
 def predict(parser: ConfigParser, folder: Path) -> list[Predicted]:
     """Probabilities and true instances of the validation cases, on the grid of their files.
 
+    Bad cases are logged and left out, see "cases" of the parser.
+
     Args:
         parser: the configs of the training; changed on the way.
         folder: where the probabilities go.
@@ -153,10 +153,17 @@ def predict(parser: ConfigParser, folder: Path) -> list[Predicted]:
             f"labels names {count_classes(labels)} classes and instances is false: tune needs label files "
             "that number the objects (instances true), or two classes of which the second is the objects"
         )
-    parser["split::check"] = "never"  # that would read the test cases too
-    listed = cases_of(parser.get_parsed_content("split"), "validation")
-    facts = {key: parser.get_parsed_content(key) for key in ("spatial_dims", "in_channels")}
-    require_sound(check_cases(listed, **facts, labels=labels, instances=instances))
+    keys = ("dataset_dir", "spatial_dims", "in_channels", "fold", "seed", "check")
+    parser["cases"] = {
+        "_target_": "scripts.data.read_labelled",
+        **{key: f"@{key}" for key in keys},
+        "section": "validation",
+        "labels": labels,
+        "instances": instances,
+        "preprocessing": "@validate::preprocessing",
+        "classes": "@out_channels",
+        "work": "predicted",
+    }
     softmax = {"_target_": "Activationsd", "keys": "pred", "softmax": True}
     back = {"_target_": "Invertd", "keys": "pred", "orig_keys": "image", "nearest_interp": False}
     back |= {"transform": "@validate::preprocessing", "to_tensor": True}
@@ -167,8 +174,15 @@ def predict(parser: ConfigParser, folder: Path) -> list[Predicted]:
     }
     changes = {
         "interpolation": {"image": "bilinear"},  # the truth stays on the grid of its file
-        "validate::dataset::data": listed,
-        "validate::dataset::cache_rate": 0.0,
+        "validate::dataset": {
+            "_target_": "scripts.data.CaseDataset",
+            "data": "$@cases.cases",
+            "transform": "@validate::preprocessing",
+        },
+        "validate::evaluator::iteration_update": {
+            "_target_": "scripts.compute.steps.CaseByCase",
+            "cases": "@cases",
+        },
         "validate::postprocessing": {"_target_": "Compose", "transforms": [softmax, back]},
         "validate::key_metric": None,
         "validate::handlers": [weights, {"_target_": "scripts.handlers.ProgressBar", "desc": "predicting"}],
@@ -193,6 +207,8 @@ def predict(parser: ConfigParser, folder: Path) -> list[Predicted]:
 
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
     evaluator.run()
+    if not cases:
+        parser.get_parsed_content("cases").finish()
     if not any(case.truth.any() for case in cases):
         raise InputError(
             f"the labels of all {len(cases)} validation cases are empty: there are no instances to compare "
@@ -242,6 +258,7 @@ def tune(
         if current > best.score:
             typer.echo("to_labels as it stands is better: keep it.")
     typer.echo(f"Wrote {output_dir / 'postprocessing.json'}, an overlay for inference and evaluation.")
+    parser.get_parsed_content("cases").finish()
 
 
 def draw_trials(trials: Sequence[Trial], measure: str, path: Path) -> None:

@@ -30,10 +30,10 @@ from scripts.checkpoints import unwrap
 from scripts.compute.exported import Exported
 from scripts.compute.memory import operations, resident_bytes
 from scripts.compute.runtimes import Runtime
-from scripts.errors import InputError, few
+from scripts.errors import Fault, InputError, few
 from scripts.networks.blocks import Axes
 from scripts.networks.sizes import Sizes
-from scripts.process import release_memory
+from scripts.process import release_memory, require_memory
 from scripts.sides import LEFT_RIGHT, sided_names
 from scripts.transforms.spatial import fold
 
@@ -208,7 +208,11 @@ class SlabInferer(Inferer):
         ]
         ready = [slice(-start, n - start) for start, n in zip(low, spatial, strict=True)]
         every = slice(None)
-        weights = torch.zeros([stop - start for start, stop in zip(low, high, strict=True)], device=device)
+        extent = [stop - start for start, stop in zip(low, high, strict=True)]
+        taken = "sums of windows" if device.type == "cpu" else ""
+        if taken:
+            require_memory(12.0 * math.prod(extent), taken)  # weights, of a row too, and sums of a class
+        weights = torch.zeros(extent, device=device)
 
         @cache
         def importance(ends: Ends) -> torch.Tensor:
@@ -240,7 +244,9 @@ class SlabInferer(Inferer):
                         "OverlapTileInferer for a network that predicts less than it sees"
                     )
                 if not sums.numel():
-                    sums = torch.zeros((logits.shape[1], *weights.shape), device=device)
+                    if taken:
+                        require_memory(4.0 * logits.shape[1] * math.prod(extent), taken)
+                    sums = torch.zeros((logits.shape[1], *extent), device=device)
                 for i, corner, part in zip(chosen, corners, logits, strict=True):
                     sums[(every, *places[i])].addcmul_(part, importance(layout.ends(corner)))
             weights += row(layout.ends(corners[0])[axis : axis + 1])
@@ -333,9 +339,11 @@ class SlabInferer(Inferer):
                 tile = smaller
         if need > room:
             enough = math.ceil((self.memory_gb * 1e9 + need - room) / 1e7) / 100
-            raise InputError(
-                f"memory_gb is {self.memory_gb}: tiles of {list(tile)} voxels, the smallest that the network "
-                f"takes, need {enough}; allow as much"
+            raise Fault(
+                f"voxels whose work needs {enough} GB even in tiles of {list(tile)}, the smallest that the "
+                "network takes",
+                f"memory_gb is {self.memory_gb}",
+                "allow as much",
             )
         chosen = f"memory_gb {self.memory_gb}: {batch_size} tile(s) of {list(tile)} voxels at once"
         if chosen != self._logged:

@@ -22,7 +22,6 @@ import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine
-from monai.data import MetaTensor
 from monai.data.utils import AFFINE_TOL
 from monai.inferers import Inferer
 from monai.transforms import AsDiscreted, NormalizeIntensityd, Orientationd, Spacingd, Transform
@@ -30,8 +29,9 @@ from nibabel.volumeutils import apply_read_scaling
 from torch import nn
 
 from scripts.compute.inferers import SlabInferer, most_probable
-from scripts.data.checks import Problem
-from scripts.data.datalist import InferenceCases, output_path
+from scripts.data.cases import InferenceCases
+from scripts.data.datalist import output_path
+from scripts.data.room import seen_grid
 from scripts.data.volumes import Box, Volume, open_volume
 from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
@@ -113,13 +113,8 @@ def find_geometry(volume: Volume, transforms: Sequence[Transform]) -> Geometry:
     Raises:
         Fault: the volume's grid is sheared.
     """
-    # MONAI's lazy transforms work out shape and affine alone; the voxels are one number, repeated.
-    image = MetaTensor(torch.zeros(()).expand(1, *volume.shape), affine=torch.from_numpy(volume.affine))
-    data: Any = {"image": image}
-    for transform in transforms:
-        data = transform(data, lazy=True)  # type: ignore[call-arg]
-    shape = tuple(int(n) for n in data["image"].peek_pending_shape())
-    matrix = np.linalg.solve(volume.affine, np.asarray(data["image"].peek_pending_affine(), dtype=float))
+    shape, affine = seen_grid(volume.shape, volume.affine, transforms)
+    matrix = np.linalg.solve(volume.affine, affine)
     sources = tuple(int(axis) for axis in np.abs(matrix[:3, :3]).argmax(0))
     scales = np.array([matrix[source, axis] for axis, source in enumerate(sources)])
     offsets = matrix[list(sources), 3]
@@ -314,14 +309,8 @@ class VolumeSegmenter:
 
     def _try(self, case: dict[str, Any]) -> None:
         name, path = case["case"], case["image"]
-        try:
+        with self.cases.attempt(case):
             self.segment(Path(path), output_path(self.output_dir, name, "seg", ".nii"))
-        except (InputError, OSError) as error:
-            unknown = f"no way to segment it ({error})", "it is left out", "mend it"
-            problem = Problem(name, path, *(error.args if isinstance(error, Fault) else unknown))
-            logger.error(problem.sentence())
-            self.cases.problems.append(problem)
-            self.cases.cases.remove(case)
 
     def segment(self, path: Path, output: Path) -> None:
         """Segment one volume.

@@ -1,12 +1,14 @@
 """What goes in and out: data lists, checks of cases, seeded samples, writers."""
 
-from scripts.data.datalist import cases_of, read_images, read_split
-from scripts.data.dataset import EpochSampler, SeededCacheDataset
+from scripts.data.datalist import cases_of, read_images, read_labelled, read_split
+from scripts.data.dataset import CachedCases, CaseDataset, EpochSampler, SeededCacheDataset
 from scripts.data.labels import LoadLabeld
 from scripts.data.reader import ImageReader
 from scripts.data.writers import SaveCased
 
 __all__ = [
+    "CachedCases",
+    "CaseDataset",
     "EpochSampler",
     "ImageReader",
     "LoadLabeld",
@@ -14,5 +16,6 @@ __all__ = [
     "SeededCacheDataset",
     "cases_of",
     "read_images",
+    "read_labelled",
     "read_split",
 ]

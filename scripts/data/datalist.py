@@ -17,12 +17,14 @@ import random
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from monai.transforms import Compose
+
+from scripts.data.cases import InferenceCases, problem_of
 from scripts.data.checks import (
     BACKGROUND_ALONE,
     Problem,
@@ -34,6 +36,7 @@ from scripts.data.checks import (
 )
 from scripts.data.reader import image_suffix
 from scripts.data.remembered import check_remembered
+from scripts.data.room import Room
 from scripts.dicom import DICOM_READER, SeriesFinder
 from scripts.errors import InputError, few
 from scripts.files import read_json
@@ -54,32 +57,6 @@ SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case_0000.nii.gz is channel 0
 _NOT_IN_A_NAME = re.compile(r'^\.|[/\\:*?"<>|\x00-\x1f]')
-
-
-@dataclass
-class InferenceCases:
-    """Images to segment, and what is wrong with the others.
-
-    Args:
-        cases: `{"image": path or list of paths, "case": id}` of each sound image.
-        problems: what was found in all images.
-    """
-
-    cases: list[dict[str, Any]]
-    problems: list[Problem] = field(default_factory=list)
-
-    def finish(self) -> None:
-        """Say at the end which images were left out, so that the exit status does too.
-
-        Raises:
-            InputError: if an image had an error.
-        """
-        failed = sorted({problem.case for problem in self.problems if problem.severity == "error"})
-        if failed:
-            raise InputError(
-                f"{len(failed)} of {len(self.cases) + len(failed)} images were not segmented: "
-                f"{few(failed)}; the others are done; mend the files named in the log and run again on them."
-            )
 
 
 def output_name(case: str) -> str:
@@ -344,10 +321,12 @@ def read_images(
     fold: int = 0,
     seed: int = 0,
     reader: str = "scripts.data.ImageReader",
+    preprocessing: Compose | None = None,
+    classes: int = 1,
 ) -> InferenceCases:
     """Find the images of a folder, or of a section of a data set, and check them.
 
-    Bad images are logged and left out.
+    Bad images are logged and left out, and so are those that would take more memory than there is.
 
     Args:
         dataset_dir: folder of images, relative to the working directory or absolute. Where the network takes
@@ -360,6 +339,8 @@ def read_images(
         fold: the fold that validates, see `read_split`.
         seed: seed of the folds made on the fly.
         reader: what the images are read with; scripts.dicom.DicomReader for DICOM.
+        preprocessing: what brings an image to the network, for the memory that it takes; None does nothing.
+        classes: that the network tells apart, for the same.
 
     Returns:
         The sound images and the problems of the others.
@@ -372,23 +353,113 @@ def read_images(
     if reader == DICOM_READER:
         folder, finder = Path(dataset_dir).expanduser().absolute(), SeriesFinder()
         cases = _series(folder, finder, section)
-        found = map_cases(lambda case: check_series(case, finder, **kind), cases, "Checking images")
+        room = Room(preprocessing, classes, finder=finder)
+
+        def check(case: Mapping[str, Any]) -> list[Problem]:
+            return check_series(case, finder, **kind)
+
     else:
-        folder = _existing_folder(dataset_dir)
+        folder, room = _existing_folder(dataset_dir), Room(preprocessing, classes)
         if section is None:
             cases = _found(folder, in_channels)
         else:
             listed = cases_of(sections(folder, fold, seed), section)
             cases = [{key: case[key] for key in ("image", "case")} for case in listed]
-        found = map_cases(lambda case: check_image(case, **kind), cases, "Checking images")
-    if all(found):
-        problems = [problem for problems in found for problem in problems]
-        raise InputError(describe(problems, f"None of the {len(cases)} images in {folder} is usable:"))
-    result = InferenceCases([case for case, problems in zip(cases, found, strict=True) if not problems])
-    for problem in (problem for problems in found for problem in problems):
-        logger.error(problem.sentence())
-        result.problems.append(problem)
-    return result
+
+        def check(case: Mapping[str, Any]) -> list[Problem]:
+            return check_image(case, **kind)
+
+    found = map_cases(lambda case: _problems(case, room, check), cases, "Checking images")
+    return _sound(cases, [problem for problems in found for problem in problems], f"images in {folder}")
+
+
+def read_labelled(
+    dataset_dir: str | Path,
+    *,
+    section: str,
+    spatial_dims: int,
+    in_channels: int,
+    labels: Mapping[str, int],
+    instances: bool = False,
+    fold: int = 0,
+    seed: int = 0,
+    check: str = "always",
+    preprocessing: Compose | None = None,
+    classes: int = 1,
+    work: str = "judged",
+) -> InferenceCases:
+    """Read the cases of a section of a data folder, to be judged, and check them.
+
+    Bad ones are logged and left out, and so are those that would take more memory than there is.
+
+    Args:
+        dataset_dir: see `read_split`.
+        section: "training", "validation" or "testing".
+        spatial_dims: 2 or 3.
+        in_channels: channels that the network takes.
+        labels: see `read_split`.
+        instances: see `read_split`.
+        fold: see `read_split`.
+        seed: see `read_split`.
+        check: see `read_split`.
+        preprocessing: what brings a case to the network, for the memory that it takes; None does nothing.
+        classes: that the network tells apart, for the same.
+        work: what is done to a case, for messages.
+
+    Returns:
+        The sound cases, `{"image", "label", "case"}` with absolute paths, and the problems of the others.
+
+    Raises:
+        InputError: if the folder, dataset.json or the split is not usable, or no case of the section is
+            sound.
+    """
+    path = _existing_folder(dataset_dir) / "dataset.json"
+    if not instances:
+        _compare_labels(dataset_labels(_description(path), path), labels, path)
+    cases = cases_of(sections(dataset_dir, fold, seed), section)
+    room = Room(preprocessing, classes, labelled=True)
+    problems = [problem for case in cases for problem in room.problems(case)]
+    large = {problem.case for problem in problems if problem.severity == "error"}
+    problems += check_remembered(
+        [case for case in cases if case["case"] not in large],
+        path.parent,
+        check,
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        labels=labels,
+        instances=instances,
+    )
+    return _sound(cases, problems, f"cases of the section '{section}' of {path}", work)
+
+
+def _problems(
+    case: Mapping[str, Any], room: Room, check: Callable[[Mapping[str, Any]], list[Problem]]
+) -> list[Problem]:
+    """What is wrong with a case; it is read only if there is room for it."""
+    found = room.problems(case)
+    if any(problem.severity == "error" for problem in found):
+        return found
+    try:
+        return found + check(case)
+    except InputError:
+        raise
+    except Exception as error:  # of this file
+        return [*found, problem_of(case, error)]
+
+
+def _sound(
+    cases: Sequence[dict[str, Any]], problems: Sequence[Problem], place: str, work: str = "segmented"
+) -> InferenceCases:
+    """Leave out the cases that have errors, and say what they are."""
+    bad = {problem.case for problem in problems if problem.severity == "error"}
+    sound = [case for case in cases if str(case["case"]) not in bad]
+    if not sound:
+        raise InputError(describe(problems, f"None of the {len(cases)} {place} is usable:"))
+    for problem in problems:
+        logger.log(
+            logging.ERROR if problem.severity == "error" else logging.WARNING, "%s", problem.sentence()
+        )
+    return InferenceCases(sound, list(problems), work)
 
 
 def _found(folder: Path, in_channels: int) -> list[dict[str, Any]]:

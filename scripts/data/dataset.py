@@ -1,23 +1,77 @@
-"""Training samples that depend on seed, epoch and case alone, however many processes draw them."""
+"""Cases on their way to the network: those of inference one by one, those of training in memory.
+
+Training samples depend on seed, epoch and case alone, however many processes draw them.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from monai.data import CacheDataset
+from monai.data import CacheDataset, Dataset
 from torch.utils.data import DistributedSampler
 
+from scripts.data.cases import problem_of
+from scripts.data.room import require_room
 from scripts.process import rank_and_size
 
 logger = logging.getLogger(__name__)
 
+#: Where `CaseDataset` says what is wrong with a case.
+PROBLEM = "problem"
 
-class SeededCacheDataset(CacheDataset):
-    """MONAI's CacheDataset whose random transforms are seeded anew for every sample.
+
+class CaseDataset(Dataset):
+    """MONAI's Dataset, which gives a case that cannot be loaded as what is wrong with it.
+
+    `scripts.compute.steps.CaseByCase` leaves such a case out.
+
+    Args:
+        data: list of case dictionaries, see `scripts.data.checks`.
+        transform: composed transforms.
+    """
+
+    def _transform(self, index: int) -> Any:
+        case = self.data[index]
+        try:
+            return super()._transform(index)
+        except Exception as error:
+            return {"case": case["case"], PROBLEM: asdict(problem_of(case, error))}
+
+
+class CachedCases(CacheDataset):
+    """MONAI's CacheDataset, which asks first whether there is memory for what it is going to hold.
+
+    Args:
+        data: list of case dictionaries.
+        transform: composed transforms; those before the first random one are cached.
+        cache_rate: share of the cases held in memory, in [0, 1].
+        num_workers: threads that fill the cache.
+        progress: show a bar.
+
+    Raises:
+        InputError: a case is too large, or all that are to be held, see `scripts.data.room`.
+    """
+
+    def __init__(
+        self,
+        data: Sequence,
+        transform: Callable,
+        cache_rate: float = 1.0,
+        num_workers: int = 1,
+        progress: bool = False,
+    ) -> None:
+        require_room(data, transform, cache_rate)
+        logger.info("caching %d of %d cases in memory", int(len(data) * cache_rate), len(data))
+        super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=progress)
+
+
+class SeededCacheDataset(CachedCases):
+    """`CachedCases` whose random transforms are seeded anew for every sample.
 
     An index that EpochSampler hands out says which case and which draw; the augmentation of a draw is the
     same in one process or two, with or without workers, at the first start or after a resume.
@@ -38,7 +92,6 @@ class SeededCacheDataset(CacheDataset):
         cache_rate: float = 1.0,
         num_workers: int = 2,
     ) -> None:
-        logger.info("caching %d of %d cases in memory", int(len(data) * cache_rate), len(data))
         watched = sys.stderr.isatty()
         super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=watched)
         self.seed = seed

@@ -26,6 +26,7 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
 from scripts.errors import Fault
+from scripts.process import require_memory
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -109,7 +110,7 @@ def read_nifti(path: str | Path) -> Nifti:
         path: the file, compressed or not whatever its suffix.
 
     Raises:
-        Fault: it does not say what and where the voxels are.
+        Fault: it does not say what and where the voxels are, or they take more memory than there is.
         OSError, ValueError, EOFError: the file is cut off or broken.
     """
     with _opened(path) as file:
@@ -121,6 +122,10 @@ def read_nifti(path: str | Path) -> Nifti:
         packed = isinstance(file, gzip.GzipFile)
         if header.offset + size > Path(path).stat().st_size * (_BEST_COMPRESSION if packed else 1):
             raise EOFError(f"{size} bytes of voxels are announced")
+        slope, intercept = header.scaling
+        scaled = (slope, intercept) != (1, 0)  # to float64
+        more = 8 * math.prod(header.stored) if scaled else 0
+        require_memory(size + more, f"voxels of shape {header.stored}")
         buffer = np.empty(size, np.uint8)
         if (got := _fill(file, buffer.data)) < size:
             raise EOFError(f"{got} of {size} bytes of voxels are there")
@@ -128,7 +133,7 @@ def read_nifti(path: str | Path) -> Nifti:
             pass  # to the checksum
     shape = header.shape if header.channels is None else (*header.shape, header.channels)
     values = buffer.view(header.dtype).reshape(shape, order="F")
-    return Nifti(apply_read_scaling(values, *map(np.float64, header.scaling)), header)
+    return Nifti(apply_read_scaling(values, np.float64(slope), np.float64(intercept)), header)
 
 
 def _opened(path: str | Path) -> BinaryIO:

@@ -40,7 +40,7 @@ def read_picture(path: str | Path) -> Picture:
         return Picture(np.asarray(picture).swapaxes(0, 1), picture.mode, pages)
 
 
-def read_picture_channels(path: str | Path) -> int:
-    """Channels by the header alone, alpha not counted; raises what `read_picture` does."""
+def read_picture_header(path: str | Path) -> tuple[tuple[int, int], int]:
+    """(width, height) and channels without alpha, by the header alone; raises what `read_picture` does."""
     with Image.open(path) as picture:
-        return sum(band != "A" for band in picture.getbands())
+        return picture.size, sum(band != "A" for band in picture.getbands())

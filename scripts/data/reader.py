@@ -25,7 +25,7 @@ from nibabel.wrapstruct import WrapStructError
 from PIL import Image
 
 from scripts.data.nifti import NIFTI_SUFFIXES, Nifti, read_nifti, read_nifti_header
-from scripts.data.pictures import PICTURE_SUFFIXES, Picture, read_picture, read_picture_channels
+from scripts.data.pictures import PICTURE_SUFFIXES, Picture, read_picture, read_picture_header
 from scripts.dicom import DicomReader
 from scripts.errors import Fault
 
@@ -144,25 +144,34 @@ def grid_of(file: Nifti | Picture) -> Grid:
     return Grid(file.header.shape, file.header.affine)
 
 
-def read_dims(path: str | Path) -> tuple[int, int] | None:
-    """Dimensions by the header alone, which costs no reading of voxels.
+def read_header(path: str | Path) -> tuple[Grid, int] | None:
+    """The grid and the channels (alpha not counted) of a file, by the header alone.
+
+    It costs no reading of voxels.
 
     Args:
         path: an image file.
 
     Returns:
-        Spatial dimensions (2 or 3) and channels (alpha not counted), or None if the header cannot be read.
+        None if the header cannot be read.
     """
     suffix = image_suffix(path).lower()
     try:
         if suffix in PICTURE_SUFFIXES:
-            return 2, read_picture_channels(path)
+            size, channels = read_picture_header(path)
+            return Grid(size, None), channels
         if suffix in NIFTI_SUFFIXES:
             header = read_nifti_header(path)
-            return len(header.shape), header.channels or 1
+            return Grid(header.shape, header.affine), header.channels or 1
     except (Fault, *_READ_ERRORS):
         return None
     return None
+
+
+def read_dims(path: str | Path) -> tuple[int, int] | None:
+    """Spatial dimensions (2 or 3) and channels by the header alone, see `read_header`."""
+    header = read_header(path)
+    return header and (len(header[0].shape), header[1])
 
 
 def read_spacing(path: str | Path) -> list[float] | None:

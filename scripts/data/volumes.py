@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from monai.transforms import Transform
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from scripts.data.cases import InferenceCases
 from scripts.data.checks import Problem, describe
-from scripts.data.datalist import InferenceCases, group_channels, list_images
+from scripts.data.datalist import group_channels, list_images
 from scripts.data.nifti import is_invertible, read_nifti_header
 from scripts.data.reader import image_suffix
+from scripts.data.room import Grids
 from scripts.errors import Fault, InputError
 
 logger = logging.getLogger(__name__)
@@ -161,12 +164,15 @@ def _open_zarr(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
     return Volume(path, shape[:3], affine, read), np.dtype(array.dtype), shape
 
 
-def read_volumes(dataset_dir: str | Path, *, in_channels: int) -> InferenceCases:
+def read_volumes(
+    dataset_dir: str | Path, *, in_channels: int, geometry: Sequence[Transform] = ()
+) -> InferenceCases:
     """Find the volumes of a folder; bad ones are logged and left out. No voxel is read.
 
     Args:
         dataset_dir: folder of `.nii` files and `.zarr` folders.
         in_channels: channels that the network takes.
+        geometry: Orientationd and Spacingd, which bring a volume to the grid that the network sees.
 
     Returns:
         The sound volumes and the problems of the others.
@@ -183,7 +189,8 @@ def read_volumes(dataset_dir: str | Path, *, in_channels: int) -> InferenceCases
     result = InferenceCases([])
     for case in group_channels(paths, 1):
         try:
-            open_volume(case["image"], in_channels)
+            volume = open_volume(case["image"], in_channels)
+            Grids.of(in_channels, volume.shape, volume.affine, geometry).require_sense()
             result.cases.append(case)
         except Fault as fault:
             result.problems.append(Problem(case["case"], case["image"], *fault.args))

@@ -13,7 +13,7 @@ from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 
 from scripts.data.datalist import id_of, output_path
-from scripts.errors import InputError
+from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.labels import label_type
 
@@ -42,7 +42,7 @@ class WholePILWriter(_WholeWriter, PILWriter):  # type: ignore[misc]
     """PNG, which holds integers up to 65535.
 
     Raises:
-        InputError: when data is handed in that a PNG cannot hold.
+        Fault: when data is handed in that a PNG cannot hold; without a file.
     """
 
     def set_data_array(  # type: ignore[override]
@@ -55,9 +55,10 @@ class WholePILWriter(_WholeWriter, PILWriter):  # type: ignore[misc]
             or array.min() < 0
             or array.max() > np.iinfo(np.uint16).max
         ):
-            raise InputError(
-                f"{array.dtype} data from {array.min()} to {array.max()}: a .png holds whole numbers from 0 "
-                "to 65535; set output_ext to .nii.gz"
+            raise Fault(
+                f"{array.dtype} data from {array.min()} to {array.max()} to save",
+                "a .png holds whole numbers from 0 to 65535",
+                "set output_ext to .nii.gz",
             )
         super().set_data_array(data_array, **kwargs)
 
@@ -84,7 +85,8 @@ def writer_for(output_ext: str) -> type[ImageWriter]:
 class SaveCased(SaveImaged):
     """MONAI's SaveImaged, with files that are named by the id of their case and are whole or not there.
 
-    Hosts that leave out SaveImaged leave out this one too.
+    Hosts that leave out SaveImaged leave out this one too. MONAI's tells of what goes wrong in a text alone;
+    here it is raised.
 
     Args:
         keys: what to write, (channels, *spatial), with the meta data of its grid.
@@ -99,8 +101,8 @@ class SaveCased(SaveImaged):
     def __init__(
         self, keys: KeysCollection, output_dir: str | Path, output_postfix: str, output_ext: str
     ) -> None:
-        writer = writer_for(output_ext)
-        super().__init__(keys, output_ext=output_ext, output_dtype=None, print_log=False, writer=writer)
+        self.writer = writer_for(output_ext)
+        super().__init__(keys, output_ext=output_ext, output_dtype=None, print_log=False, writer=self.writer)
         self.output_dir = output_dir
         self.output_postfix = output_postfix
 
@@ -112,7 +114,16 @@ class SaveCased(SaveImaged):
 
         Returns:
             The same.
+
+        Raises:
+            InputError: the disk is full.
+            Fault: data that files of this suffix cannot hold.
         """
+        saver = self.saver
         for key in self.key_iterator(data):
-            self.saver(data[key], filename=output_path(self.output_dir, id_of(data), self.output_postfix, ""))
+            writer = self.writer(**saver.init_kwargs)
+            writer.set_data_array(data[key], **saver.data_kwargs)
+            writer.set_metadata(data[key].meta, **saver.meta_kwargs)
+            path = output_path(self.output_dir, id_of(data), self.output_postfix, saver.output_ext)
+            writer.write(path, **saver.write_kwargs)
         return dict(data)

@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
 
 from scripts.checkpoints import is_first
+from scripts.data.cases import InferenceCases
 from scripts.data.datalist import id_of
 from scripts.judging.case import Case, case_of
 from scripts.judging.classes import SCORES, class_scores, mean_dice
@@ -87,15 +88,23 @@ class CaseScores:
         output_dir: folder of the files.
         labels: the task's labels, class name to value on disk.
         tolerance: distance within which surfaces agree for the surface Dice, in mm (pixels for pictures).
+        cases: those that are judged and, after them, those that were left out; None: none is.
 
     Raises:
         InputError: at the end, for two cases of one name.
     """
 
-    def __init__(self, output_dir: str, labels: dict[str, int], tolerance: float = 1.0) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        labels: dict[str, int],
+        tolerance: float = 1.0,
+        cases: InferenceCases | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.names = class_names(labels)
         self.tolerance = tolerance
+        self.cases = cases
 
     def attach(self, evaluator: Engine) -> None:
         """Register at every case and at the end."""
@@ -138,11 +147,12 @@ class CaseScores:
             )
         )
         self.folder.cleanup()
-        if not is_first():
+        left_out = len(self.cases.failed()) if self.cases else 0
+        if not is_first() or not rows:
             return
         summary = summarize(rows, SCORES)
         cases = len({row["case"] for row in rows})
-        about = {"measure": "classes", "cases": cases, "not_scored": 0, "tolerance": self.tolerance}
+        about = {"measure": "classes", "cases": cases, "not_scored": left_out, "tolerance": self.tolerance}
         write_scores(self.output_dir, rows, {**about, "summary": summary})
         draw_scores(rows, self.output_dir / "scores.png")
         if panels:

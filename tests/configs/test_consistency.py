@@ -35,7 +35,10 @@ BASES = ("train", "inference", "evaluate", "ensemble", "dicom", "exported", "mul
 #: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
 ADDED = {
     "network/unet3d2016": {"norm_affine"},
-    "evaluate": {"section", "tolerance", "dataset", "evaluator", "recipe"},
+    "evaluate": {
+        *("section", "tolerance", "cases", "dataset", "evaluator", "recipe"),
+        "validate::evaluator::iteration_update",
+    },
     "exported": set(),
     "loss/border_weights": {"w0", "sigma", "distance_to", "cells", "weigh", "join"},
     "multi_gpu_train": {"validate::sampler", "validate::dataloader::sampler"},

@@ -517,9 +517,11 @@ def test_budget_that_nothing_fits_names_one_that_does(kind):
     padding = "same" if kind == "sliding" else "valid"
     make = SlidingWindowSlabInferer if kind == "sliding" else OverlapTileInferer
     image, network = torch.rand(1, 1, 64, 64), make_network(2, padding)
-    with pytest.raises(InputError, match=r"memory_gb is 0\.01: tiles of .* need [\d.]+; allow") as error:
+    with pytest.raises(
+        InputError, match=r"needs [\d.]+ GB even in tiles of .*; memory_gb is 0\.01; allow"
+    ) as error:
         make((64, 64), memory_gb=0.01)(image, network)
-    enough = float(str(error.value).split(" need ")[1].split(";")[0])
+    enough = float(str(error.value).split(" needs ")[1].split(" GB")[0])
     assert enough > resident_bytes() / 1e9
     make((64, 64), memory_gb=enough + 0.05)(image, network)  # the process may have grown since
 

@@ -26,7 +26,7 @@ from monai.transforms import (
 from scripts.compute import streaming
 from scripts.compute.inferers import SlidingWindowSlabInferer
 from scripts.compute.streaming import NetworkView, VolumeSegmenter, find_geometry
-from scripts.data.datalist import InferenceCases
+from scripts.data.cases import InferenceCases
 from scripts.data.volumes import open_volume
 from scripts.errors import InputError
 from scripts.networks import UNet

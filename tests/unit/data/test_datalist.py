@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from scripts.data.cases import InferenceCases
 from scripts.data.datalist import (
-    InferenceCases,
     _require_unique,
     assign_folds,
     case_id,

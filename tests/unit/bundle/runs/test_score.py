@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +170,12 @@ def test_three_cases_are_drawn_with_what_is_wrong(tmp_path: Path) -> None:
         with Image.open(tmp_path / f"out/{name}.png") as drawn:
             assert drawn.width > 3 * drawn.height  # four panels side by side
     picture(tmp_path / "i/glued.tif", truth[:10])
-    refused(
-        r"glued.tif has shape \(16, 10\) where .*glued.png has \(16, 20\)",
-        *options,
-        "--images",
-        tmp_path / "i",
-    )
+    result = call(*options, "--images", tmp_path / "i")
+    assert result.exit_code == 1
+    assert re.search(r"glued.tif: found shape \(16, 10\) where .*glued.png has \(16, 20\)", result.output)
+    assert "best.png: good" in result.output
+    (tmp_path / "i/glued.tif").write_bytes(b"")
+    assert "glued.tif: found no image" in call(*options, "--images", tmp_path / "i").output
     (tmp_path / "i/glued.tif").unlink()
     refused("has no image of glued, 1 missing in all", *options, "--images", tmp_path / "i")
     refused("'.*none' is no folder; it holds", *options, "--images", tmp_path / "none")

@@ -1,0 +1,278 @@
+"""Whether cases fit into the memory at the spacing that the network sees, by their headers alone.
+
+A header whose voxel size is wrong by a factor of 100 asks for a million times the memory. Where the system
+grants what it does not have, the process is killed when it uses it, and the other cases are lost with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientationd, Spacingd, Transform
+from monai.transforms.traits import RandomizableTrait
+from monai.utils import ensure_tuple
+
+from scripts.data.checks import Problem, describe
+from scripts.data.reader import read_header
+from scripts.dicom import SeriesFinder
+from scripts.errors import Fault, InputError
+from scripts.process import available_memory, gigabytes, rank_and_size
+
+#: Voxels that one voxel of a file may become. Slices of 5 mm brought to 0.5 mm become 10 times as many, a
+#: volume of 5 mm brought to 0.5 mm 1000 times.
+MOST_OF_ONE = 4096
+
+_FIX = "correct the voxel size in its header, or set another --spacing"
+
+#: Bytes that a voxel takes where MONAI brings an image to a grid: for each it works out where it lies, first
+#: with an entry more than there are axes, in float64.
+_PLACES = {2: 8 * (3 + 2), 3: 8 * (4 + 3)}
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The grid of a file, and that on which the network sees it.
+
+    Attributes:
+        channels: of the image.
+        shape: voxels of the file, (*spatial).
+        spacing: edges of its voxels in mm, 1 for pictures.
+        seen_shape: voxels that the network sees.
+        seen_spacing: edges of these.
+    """
+
+    channels: int
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    seen_shape: tuple[int, ...]
+    seen_spacing: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, channels: int, shape: Sequence[int], affine: np.ndarray, geometry: Iterable[Transform]
+    ) -> Grids:
+        """The grids of an image; ``shape``, ``affine`` and ``geometry`` as for `seen_grid`."""
+        seen_shape, seen_affine = seen_grid(shape, affine, geometry)
+        edges = [
+            tuple(nib.affines.voxel_sizes(matrix)[: len(shape)].tolist()) for matrix in (affine, seen_affine)
+        ]
+        return cls(channels, tuple(shape), edges[0], seen_shape, edges[1])
+
+    def require_sense(self) -> None:
+        """Refuse a grid that can only be a mistake.
+
+        Raises:
+            Fault: a voxel becomes more than `MOST_OF_ONE`, or all of them one; without a file.
+        """
+        growth = math.prod(self.seen_shape) / math.prod(self.shape)
+        if growth > MOST_OF_ONE:
+            rule = f"a voxel becomes at most {MOST_OF_ONE} there, and would become {growth:.0f}"
+            raise Fault(self.describe(), rule, _FIX)
+        if max(self.shape) > 1 and max(self.seen_shape) == 1:
+            raise Fault(self.describe(), "a single voxel shows the network nothing", _FIX)
+
+    def bytes_to_load(self, labelled: bool) -> float:
+        """Most bytes at a time from the file to the grid that the network sees.
+
+        Args:
+            labelled: a label comes with the image.
+        """
+        arrays, file, seen = self.channels + labelled, math.prod(self.shape), math.prod(self.seen_shape)
+        if self.shape == self.seen_shape and np.allclose(self.spacing, self.seen_spacing):
+            return 12.0 * arrays * file  # as in the file, 8 at most, and float32
+        return 12.0 * arrays * file + self._places * seen
+
+    def bytes_to_keep(self, labelled: bool) -> float:
+        """Bytes of the image as the network sees it, and of its label: float32."""
+        return 4.0 * (self.channels + labelled) * math.prod(self.seen_shape)
+
+    def bytes_to_segment(self, classes: int, labelled: bool = False) -> float:
+        """Most bytes at a time from the file to the labels on its grid.
+
+        Args:
+            classes: whose logits and probabilities are held, float32, and brought back in float64.
+            labelled: a label comes with the image, and the image is brought back too.
+        """
+        file, seen = math.prod(self.shape), math.prod(self.seen_shape)
+        predict = self.bytes_to_keep(labelled) + 8.0 * classes * seen
+        back = 0.0
+        if self.shape != self.seen_shape:
+            back = self.bytes_to_keep(labelled) + 12.0 * classes * seen + self._places * file
+        return max(self.bytes_to_load(labelled), predict, back)
+
+    @property
+    def _places(self) -> int:
+        return _PLACES[len(self.shape)]
+
+    def describe(self) -> str:
+        """Voxel sizes and numbers of voxels, to follow the word "found"."""
+        return (
+            f"voxels of {_sizes(self.spacing)} mm, so that it has {_by(self.seen_shape)} voxels of "
+            f"{_sizes(self.seen_spacing)} mm where the network sees it"
+        )
+
+
+def seen_grid(
+    shape: Sequence[int], affine: np.ndarray, transforms: Iterable[Transform]
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """What Orientationd and Spacingd do to a grid, without its voxels.
+
+    Args:
+        shape: voxels, (*spatial).
+        affine: from voxels to mm, (4, 4).
+        transforms: Orientationd and Spacingd, in any number and order.
+
+    Returns:
+        Shape and affine of the grid that comes out.
+    """
+    # MONAI's lazy transforms work out shape and affine alone; the voxels are one number, repeated.
+    image = MetaTensor(torch.zeros(()).expand(1, *shape), affine=torch.from_numpy(affine))
+    for transform in transforms:
+        keys = transform.keys  # type: ignore[attr-defined]
+        image = transform(dict.fromkeys(keys, image), lazy=True)[keys[0]]  # type: ignore[call-arg]
+    return tuple(int(n) for n in image.peek_pending_shape()), np.asarray(image.peek_pending_affine(), float)
+
+
+def geometry_of(preprocessing: Callable | None) -> list[Transform]:
+    """The steps of a preprocessing that change the grid, up to the first random one."""
+    steps: list[Transform] = []
+    for step in getattr(preprocessing, "transforms", ()):
+        if isinstance(step, RandomizableTrait):
+            break
+        if isinstance(step, Orientationd | Spacingd):
+            steps.append(step)
+    return steps
+
+
+class Room:
+    """The memory that there is, and whether a case fits into it.
+
+    Args:
+        preprocessing: what brings a case to the network; None leaves it on the grid of its file.
+        classes: of the network; 0 in training, which holds no prediction of a whole image.
+        labelled: cases have labels.
+        finder: opens DICOM series; None for files.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Callable | None,
+        classes: int,
+        labelled: bool = False,
+        finder: SeriesFinder | None = None,
+    ) -> None:
+        self.geometry = geometry_of(preprocessing)
+        self.classes = classes
+        self.labelled = labelled
+        self.finder = finder
+        self.bytes = available_memory()
+
+    def grids(self, case: Mapping[str, Any]) -> Grids | None:
+        """The grids of a case, by the header of its image; None where nothing can be said of it."""
+        header = _header(case, self.finder)
+        try:
+            return header and Grids.of(*header, self.geometry)
+        except (ValueError, RuntimeError, ArithmeticError):  # a header that the check is going to name
+            return None
+
+    def problems(self, case: Mapping[str, Any]) -> list[Problem]:
+        """What stands in the way of working on a case; an error, a warning, or nothing.
+
+        Args:
+            case: see `scripts.data.checks`.
+        """
+        grids = self.grids(case)
+        if grids is None:
+            return []
+        name, file = str(case["case"]), str(ensure_tuple(case["image"])[0])
+        try:
+            grids.require_sense()
+            if self.classes:
+                needed = grids.bytes_to_segment(self.classes, self.labelled)
+            else:
+                needed = grids.bytes_to_load(self.labelled)
+            if needed > self.bytes:
+                raise Fault(
+                    grids.describe(),
+                    f"its work takes {gigabytes(needed)} of memory, and {gigabytes(self.bytes)} are there",
+                    f"{_FIX}; or crop it, or end other programs",
+                )
+        except Fault as fault:
+            return [Problem(name, file, *fault.args)]
+        if min(grids.seen_shape) == 1 < min(grids.shape):
+            rule = "along an axis of one voxel the network sees no change"
+            return [Problem(name, file, grids.describe(), rule, _FIX, "warning")]
+        return []
+
+
+def require_room(data: Sequence[Any], preprocessing: Callable, cache_rate: float) -> None:
+    """Refuse cases that training could not load, or not keep in memory.
+
+    Args:
+        data: the cases; what is no dictionary with a file is passed over.
+        preprocessing: what brings a case to the network.
+        cache_rate: share of the cases that are kept, in [0, 1].
+
+    Raises:
+        InputError: a case that is too large, or all that are kept together.
+    """
+    files = [case for case in data if isinstance(case, Mapping) and _is_file(case.get("image"))]
+    if not files:
+        return
+    room = Room(preprocessing, classes=0, labelled=True)
+    named = [{"case": _name_of(case), **case} for case in files]
+    problems = [problem for case in named for problem in room.problems(case) if problem.severity == "error"]
+    if problems:
+        raise InputError(describe(problems, f"{len(problems)} cases are too large, mend them and run again:"))
+    kept = [grids.bytes_to_keep(labelled=True) for case in named if (grids := room.grids(case))]
+    total, there = sum(kept) * cache_rate, room.bytes / rank_and_size()[1]
+    if total > there:
+        share = math.floor(50 * there / sum(kept)) / 100  # half of it: the training needs some too
+        raise InputError(
+            f"cache_rate is {cache_rate}: {int(len(data) * cache_rate)} cases take {gigabytes(total)} of "
+            f"memory at the spacing that the network sees, and {gigabytes(there)} are there; set "
+            f"--cache_rate {share}, or a larger --spacing"
+        )
+
+
+def _header(
+    case: Mapping[str, Any], finder: SeriesFinder | None
+) -> tuple[int, tuple[int, ...], np.ndarray] | None:
+    """Channels, shape and affine of an image; None if its header is not to be read."""
+    files = ensure_tuple(case["image"])
+    try:
+        if finder is not None:
+            series = finder.open(files[0])
+            return 1, series.shape, series.affine
+    except InputError:
+        return None
+    header = read_header(files[0])
+    if header is None:
+        return None
+    grid, channels = header
+    return max(channels, len(files)), grid.shape, np.eye(4) if grid.affine is None else grid.affine
+
+
+def _is_file(image: Any) -> bool:
+    files = ensure_tuple(image) if isinstance(image, str | Path | list | tuple) else ()
+    return bool(files) and all(isinstance(file, str | Path) for file in files)
+
+
+def _name_of(case: Mapping[str, Any]) -> str:
+    return str(case.get("case") or ensure_tuple(case["image"])[0])
+
+
+def _by(numbers: Iterable[float]) -> str:
+    return " x ".join(f"{number:g}" if number < 1e6 else f"{number:.0f}" for number in numbers)
+
+
+def _sizes(edges: Sequence[float]) -> str:
+    return _by(float(f"{edge:.3g}") for edge in edges)
