@@ -89,8 +89,9 @@ def score(
         typer.echo(f"note: {left} file(s) of {truth} have no prediction and count nowhere", err=True)
     for problem in problems:
         typer.echo(f"error: {problem}", err=True)
-    if problems:
+    if not_scored:
         typer.echo(f"error: {not_scored} case(s) were not scored, {len(done)} were", err=True)
+    if problems:
         raise typer.Exit(1)
 
 

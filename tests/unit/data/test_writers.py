@@ -108,16 +108,16 @@ def test_probabilities_stay_floats(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.full((3, 4), 70000), "int32 data from 70000 to 70000: a .png holds .* set output_ext to .nii.gz"),
-        (np.full((3, 4), -1), "int32 data from -1 to -1: a .png holds"),
-        (np.full((3, 4), 0.5, np.float32), "float32 data from 0.5 to 0.5: a .png holds"),
+        (np.full((3, 4), 70000), "int32 data from 70000 to 70000 to save; a .png holds .* set output_ext to .nii.gz"),
+        (np.full((3, 4), -1), "int32 data from -1 to -1 to save; a .png holds"),
+        (np.full((3, 4), 0.5, np.float32), "float32 data from 0.5 to 0.5 to save; a .png holds"),
     ],
 )
 def test_what_a_png_cannot_hold_is_refused(tmp_path, values, message):
     pred = make_pred(tmp_path, ".png", values, torch.float32 if values.dtype.kind == "f" else torch.int32)
     with pytest.raises(InputError, match=message):
         writer_for(".png")().set_data_array(pred)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(InputError, match=message):
         save(pred, tmp_path, ".png")
     assert not (tmp_path / "out").exists()
 
@@ -153,7 +153,7 @@ def test_a_failing_backend_leaves_what_was_there(tmp_path, monkeypatch, ext, old
 
     monkeypatch.setattr(nib, "save", write_half)
     monkeypatch.setattr(Image.Image, "save", write_half)
-    with pytest.raises(RuntimeError, match="no space left on device"):
+    with pytest.raises(OSError, match="no space left on device"):
         save(pred, tmp_path, ext)
     left = list((tmp_path / "out").iterdir())
     assert [path.name for path in left] == ([f"1.5_scan_seg{ext}"] if old else [])

@@ -175,7 +175,7 @@ def test_three_cases_are_drawn_with_what_is_wrong(tmp_path: Path) -> None:
     assert re.search(r"glued.tif: found shape \(16, 10\) where .*glued.png has \(16, 20\)", result.output)
     assert "best.png: good" in result.output
     (tmp_path / "i/glued.tif").write_bytes(b"")
-    assert "glued.tif: found no image" in call(*options, "--images", tmp_path / "i").output
+    assert "glued.tif: found an empty file (0 bytes)" in call(*options, "--images", tmp_path / "i").output
     (tmp_path / "i/glued.tif").unlink()
     refused("has no image of glued, 1 missing in all", *options, "--images", tmp_path / "i")
     refused("'.*none' is no folder; it holds", *options, "--images", tmp_path / "none")
