@@ -108,7 +108,7 @@ def test_probabilities_stay_floats(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.full((3, 4), 70000), "int32 data from 70000 to 70000 to save; a .png holds .* set output_ext to .nii.gz"),
+        (np.full((3, 4), 70000), "int32 data from 70000 to 70000 to save; a .png holds .* set output_ext"),
         (np.full((3, 4), -1), "int32 data from -1 to -1 to save; a .png holds"),
         (np.full((3, 4), 0.5, np.float32), "float32 data from 0.5 to 0.5 to save; a .png holds"),
     ],
