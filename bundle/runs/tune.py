@@ -153,9 +153,10 @@ def predict(parser: ConfigParser, folder: Path) -> list[Predicted]:
             f"labels names {count_classes(labels)} classes and instances is false: tune needs label files "
             "that number the objects (instances true), or two classes of which the second is the objects"
         )
-    keys = ("dataset_dir", "spatial_dims", "in_channels", "fold", "seed", "check")
+    keys = ("split", "dataset_dir", "spatial_dims", "in_channels", "check")
+    parser["split::check"] = "never"  # that would read the test cases too
     parser["cases"] = {
-        "_target_": "scripts.data.read_labelled",
+        "_target_": "scripts.data.sound_cases",
         **{key: f"@{key}" for key in keys},
         "section": "validation",
         "labels": labels,

@@ -1,6 +1,6 @@
 """What goes in and out: data lists, checks of cases, seeded samples, writers."""
 
-from scripts.data.datalist import cases_of, read_images, read_labelled, read_split
+from scripts.data.datalist import cases_of, read_images, read_split, sound_cases
 from scripts.data.dataset import CachedCases, CaseDataset, EpochSampler, SeededCacheDataset
 from scripts.data.labels import LoadLabeld
 from scripts.data.reader import ImageReader
@@ -16,6 +16,6 @@ __all__ = [
     "SeededCacheDataset",
     "cases_of",
     "read_images",
-    "read_labelled",
     "read_split",
+    "sound_cases",
 ]

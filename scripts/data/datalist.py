@@ -373,63 +373,57 @@ def read_images(
     return _sound(cases, [problem for problems in found for problem in problems], f"images in {folder}")
 
 
-def read_labelled(
+def sound_cases(
+    split: Mapping[str, list[dict[str, Any]]],
+    section: str,
     dataset_dir: str | Path,
     *,
-    section: str,
     spatial_dims: int,
     in_channels: int,
     labels: Mapping[str, int],
     instances: bool = False,
-    fold: int = 0,
-    seed: int = 0,
     check: str = "always",
     preprocessing: Compose | None = None,
     classes: int = 1,
     work: str = "judged",
 ) -> InferenceCases:
-    """Read the cases of a section of a data folder, to be judged, and check them.
+    """Check the cases of a section of a split, to be judged.
 
     Bad ones are logged and left out, and so are those that would take more memory than there is.
 
     Args:
-        dataset_dir: see `read_split`.
+        split: what `read_split` gave, with ``check`` "never".
         section: "training", "validation" or "testing".
+        dataset_dir: see `read_split`.
         spatial_dims: 2 or 3.
         in_channels: channels that the network takes.
         labels: see `read_split`.
         instances: see `read_split`.
-        fold: see `read_split`.
-        seed: see `read_split`.
         check: see `read_split`.
         preprocessing: what brings a case to the network, for the memory that it takes; None does nothing.
         classes: that the network tells apart, for the same.
         work: what is done to a case, for messages.
 
     Returns:
-        The sound cases, `{"image", "label", "case"}` with absolute paths, and the problems of the others.
+        The sound cases and the problems of the others.
 
     Raises:
-        InputError: if the folder, dataset.json or the split is not usable, or no case of the section is
-            sound.
+        InputError: the section holds no case, or none that is sound.
     """
-    path = _existing_folder(dataset_dir) / "dataset.json"
-    if not instances:
-        _compare_labels(dataset_labels(_description(path), path), labels, path)
-    cases = cases_of(sections(dataset_dir, fold, seed), section)
+    cases, folder = cases_of(split, section), Path(dataset_dir).expanduser().absolute()
     room = Room(preprocessing, classes, labelled=True)
     problems = [problem for case in cases for problem in room.problems(case)]
     large = {problem.case for problem in problems if problem.severity == "error"}
     problems += check_remembered(
         [case for case in cases if case["case"] not in large],
-        path.parent,
+        folder,
         check,
         spatial_dims=spatial_dims,
         in_channels=in_channels,
         labels=labels,
         instances=instances,
     )
-    return _sound(cases, problems, f"cases of the section '{section}' of {path}", work)
+    return _sound(cases, problems, f"cases of the section '{section}' of {folder}", work)
 
 
 def _problems(
