@@ -81,6 +81,9 @@ def command(group: str, module: str) -> Callable[[Callable[..., None]], Callable
         @app.command(rich_help_panel=group, context_settings={"ignore_unknown_options": takes_ids})
         @functools.wraps(checks)
         def run(**arguments: Any) -> None:
+            for name, value in arguments.items():
+                if isinstance(value, Path):  # a shell leaves the ~ of --output_dir=~/a
+                    arguments[name] = value.expanduser()
             if takes_ids:
                 arguments["ids"] = read_ids(arguments["ids"] or ())
             checks(**arguments)
@@ -92,13 +95,13 @@ def command(group: str, module: str) -> Callable[[Callable[..., None]], Callable
 
 
 def read_ids(texts: Sequence[str]) -> dict[str, Any]:
-    """`["--max_epochs", "3"]` as `{"max_epochs": 3}`; values are read as `monai.bundle run` reads them.
+    """`["--max_epochs", "3"]` as `{"max_epochs": 3}`; all is read as `monai.bundle run` reads it.
 
     Raises:
         InputError: not pairs of an id and a value, or an id twice.
     """
     parts = [part for text in texts for part in (text.split("=", 1) if text[:2] == "--" else [text])]
-    names, values = parts[::2], parts[1::2]
+    names, values = [name[:2] + name[2:].replace("-", "_") for name in parts[::2]], parts[1::2]
     once = len(set(names)) == len(names) == len(values)
     if not once or not all(re.fullmatch(r"--\w+(::\w+)*", name) for name in names):
         raise InputError(f"{' '.join(texts)} is not understood: write ids as --ID VALUE, each once")

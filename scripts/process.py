@@ -11,16 +11,20 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 from torch import nn
 
+from scripts import locks, settings
 from scripts.errors import Fault, InputError, root_cause
+from scripts.settings import NotRunning, running
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +43,34 @@ def bundle_root() -> str:
 
 
 def set_up(seed: int) -> None:
-    """Prepare the process: seed every generator, keep freed memory, report wrong input in one sentence.
+    """Prepare the process: check the settings, hold output_dir, seed every generator, keep freed memory.
 
-    The first line of the log that is ours.
+    Wrong input is reported in one sentence from here on. The first line of the log that is ours.
 
     Args:
         seed: seed of Python, NumPy and torch.
+
+    Raises:
+        InputError: see `scripts.settings.check` and `scripts.locks.hold`.
     """
     sys.excepthook = _one_sentence
+    with suppress(NotRunning):
+        settings.check(running(ConfigParser))
+        _hold_output(running(ConfigWorkflow).parser)
+    seed = settings.meant("seed", seed)
     logger.info(
         "starting: PyTorch %s on %d threads, seed %d", torch.__version__, torch.get_num_threads(), seed
     )
     set_determinism(seed)
     retain_memory()
+
+
+def _hold_output(parser: ConfigParser) -> None:
+    """Keep other runs of the same kind out of `output_dir`; several processes of one run hold it once."""
+    if "output_dir" in parser and rank_and_size()[0] == 0:
+        training = "@train::trainer" in str(parser.get("run"))
+        work = "training" if training else "evaluation" if "train" in parser else "inference"
+        locks.hold(parser.get_parsed_content("output_dir"), work)
 
 
 def retain_memory() -> None:

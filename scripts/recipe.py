@@ -5,8 +5,7 @@ Beside its weights a training writes two files. `inference.json` is a complete c
 changed in it. `metadata.json` holds versions, facts about the data, and the SHA-256 of the files of weights
 that both belong to. Inference and evaluation compare their config with it before they read an image.
 
-MONAI hands a component its arguments and tells it nothing of the config around it, nor of that config's file:
-`running` finds both on the call stack.
+`scripts.settings.running` finds the config, and its file, that is being run.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ import json
 import logging
 import platform
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import monai
 import numpy as np
@@ -35,10 +33,9 @@ from scripts.checkpoints import is_first, save_weights, unwrap
 from scripts.data.reader import read_spacing
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, sha256
+from scripts.settings import CONFIGS, NotRunning, running
 
 logger = logging.getLogger(__name__)
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 #: Ids that each run sets for itself: where things lie, which machine, what is done.
 OF_EACH_RUN = (
@@ -59,7 +56,6 @@ NAMED = 3
 DESCRIPTION = "_desc_"
 
 Ids = dict[str, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -240,23 +236,10 @@ def beside_config(name: str) -> str:
     """
     try:
         return str(running(ConfigWorkflow).config_root_path / name)
-    except LookupError as error:
+    except NotRunning as error:
         raise InputError(
             f"checkpoint is {name} in the folder of the config, which only monai.bundle knows: set checkpoint"
         ) from error
-
-
-def running(kind: type[T]) -> T:
-    """The object of a class whose method is at work further up the call stack, the nearest one.
-
-    Raises:
-        LookupError: there is none.
-    """
-    frame = sys._getframe()
-    while frame := frame.f_back:  # type: ignore[assignment]
-        if isinstance(found := frame.f_locals.get("self"), kind):
-            return found
-    raise LookupError(f"no {kind.__name__} called this")
 
 
 def _carry(base: Any, given: Any, own: Any) -> Any:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from bundle.__main__ import app
 from scripts.errors import InputError, root_cause
+from scripts.locks import let_go
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -41,13 +42,14 @@ def config_files(base: str, *overlays: str) -> list[str]:
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Put back what a run changes in the process: the hook for uncaught errors and the module path."""
+    """Put back what a run changes in the process: the hook for errors, the module path, locks of folders."""
     hook, path = sys.excepthook, list(sys.path)
     try:
         yield
     finally:
         sys.excepthook = hook
         sys.path[:] = path
+        let_go()
 
 
 def run(base: str, *overlays: str, **overrides: Any) -> None:

@@ -53,8 +53,9 @@ def study(
 ) -> None:
     """Carry out `bundle.cli.study`, whose arguments these are."""
     seeds = list(dict.fromkeys(seeds))
-    read_experiment(args_file, ids)
     changes = {variant: {**ids, **own} for variant, own in read_variants(variants).items()}
+    for change in changes.values():
+        read_experiment(args_file, change)
     cases_of(sections(dataset_dir), section)  # hours before they are segmented
     results = section if inferer is None else f"{section}_{inferer.stem}"
     output_dir = output_dir.resolve()

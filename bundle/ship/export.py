@@ -47,7 +47,8 @@ from scripts.judging import case_of, mean_dice
 from scripts.judging.tables import mean_of
 from scripts.networks.sizes import Sizes
 from scripts.pictures import save_figure
-from scripts.recipe import CONFIGS, Recipe, for_inference, read_recipe, write_recipe
+from scripts.recipe import Recipe, for_inference, read_recipe, write_recipe
+from scripts.settings import CONFIGS
 from scripts.tables import Row, table
 
 #: What stands in the table for the network as it was, and its weights.

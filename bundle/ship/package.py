@@ -30,7 +30,8 @@ from scripts.judging.tables import read_means
 from scripts.labels import class_names
 from scripts.networks.sizes import Sizes
 from scripts.process import bundle_root
-from scripts.recipe import CONFIGS, Recipe, for_inference, read_recipe, with_references, write_weights
+from scripts.recipe import Recipe, for_inference, read_recipe, with_references, write_weights
+from scripts.settings import CONFIGS
 from scripts.tables import number
 
 CARDS = Path(__file__).with_name("cards")

@@ -210,9 +210,7 @@ def test_bad_input_is_one_sentence(trained: Path, organ: Path, tmp_path: Path) -
 
     assert "no such checkpoint" in refused(*files, checkpoint=tmp_path / "none.pt")
     assert refused(*files, output_dir=tmp_path / "file").endswith("is a file: give a folder")
-    assert refused(*files, max_epoch=3) == (
-        "--max_epoch is neither an option nor an id of the configs: correct its name"
-    )
+    assert refused(*files, max_epoch=3).startswith("--max_epoch 3: no such id; did you mean max_epochs;")
     assert "channels was [8, 16, 16] and is [4, 8, 8]; segment" in refused(*files, channels="[4,8,8]")
     bare = shutil.copy(good["checkpoint"], tmp_path / "bare.pt")  # without its recipe
     sentence = refused(files[0], checkpoint=bare)

@@ -106,7 +106,7 @@ def test_wrong_usage_says_what_is_allowed(arguments: str, told: str) -> None:
 
 
 def test_ids_are_read_as_monai_reads_them() -> None:
-    given = ["--max_epochs", "3", "--patch_size=[32, 48]", "--a::b", "$@c + 1", "--d", "-1e-3", "--e", "x=y"]
+    given = ["--max-epochs", "3", "--patch_size=[32, 48]", "--a::b", "$@c + 1", "--d", "-1e-3", "--e", "x=y"]
     expected = {"max_epochs": 3, "patch_size": [32, 48], "a::b": "$@c + 1", "d": -0.001, "e": "x=y"}
     assert read_ids(given) == expected
 

@@ -1,0 +1,107 @@
+"""One run at a time in a folder of results: the second is refused before it does anything.
+
+A run holds an advisory lock (POSIX, `fcntl`) on a hidden file in the folder, which says who holds it. The
+lock is the process's alone, not that of workers that it forks, and the kernel lets go of it when the process
+ends, however it ends: what a killed run leaves is a file that locks nothing. Over NFS the server keeps these
+locks for all hosts. Where a file system has none, the run goes on without, and the log says so.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import logging
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from scripts.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+#: The locks of this process: the file of each, and the folders that were made for it. A run that comes after
+#: another one in the same process takes over its lock.
+_held: dict[Path, tuple[IO[str], list[Path]]] = {}
+
+
+def hold(folder: str | Path, work: str) -> None:
+    """Keep other processes from the same work in the same folder until this one ends.
+
+    Args:
+        folder: where the results go; is made where it is missing, and removed at the end if still empty.
+        work: "training", "evaluation" or "inference": different works may share a folder.
+
+    Raises:
+        InputError: another process is at it; the folder cannot be made or written.
+    """
+    path = Path(folder).absolute() / f".{work}.lock"
+    if path in _held or fcntl is None:
+        return
+    missing = [place for place in path.parents if not place.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _locked(path)
+    except BlockingIOError:
+        raise InputError(
+            f"output_dir is {path.parent}, where another {work} is at work ({_owner(path)}): wait for its "
+            "end, or give another --output_dir"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"output_dir is {path.parent}, where nothing can be written ({error.strerror}): give a folder "
+            "that can be written or made"
+        ) from error
+    if not _held:
+        atexit.register(let_go)
+    _held[path] = file, missing
+
+
+def let_go() -> None:
+    """End all locks of this process, and remove their files and the folders that stayed empty."""
+    while _held:
+        path, (file, made) = _held.popitem()
+        with suppress(OSError):
+            path.unlink()  # before the lock ends: who waits for this file looks whether it is still there
+        file.close()
+        with suppress(OSError):  # not empty
+            for place in made:
+                place.rmdir()
+
+
+def _locked(path: Path) -> IO[str]:
+    """The file, locked, with this process in it.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be written.
+    """
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                raise BlockingIOError from error
+            logger.warning("%s cannot be locked (%s): see that no other run writes there", path, error)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                return file
+        file.close()  # of a run that has just ended
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") or "a process that has just begun"
+    except OSError:
+        return "which has just ended"

@@ -1,0 +1,84 @@
+"""One run at a time in a folder; a killed one locks nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.errors import InputError
+from scripts.locks import hold, let_go
+from tests.commands import ROOT, written
+
+#: Holds a folder, forks as a data worker does, says so, and waits to be killed.
+OTHER = """
+import os, sys, time
+from scripts.locks import hold
+hold(sys.argv[1], "training")
+if os.fork():
+    print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_held() -> Iterator[None]:
+    yield
+    let_go()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(tmp_path / "out")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(
+    other: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        hold(tmp_path / "out", "training")
+    assert str(caught.value).startswith(
+        f"output_dir is {tmp_path / 'out'}, where another training is at work"
+    )
+    assert f"(process {other.pid} on {os.uname().nodename})" in str(caught.value)
+    hold(tmp_path / "out", "evaluation")  # another kind of work
+    other.kill()  # and not the process that it forked
+    other.wait()
+    hold(tmp_path / "out", "training")
+    assert written(tmp_path) == ["out/.evaluation.lock", "out/.training.lock"]
+
+
+def test_what_was_made_goes_if_it_is_empty(tmp_path: Path) -> None:
+    hold(tmp_path / "a/b", "training")
+    hold(tmp_path / "a/b", "training")  # a run after another in one process
+    assert written(tmp_path) == ["a/b/.training.lock"]
+    let_go()
+    assert not (tmp_path / "a").exists()
+    hold(tmp_path / "a/b", "training")
+    (tmp_path / "a/b/model.pt").touch()
+    let_go()
+    assert written(tmp_path) == ["a/b/model.pt"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InputError, match=r"output_dir is .*file/out, where nothing can be written \(Not a dir"
+    ):
+        hold(tmp_path / "file/out", "training")
