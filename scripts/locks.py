@@ -8,12 +8,13 @@ locks for all hosts. Where a file system has none, the run goes on without, and 
 
 from __future__ import annotations
 
-import atexit
 import errno
 import logging
 import os
 import socket
+import weakref
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -26,28 +27,37 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-#: The locks of this process: the file of each, and the folders that were made for it. A run that comes after
-#: another one in the same process takes over its lock.
-_held: dict[Path, tuple[IO[str], list[Path]]] = {}
+
+@dataclass
+class _Lock:
+    """A lock of this process: its file, the folders made for it, and how many runs share it."""
+
+    file: IO[str]
+    made: list[Path]
+    runs: int = 0
 
 
-def hold(folder: str | Path, work: str) -> None:
-    """Keep other processes from the same work in the same folder until this one ends.
+_held: dict[Path, _Lock] = {}
+
+
+def hold(folder: str | Path, work: str, run: object) -> None:
+    """Keep other processes from the same work in the same folder while a run lives.
 
     Args:
         folder: where the results go; is made where it is missing, and removed at the end if still empty.
         work: "training", "evaluation" or "inference": different works may share a folder.
+        run: the lock ends when this object is no more, at the latest with the process.
 
     Raises:
         InputError: another process is at it; the folder cannot be made or written.
     """
     path = Path(folder).absolute() / f".{work}.lock"
-    if path in _held or fcntl is None:
+    if fcntl is None:
         return
     missing = [place for place in path.parents if not place.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked(path)
+        lock = _held.get(path) or _Lock(_locked(path), missing)
     except BlockingIOError:
         raise InputError(
             f"output_dir is {path.parent}, where another {work} is at work ({_owner(path)}): wait for its "
@@ -58,21 +68,30 @@ def hold(folder: str | Path, work: str) -> None:
             f"output_dir is {path.parent}, where nothing can be written ({error.strerror}): give a folder "
             "that can be written or made"
         ) from error
-    if not _held:
-        atexit.register(let_go)
-    _held[path] = file, missing
+    _held[path] = lock
+    lock.runs += 1
+    weakref.finalize(run, _let_go, path, lock)
 
 
 def let_go() -> None:
-    """End all locks of this process, and remove their files and the folders that stayed empty."""
-    while _held:
-        path, (file, made) = _held.popitem()
-        with suppress(OSError):
-            path.unlink()  # before the lock ends: who waits for this file looks whether it is still there
-        file.close()
-        with suppress(OSError):  # not empty
-            for place in made:
-                place.rmdir()
+    """End all locks of this process."""
+    for path, lock in list(_held.items()):
+        lock.runs = 1
+        _let_go(path, lock)
+
+
+def _let_go(path: Path, lock: _Lock) -> None:
+    """End a run's share of a lock; with the last one the file goes, and the folders that stayed empty."""
+    lock.runs -= 1
+    if lock.runs or _held.get(path) is not lock:
+        return
+    del _held[path]
+    with suppress(OSError):
+        path.unlink()  # before the lock ends: who has opened this file looks whether it is still there
+    lock.file.close()
+    with suppress(OSError):  # not empty
+        for place in lock.made:
+            place.rmdir()
 
 
 def _locked(path: Path) -> IO[str]:

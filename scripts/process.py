@@ -56,7 +56,7 @@ def set_up(seed: int) -> None:
     sys.excepthook = _one_sentence
     with suppress(NotRunning):
         settings.check(running(ConfigParser))
-        _hold_output(running(ConfigWorkflow).parser)
+        _hold_output(running(ConfigWorkflow))
     seed = settings.meant("seed", seed)
     logger.info(
         "starting: PyTorch %s on %d threads, seed %d", torch.__version__, torch.get_num_threads(), seed
@@ -65,12 +65,13 @@ def set_up(seed: int) -> None:
     retain_memory()
 
 
-def _hold_output(parser: ConfigParser) -> None:
+def _hold_output(run: ConfigWorkflow) -> None:
     """Keep other runs of the same kind out of `output_dir`; several processes of one run hold it once."""
+    parser = run.parser
     if "output_dir" in parser and rank_and_size()[0] == 0:
         training = "@train::trainer" in str(parser.get("run"))
         work = "training" if training else "evaluation" if "train" in parser else "inference"
-        locks.hold(parser.get_parsed_content("output_dir"), work)
+        locks.hold(parser.get_parsed_content("output_dir"), work, run)
 
 
 def retain_memory() -> None:

@@ -19,16 +19,20 @@ from tests.commands import ROOT, written
 OTHER = """
 import os, sys, time
 from scripts.locks import hold
-hold(sys.argv[1], "training")
+hold(sys.argv[1], "training", hold)
 if os.fork():
     print("held", flush=True)
 time.sleep(60)
 """
 
 
-@pytest.fixture(autouse=True)
-def _nothing_held() -> Iterator[None]:
-    yield
+class Run:
+    """Holds a folder while it lives."""
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    yield Run()
     let_go()
 
 
@@ -49,36 +53,38 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(
-    other: subprocess.Popen[str], tmp_path: Path
+    other: subprocess.Popen[str], tmp_path: Path, run: Run
 ) -> None:
     with pytest.raises(InputError) as caught:
-        hold(tmp_path / "out", "training")
+        hold(tmp_path / "out", "training", run)
     assert str(caught.value).startswith(
         f"output_dir is {tmp_path / 'out'}, where another training is at work"
     )
     assert f"(process {other.pid} on {os.uname().nodename})" in str(caught.value)
-    hold(tmp_path / "out", "evaluation")  # another kind of work
+    hold(tmp_path / "out", "evaluation", run)  # another kind of work
     other.kill()  # and not the process that it forked
     other.wait()
-    hold(tmp_path / "out", "training")
+    hold(tmp_path / "out", "training", run)
     assert written(tmp_path) == ["out/.evaluation.lock", "out/.training.lock"]
 
 
 def test_what_was_made_goes_if_it_is_empty(tmp_path: Path) -> None:
-    hold(tmp_path / "a/b", "training")
-    hold(tmp_path / "a/b", "training")  # a run after another in one process
+    one, other = Run(), Run()
+    hold(tmp_path / "a/b", "training", one)
+    hold(tmp_path / "a/b", "training", other)  # after it or beside it in one process
+    del one
     assert written(tmp_path) == ["a/b/.training.lock"]
-    let_go()
+    del other
     assert not (tmp_path / "a").exists()
-    hold(tmp_path / "a/b", "training")
+    hold(tmp_path / "a/b", "training", last := Run())
     (tmp_path / "a/b/model.pt").touch()
-    let_go()
+    del last
     assert written(tmp_path) == ["a/b/model.pt"]
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, run: Run) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         InputError, match=r"output_dir is .*file/out, where nothing can be written \(Not a dir"
     ):
-        hold(tmp_path / "file/out", "training")
+        hold(tmp_path / "file/out", "training", run)

@@ -62,7 +62,7 @@ def test_it_is_what_the_overlays_make_of_inference_json(file: Path) -> None:
 
 def test_what_changes_the_machine_or_the_training_alone_stays_out() -> None:
     assert for_inference(training("multi_gpu_train", "loss/border_weights")) == INFERENCE
-    alone = {"device": "cpu", "runtime": "onnx", "amp": False, "output_dir": "x", "checkpoint": "y"}
+    alone = {"device": "cpu", "runtime": "openvino", "amp": False, "output_dir": "x", "checkpoint": "y"}
     assert for_inference(training(**alone, max_epochs=1, optimizer__lr=1.0, w0=0.0)) == INFERENCE
 
 
@@ -75,7 +75,9 @@ def test_single_values_go_over_where_both_configs_differ() -> None:
 
 
 def test_what_an_id_refers_to_goes_along() -> None:
-    made = for_inference(training(normalise="@brightness", brightness="$[@bright]", bright=2, other=1))
+    made = for_inference(
+        training(normalise="@brightness", brightness="$[@bright]", bright=2, learning_rate="@other", other=1)
+    )
     assert (made["brightness"], made["bright"]) == ("$[@bright]", 2)
     assert "other" not in made
 
