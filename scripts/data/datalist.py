@@ -56,6 +56,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 """Keys of splits.json, and the lists that they fill."""
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case_0000.nii.gz is channel 0
+_RESULT = re.compile(r"(.+)_(?:seg|prob)")
 _NOT_IN_A_NAME = re.compile(r'^\.|[/\\:*?"<>|\x00-\x1f]')
 
 
@@ -108,6 +109,24 @@ def list_images(folder: Path) -> list[Path]:
         and not file.name.startswith(".")
         and (image_suffix(file) or file.suffix.lower() not in SIDECAR_SUFFIXES)
     )
+
+
+def without_results(files: Sequence[Path]) -> list[Path]:
+    """Files of a folder but for results that an inference wrote beside its images; the log names these.
+
+    A result is called as `output_path` calls it, after another file or its case: `a_seg` or `a_prob` where
+    `a` lies too.
+    """
+    stems = {file: file_stem(file) for file in files}
+    cases = {output_name(name) for stem in stems.values() for name in (stem, _CHANNEL.sub(r"\1", stem))}
+    results = [file for file in files if (made := _RESULT.fullmatch(stems[file])) and made[1] in cases]
+    if results:
+        logger.warning(
+            "%s: left out, as results of the images beside them: %s",
+            results[0].parent,
+            few([file.name for file in results]),
+        )
+    return [file for file in files if file not in results]
 
 
 def dataset_labels(description: Mapping[str, Any], path: Path) -> dict[str, int]:
@@ -464,7 +483,7 @@ def _found(folder: Path, in_channels: int) -> list[dict[str, Any]]:
             f"dataset_dir {folder} is a data set, not a folder of images; images must lie in it directly; "
             f"hand {' or '.join(str(folder / name) for name in inner)}, or set --section testing."
         )
-    files = list_images(folder)
+    files = without_results(list_images(folder))
     if not files:
         raise InputError(
             f"dataset_dir {folder} holds no images; put some in or hand another folder; images in folders of "

@@ -21,7 +21,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from scripts.data.cases import InferenceCases
 from scripts.data.checks import Problem, describe
-from scripts.data.datalist import group_channels, list_images
+from scripts.data.datalist import group_channels, list_images, without_results
 from scripts.data.nifti import is_invertible, read_nifti_header
 from scripts.data.reader import image_suffix
 from scripts.data.room import Grids
@@ -183,7 +183,7 @@ def read_volumes(
     folder = Path(dataset_dir).expanduser().absolute()
     if not folder.is_dir():
         raise InputError(f"dataset_dir {folder} is no folder: hand the folder of the volumes")
-    paths = sorted([*list_images(folder), *folder.glob("*.zarr")])
+    paths = without_results(sorted([*list_images(folder), *folder.glob("*.zarr")]))
     if not paths:
         raise InputError(f"dataset_dir {folder} holds no volumes: put .nii files or .zarr folders in")
     result = InferenceCases([])

@@ -20,12 +20,14 @@ from scripts.data.datalist import (
     case_id,
     cases_of,
     dataset_labels,
+    list_images,
     output_name,
     output_path,
     read_entries,
     read_images,
     read_split,
     sections,
+    without_results,
 )
 from scripts.errors import InputError
 from tests.commands import SHARED_DATA
@@ -486,3 +488,21 @@ def test_name_that_no_file_can_have(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
     with pytest.raises(InputError, match="longer than the 200 bytes"):
         sections(tmp_path)
+
+
+def test_results_beside_their_images_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where `output_dir` was the folder of the images; what is only called so is an image."""
+    for name in ("a.png", "a_seg.png", "a_prob.nii.gz", "a_seg_seg.png", "b_seg.png", "c_segment.png"):
+        (tmp_path / name).touch()
+    found = without_results(list_images(tmp_path))
+    assert [file.name for file in found] == ["a.png", "b_seg.png", "c_segment.png"]
+    assert "left out, as results of the images beside them: a_prob.nii.gz, a_seg.png, a_seg_seg.png" in (
+        caplog.text
+    )
+
+
+def test_results_beside_channel_files_do_not_part_them(tmp_path: Path) -> None:
+    for name in ("a_0000.png", "a_0001.png", "a_seg.png"):
+        picture(tmp_path / name)
+    (case,) = read_images(tmp_path, spatial_dims=2, in_channels=2, reader="PILReader").cases
+    assert (case["case"], len(case["image"])) == ("a", 2)

@@ -98,3 +98,10 @@ def test_ids_of_volumes(tmp_path):
     (tmp_path / "b.zarr").mkdir()
     with pytest.raises(InputError, match=r"b\.nii and .*b\.zarr have the same case id"):
         read_volumes(tmp_path, in_channels=1)
+
+
+def test_results_beside_their_volumes_are_no_volumes(tmp_path):
+    for name in ("a", "a_seg", "b_seg"):
+        write_nifti(tmp_path / f"{name}.nii", np.zeros((4, 5, 6), np.uint8))
+    found = read_volumes(tmp_path, in_channels=1).cases
+    assert [case["case"] for case in found] == ["a", "b_seg"]
