@@ -523,6 +523,14 @@ def _channels(value: Any, config: Config) -> list[Any]:
     return levels
 
 
+def _axes(value: Any, config: Config) -> list[int]:
+    axis = whole(0, 2)
+    try:
+        return [axis.take(value, config)]
+    except ValueError:
+        return [axis.take(part, config) for part in _as_list(value)]
+
+
 def _labels(value: Any, config: Config) -> dict[str, int]:
     value = _read(value)
     if not isinstance(value, dict) or not value:
@@ -606,7 +614,8 @@ RULES: dict[str, Rule] = {
     "patch_size": per_axis(whole(1), "whole numbers above 0", exact=True),
     "spacing": per_axis(number(0, above=True), "numbers above 0 (mm)", exact=False),
     "outside": choice("zeros", "mirror"),
-    "reader": Rule("NibabelReader, PILReader, or another with its module", _reader),
+    "reader": Rule("scripts.data.ImageReader, or another with its module", _reader),
+    "flip_axes": Rule("a list of axes from 0, such as [0, 1], or []", _axes),
     "fold": whole(0),
     "check": choice("remembered", "always", "never"),
     "max_epochs": whole(1),
@@ -635,11 +644,12 @@ RULES: dict[str, Rule] = {
     "distance_to": choice("border", "cell"),
     **dict.fromkeys(
         (
-            *("load", "targets", "geometry", "normalise", "spatial", "intensity"),
+            *("load", "load_label", "targets", "geometry", "normalise", "spatial", "intensity"),
             *("cells", "weigh", "join", "restore", "to_labels", "save", "deliver"),
         ),
         _TRANSFORMS,
     ),
+    "split::check": choice("remembered", "always", "never"),
     # where hosts and habits set them
     "train::trainer::max_epochs": whole(1),
     "train::dataloader::batch_size": whole(1),
