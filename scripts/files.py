@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -66,15 +67,43 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """Read a text in UTF-8, or in UTF-16 with its mark at the beginning.
+
+    Raises:
+        InputError: another encoding.
+        OSError: the file cannot be read.
+    """
+    raw = path.read_bytes()
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is no text in UTF-8, from its byte {error.start} on; save it in this encoding."
+        ) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, each key of which stands there once."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key in content if sum(key == name for name, _ in pairs) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return content
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-        InputError: if it is missing, no JSON or no object.
+        InputError: if it is missing, no text, no JSON or no object, or a key comes twice.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path), object_pairs_hook=_once)
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise InputError(f"{path} {reason}; it must be a JSON file; correct the path or the file.") from error
     if not isinstance(content, dict):

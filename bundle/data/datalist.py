@@ -16,7 +16,7 @@ import random
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,14 +36,14 @@ from scripts.data.datalist import (
     assign_folds,
     dataset_labels,
     file_stem,
-    list_images,
-    output_name,
+    named_images,
     read_entries,
     read_splits_file,
 )
+from scripts.data.names import composed, of_one_name
 from scripts.data.reader import is_picture, read_dims, round_size
 from scripts.errors import InputError, few
-from scripts.files import atomic_write, read_json
+from scripts.files import atomic_write, read_json, read_text
 from scripts.labels import IGNORE_NAME, LARGEST_VALUE, name_values, parse_labels
 from scripts.sides import sided_names
 
@@ -60,6 +60,8 @@ WRITTEN = "written"  # key of dataset.json: who wrote the files, and their hashe
 KEPT_KEYS = ("name", "description", "reference", "licence", "release")
 
 _USUAL_ENDING = re.compile(r"(?:[_-](?:image|img|labels?|masks?|seg|gt|0000))+$", re.IGNORECASE)
+_FIRST_FRAME = re.compile(r"^(.+?)_0000(?=$|[_-])")
+_LATER_FRAME = re.compile(r"^(.+?)_(?!0000)\d{4}(?=$|[_-])")
 _USUAL_BEGINNING = re.compile(r"^(?:image|img|labels?|masks?|seg|gt)(?:[_-]|(?=\d))", re.IGNORECASE)
 
 
@@ -95,22 +97,27 @@ def match_folders(images: Path, labels: Path) -> Source:
         raise InputError(f"--images and --labels are both {images}; they must be two folders; move one kind.")
     left = {"image": _named(images, "--images"), "label": _named(labels, "--labels")}
     names = left["image"] | left["label"]
+    frames = _frames(left["image"].values())
     cases: list[dict[str, Any]] = []
-    for identify in (str, _bare):
+
+    def bare(name: str) -> str:
+        return _bare(name, frames)
+
+    for identify in (str, bare):
         groups = {kind: _group(left[kind], identify) for kind in left}
         for name in sorted(groups["image"].keys() & groups["label"].keys()):
             image, label = groups["image"][name], groups["label"][name]
             if len(image) == len(label) == 1:
-                case_name = name if identify is str else _USUAL_ENDING.sub("", names[image[0]])
+                case_name = name if identify is str else _without_ending(names[image[0]], frames)
                 cases.append({"image": str(image[0]), "label": str(label[0]), "case": case_name})
                 del left["image"][image[0]], left["label"][label[0]]
     twice = {name for name, times in Counter(case["case"] for case in cases).items() if times > 1}
     for case in cases:
         if case["case"] in twice:
             case["case"] = names[Path(case["image"])]
-    rivals = {kind: _group(left[kind], _bare) for kind in left}
+    rivals = {kind: _group(left[kind], bare) for kind in left}
     problems = [
-        _unmatched(file, name, kind, rivals["label" if kind == "image" else "image"].get(_bare(name), []))
+        _unmatched(file, name, kind, rivals["label" if kind == "image" else "image"].get(bare(name), []))
         for kind in left
         for file, name in left[kind].items()
     ]
@@ -129,12 +136,12 @@ def read_nnunet(folder: Path) -> Source:
     if not channels:
         raise InputError(f"{path} has no 'channel_names' (v2) or 'modality' (v1); nnU-Net needs one; add it.")
     ending = description.get("file_ending", ".nii.gz")
-    images = {file.name: file for file in _files(folder / "imagesTr", "--nnunet")}
+    images = {composed(file.name): file for file in _named(folder / "imagesTr", "--nnunet")}
     cases: list[dict[str, Any]] = []
     # A colour picture holds its channels in one file, although channel_names has three entries.
     single = not any(name.endswith(f"_0001{ending}") for name in images)
     expected = 1 if single else len(channels)
-    for label in _files(folder / "labelsTr", "--nnunet"):
+    for label in _named(folder / "labelsTr", "--nnunet"):
         name = file_stem(label).removesuffix(ending)
         files = [f"{name}_{channel:04d}{ending}" for channel in range(expected)]
         case: dict[str, Any] = {"label": str(label), "case": name}
@@ -306,31 +313,34 @@ def _read_source(images: Path | None, labels: Path | None, nnunet: Path | None, 
     return read_nnunet(nnunet) if nnunet is not None else read_msd(msd)  # type: ignore[arg-type]
 
 
-def _files(folder: Path, option: str) -> list[Path]:
-    files = list_images(folder) if folder.is_dir() else []
-    if not files:
+def _named(folder: Path, option: str) -> dict[Path, str]:
+    """See `named_images`.
+
+    Raises:
+        InputError: no folder, or one without images.
+    """
+    found = named_images(folder, option) if folder.is_dir() else {}
+    if not found:
         reason = "holds no images" if folder.is_dir() else "is no folder"
         raise InputError(f"{option}: {folder} {reason}; image files are expected in it; correct the path.")
-    return files
+    return found
 
 
-def _named(folder: Path, option: str) -> dict[Path, str]:
-    """The images of a folder, or of its subfolders where it holds nothing else, and what they are called."""
-    inner = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    if not inner or list_images(folder):
-        return {file: file_stem(file) for file in _files(folder, option)}
-    found = {place: list_images(place) for place in inner}
-    for place, files in found.items():
-        if len(files) != 1:
-            raise InputError(
-                f"{option}: {place} holds {len(files)} images; the folder of a case holds one; move the "
-                "others away, or list the files of each case in a dataset.json and hand its folder as --msd."
-            )
-    return {files[0]: place.name for place, files in found.items()}
+def _frames(names: Iterable[str]) -> set[str]:
+    """How the names of numbered frames begin: beside `x_0001` `x_0000` is one of them, and no channel."""
+    return {match[1] for match in map(_LATER_FRAME.search, names) if match}
 
 
-def _bare(name: str) -> str:
-    return _USUAL_BEGINNING.sub("", _USUAL_ENDING.sub("", name))
+def _bare(name: str, frames: Collection[str]) -> str:
+    """A name without usual words at its end and beginning."""
+    return _USUAL_BEGINNING.sub("", _without_ending(name, frames))
+
+
+def _without_ending(name: str, frames: Collection[str]) -> str:
+    first = _FIRST_FRAME.search(name)
+    if first and first[1] in frames:
+        return first[1] + "_0000" + _USUAL_ENDING.sub("", name[first.end() :])
+    return _USUAL_ENDING.sub("", name)
 
 
 def _group(named: Mapping[Path, str], identify: Callable[[str], str]) -> dict[str, list[Path]]:
@@ -414,28 +424,39 @@ def _subjects(
 def _read_subjects(table: Path) -> dict[str, str]:
     if not table.is_file():
         raise InputError(f"--subjects {table} does not exist; it must be a CSV table; correct the path.")
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        if not {"case", "subject"} <= set(reader.fieldnames or []):
+    lines = read_text(table).splitlines()
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    columns = [name.lower() for name in rows[0]] if rows else []
+    if not {"case", "subject"} <= set(columns):
+        raise InputError(
+            f"--subjects {table} has the columns {columns}; 'case' and 'subject' are needed; "
+            "add a first line 'case,subject'."
+        )
+    subject_of: dict[str, str] = {}
+    for row in rows[1:]:
+        cells = dict(zip(columns, row, strict=False))
+        case, subject = composed(cells.get("case", "")), cells.get("subject")
+        if subject and subject_of.setdefault(case, subject) != subject:
             raise InputError(
-                f"--subjects {table} has the columns {reader.fieldnames}; 'case' and 'subject' are needed; "
-                "add a first line 'case,subject'."
+                f"--subjects {table} has the case {case} with the subjects {subject_of[case]} and {subject}; "
+                "a case is of one subject; correct the table."
             )
-        return {row["case"]: row["subject"] for row in reader if row["subject"]}
+    return subject_of
 
 
 def _repeated_ids(cases: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    count = Counter(output_name(case["case"]) for case in cases)
+    rivals = set(of_one_name(case["case"] for case in cases))
     return [
         Problem(
             case["case"],
             _first_file(case),
-            f"the case id '{case['case']}' {count[output_name(case['case'])]} times",
+            f"the case id '{case['case']}' more than once, or ids that some file system takes for it",
             "a case id is unique, as results are named by it",
             "rename the file or drop the entry",
         )
         for case in cases
-        if count[output_name(case["case"])] > 1
+        if case["case"] in rivals
     ]
 
 

@@ -17,7 +17,7 @@ import typer
 from tqdm import tqdm
 
 from scripts.data.cases import problem_of
-from scripts.data.datalist import file_stem, list_images
+from scripts.data.datalist import named_images
 from scripts.errors import Fault, InputError
 from scripts.judging import (
     INSTANCE_SCORES,
@@ -140,7 +140,7 @@ def find_images(pairs: Sequence[Pair], folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise InputError(f"--images '{folder}' is no folder; it holds the image of each case; correct it.")
-    files = {file_stem(file): file for file in list_images(folder)}
+    files = {name: file for file, name in named_images(folder, "--images").items()}
     missing = [pair.case for pair in pairs if pair.case not in files]
     if missing:
         raise InputError(

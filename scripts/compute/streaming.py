@@ -30,7 +30,7 @@ from torch import nn
 
 from scripts.compute.inferers import SlabInferer, most_probable
 from scripts.data.cases import InferenceCases
-from scripts.data.datalist import output_path
+from scripts.data.names import output_path
 from scripts.data.room import seen_grid
 from scripts.data.volumes import Box, Volume, open_volume
 from scripts.errors import Fault, InputError

@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from scripts.data.names import require_short
 from scripts.data.nifti import Nifti
 from scripts.data.pictures import Picture
 from scripts.data.reader import Grid, grid_of, image_suffix, read_dims, read_file
@@ -339,6 +340,10 @@ def _inspect_image(
         return [found], None
     files = _files(case)
     problems: list[Problem] = []
+    try:
+        require_short(name)
+    except Fault as fault:
+        problems.append(Problem(name, files[0], *fault.args))
     if len(files) not in (1, in_channels):
         problems.append(
             Problem(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import random
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import takewhile
@@ -34,20 +33,18 @@ from scripts.data.checks import (
     map_cases,
     require_sound,
 )
-from scripts.data.reader import image_suffix
+from scripts.data.names import composed, of_one_name, output_name, place, require_short
+from scripts.data.reader import image_suffix, read_dims
 from scripts.data.remembered import check_remembered
 from scripts.data.room import Room
 from scripts.dicom import DICOM_READER, SeriesFinder
-from scripts.errors import InputError, few
+from scripts.errors import Fault, InputError, few
 from scripts.files import read_json
 from scripts.labels import IGNORE_NAME
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDS = 5
-
-LONGEST_NAME = 200
-"""Bytes of the name of a result, without what is put before and after it while it is written."""
 
 SIDECAR_SUFFIXES = (".json", ".txt", ".md", ".csv", ".tsv", ".bval", ".bvec", ".xml", ".yaml", ".yml")
 """Files that often lie among images and are none."""
@@ -57,27 +54,6 @@ SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case_0000.nii.gz is channel 0
 _RESULT = re.compile(r"(.+)_(?:seg|prob)")
-_NOT_IN_A_NAME = re.compile(r'^\.|[/\\:*?"<>|\x00-\x1f]')
-
-
-def output_name(case: str) -> str:
-    """How the files of a case begin: its id, with `_` in place of what a file name cannot hold.
-
-    `read_split`, `read_images` and `read_volumes` refuse cases that this would give one name.
-    """
-    return _NOT_IN_A_NAME.sub("_", case)
-
-
-def output_path(folder: str | Path, case: str, postfix: str, suffix: str) -> Path:
-    """The file of a result.
-
-    Args:
-        folder: where the results go.
-        case: id of the case.
-        postfix: "seg" or "prob".
-        suffix: of the file, with its dot.
-    """
-    return Path(folder, f"{output_name(case)}_{postfix}{suffix}")
 
 
 def id_of(case: Mapping[Hashable, Any]) -> str:
@@ -96,37 +72,72 @@ def case_id(path: str | Path) -> str:
 
 
 def file_stem(path: str | Path) -> str:
-    """File name without the suffix of an image or of a volume (`.nii.gz` as a whole); other dots stay."""
-    return Path(path).name.removesuffix(image_suffix(path)).removesuffix(".zarr")
+    """File name without the suffix of an image or of a volume (`.nii.gz` as a whole); other dots stay.
+
+    Accents are `composed`.
+    """
+    return composed(Path(path).name.removesuffix(image_suffix(path)).removesuffix(".zarr"))
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Files of a folder in sorted order, without hidden ones (`.DS_Store`) and `SIDECAR_SUFFIXES`."""
+    """Files of a folder in sorted order, without hidden ones (`.DS_Store`) and `SIDECAR_SUFFIXES`.
+
+    What is called like an image and is none is among them, to be told: a link to nothing, a folder.
+    """
     return sorted(
         file
         for file in folder.iterdir()
-        if file.is_file()
-        and not file.name.startswith(".")
-        and (image_suffix(file) or file.suffix.lower() not in SIDECAR_SUFFIXES)
+        if not file.name.startswith(".")
+        and (image_suffix(file) or (not file.is_dir() and file.suffix.lower() not in SIDECAR_SUFFIXES))
     )
 
 
-def without_results(files: Sequence[Path]) -> list[Path]:
+def named_images(folder: Path, name: str) -> dict[Path, str]:
+    """The images of a folder, or of its subfolders where it holds no others, and what they are called.
+
+    A file is called by its name without the suffix, and by its folder where every case has one.
+
+    Args:
+        folder: of images, or of folders of one image each.
+        name: of the argument, for messages.
+
+    Raises:
+        InputError: the folder of a case does not hold one image.
+    """
+    files = list_images(folder)
+    inner = [] if files else sorted(path for path in folder.iterdir() if path.is_dir())
+    inner = [path for path in inner if not path.name.startswith(".") and path.suffix.lower() != ".zarr"]
+    found = {path: list_images(path) for path in inner}
+    for path, held in found.items():
+        if len(held) != 1:
+            raise InputError(
+                f"{name}: {path} holds {len(held)} images; the folder of a case holds one; move the others "
+                "away, or list the files of each case in a dataset.json (and hand its folder to datalist as "
+                "--msd, to an inference with --section)."
+            )
+    return {file: file_stem(file) for file in files} | {
+        held[0]: composed(path.name) for path, held in found.items()
+    }
+
+
+def without_results(named: Mapping[Path, str]) -> dict[Path, str]:
     """Files of a folder but for results that an inference wrote beside its images; the log names these.
 
     A result is called as `output_path` calls it, after another file or its case: `a_seg` or `a_prob` where
     `a` lies too.
+
+    Args:
+        named: files, and what they are called.
     """
-    stems = {file: file_stem(file) for file in files}
-    cases = {output_name(name) for stem in stems.values() for name in (stem, _CHANNEL.sub(r"\1", stem))}
-    results = [file for file in files if (made := _RESULT.fullmatch(stems[file])) and made[1] in cases]
+    cases = {output_name(case) for name in named.values() for case in (name, _CHANNEL.sub(r"\1", name))}
+    results = {file for file, name in named.items() if (made := _RESULT.fullmatch(name)) and made[1] in cases}
     if results:
         logger.warning(
             "%s: left out, as results of the images beside them: %s",
-            results[0].parent,
-            few([file.name for file in results]),
+            min(results).parent,
+            few([file.name for file in sorted(results)]),
         )
-    return [file for file in files if file not in results]
+    return {file: name for file, name in named.items() if file not in results}
 
 
 def dataset_labels(description: Mapping[str, Any], path: Path) -> dict[str, int]:
@@ -214,9 +225,10 @@ def read_splits_file(path: Path, ids: Iterable[str]) -> dict[str, list[str]]:
     known = set(ids)
     splits: dict[str, list[str]] = {}
     for key, name in SPLITS.items():
-        splits[name] = content.get(key, [])
-        if not isinstance(splits[name], list) or not all(isinstance(case, str) for case in splits[name]):
+        listed = content.get(key, [])
+        if not isinstance(listed, list) or not all(isinstance(case, str) for case in listed):
             raise InputError(f"{path} has '{key}' that is no list of case ids; write a list of strings.")
+        splits[name] = [composed(case) for case in listed]
         if key != "test" and not splits[name]:
             raise InputError(f"{path} has no cases under '{key}'; 'train' and 'val' need some; add case ids.")
         unknown = sorted(set(splits[name]) - known)
@@ -483,13 +495,10 @@ def _found(folder: Path, in_channels: int) -> list[dict[str, Any]]:
             f"dataset_dir {folder} is a data set, not a folder of images; images must lie in it directly; "
             f"hand {' or '.join(str(folder / name) for name in inner)}, or set --section testing."
         )
-    files = without_results(list_images(folder))
-    if not files:
-        raise InputError(
-            f"dataset_dir {folder} holds no images; put some in or hand another folder; images in folders of "
-            "their own are segmented as a section of a data set, which 'python -m bundle datalist' lists."
-        )
-    return group_channels(files, in_channels)
+    named = without_results(named_images(folder, "dataset_dir"))
+    if not named:
+        raise InputError(f"dataset_dir {folder} holds no images; put some in or hand another folder.")
+    return group_channels(named, in_channels)
 
 
 def _series(place: Path, finder: SeriesFinder, section: str | None) -> list[dict[str, Any]]:
@@ -543,10 +552,10 @@ def read_entries(description: Mapping[str, Any], path: Path) -> dict[str, list[d
     lists = {}
     for name in SPLITS.values():
         listed = description.get(name, [])
-        if not isinstance(listed, list) or not all(isinstance(e, dict) and e.get("image") for e in listed):
+        if not isinstance(listed, list) or not all(map(_is_entry, listed)):
             raise InputError(
                 f"{path} has an entry under '{name}' without an image; each must be "
-                '{"image": path, "label": path}; correct the entry.'
+                '{"image": path, "label": path}, a list of paths for several channels; correct the entry.'
             )
         for entry in listed:
             if "case" in entry and (not isinstance(entry["case"], str) or not entry["case"]):
@@ -558,12 +567,23 @@ def read_entries(description: Mapping[str, Any], path: Path) -> dict[str, list[d
     return lists
 
 
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry has the paths of an image, and of a label if it has one."""
+    if not isinstance(entry, dict):
+        return False
+    image, label = entry.get("image"), entry.get("label") or "none"
+    files = [*(image if isinstance(image, list) else [image]), label]
+    return len(files) > 1 and all(isinstance(file, str) and file for file in files)
+
+
 def _absolute(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     image = entry["image"]
-    files = [str(folder / file) for file in (image if isinstance(image, list) else [image])]
+    files = [place(folder, file) for file in (image if isinstance(image, list) else [image])]
     result = {**entry, "image": files if isinstance(image, list) else files[0]}
     if entry.get("label"):
-        result["label"] = str(folder / entry["label"])
+        result["label"] = place(folder, entry["label"])
+    if "case" in entry:
+        result["case"] = composed(entry["case"])
     return result
 
 
@@ -596,16 +616,13 @@ def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_unique(ids: Iterable[str], path: Path) -> None:
     """Refuse ids that are equal, too long, or that would give their results one name on any file system."""
-    names: defaultdict[str, list[str]] = defaultdict(list)
-    for case in ids:
-        name = unicodedata.normalize("NFC", output_name(case))
-        if len(name.encode()) > LONGEST_NAME:
-            raise InputError(
-                f"{path} lists the id {case!r}, longer than the {LONGEST_NAME} bytes that the name of a file "
-                "has room for; give it a shorter one."
-            )
-        names[name.casefold()].append(case)
-    clashes = sorted({case for same in names.values() if len(same) > 1 for case in same})
+    listed = list(ids)
+    for case in listed:
+        try:
+            require_short(case)
+        except Fault as fault:
+            raise fault.of(path) from None
+    clashes = of_one_name(listed)
     if clashes:
         raise InputError(
             f"{path} lists {few(clashes)} more than once, or their results would have one name; each case "
@@ -670,14 +687,15 @@ def _folds(path: Path, training: Sequence[Mapping[str, Any]], fold: int, seed: i
     return fold_of
 
 
-def group_channels(files: Sequence[Path], in_channels: int) -> list[dict[str, Any]]:
+def group_channels(named: Mapping[Path, str], in_channels: int) -> list[dict[str, Any]]:
     """Cases of the files of a folder.
 
-    Where the name of every file says which channel it is (`_0000`, below ``in_channels``), a case is called
-    by the name without it, and its files go together; else a case is called as its file.
+    Where the name of every file says which channel it is (`_0000`, below ``in_channels``) and none holds
+    several, a case is called by the name without it, and its files go together, which the log tells; else
+    every file is a case: colour pictures with such names are frames.
 
     Args:
-        files: in sorted order.
+        named: files in order, and what they are called.
         in_channels: files that a case may have.
 
     Returns:
@@ -686,19 +704,27 @@ def group_channels(files: Sequence[Path], in_channels: int) -> list[dict[str, An
     Raises:
         InputError: if the results of two files would have one name.
     """
-    names: defaultdict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        names[output_name(file_stem(file))].append(file)
-    clash = next((same for same in names.values() if len(same) > 1), None)
-    if clash:
+    clashes = set(of_one_name(named.values()))
+    if clashes:
+        files = [file for file, name in named.items() if name in clashes]
         raise InputError(
-            f"{clash[0]} and {clash[1]} have the same case id; their results would have the same name; "
-            "rename or remove one."
+            f"{few(files)} have the same case id, or ids that some file system takes for one; their results "
+            "would have the same name; rename or remove the others."
         )
-    stems = [file_stem(file) for file in files]
-    matches = [match for match in map(_CHANNEL.fullmatch, stems) if match and int(match[2]) < in_channels]
-    ids = [match[1] for match in matches] if len(matches) == len(files) else stems
+    matches = [_CHANNEL.fullmatch(name) for name in named.values()]
+    ids = [match[1] for match in matches if match and int(match[2]) < in_channels]
+    if len(ids) < len(named) or (in_channels > 1 and any(_channels(file) > 1 for file in named)):
+        ids = list(named.values())
     groups: defaultdict[str, list[str]] = defaultdict(list)
-    for name, file in zip(ids, files, strict=True):
+    for name, file in zip(ids, named, strict=True):
         groups[name].append(str(file))
+    if len(groups) < len(named):
+        logger.info(
+            "%d files are taken for the channels of %d cases, by their names", len(named), len(groups)
+        )
     return [{"image": paths if len(paths) > 1 else paths[0], "case": name} for name, paths in groups.items()]
+
+
+def _channels(file: Path) -> int:
+    """How many channels a file holds by its header; 1 where that cannot be read."""
+    return (read_dims(file) or (0, 1))[1]

@@ -34,7 +34,12 @@ IMAGE_SUFFIXES = NIFTI_SUFFIXES + PICTURE_SUFFIXES
 #: Digits of a voxel's edge that are told and written.
 DIGITS = 5
 
-_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
+#: How files begin that stand for another one, whose they are, and what fetches it.
+_POINTERS = (
+    (b"version https://git-lfs.github.com/spec/", "Git LFS", "git lfs pull"),
+    (b"/annex/objects/", "git-annex", "git annex get"),
+)
+_HEAD = max(len(begin) for begin, _, _ in _POINTERS)
 _READ_ERRORS = (
     EOFError,
     OSError,
@@ -81,6 +86,40 @@ def is_picture(path: str | Path) -> bool:
     return image_suffix(path).lower() in PICTURE_SUFFIXES
 
 
+def require_content(file: Path) -> None:
+    """Refuse what is called like an image and is none: a folder, a link to nothing, an empty file, a pointer.
+
+    Raises:
+        Fault: without a file.
+        OSError: the file cannot be opened.
+    """
+    if file.is_dir():
+        raise Fault(
+            "a folder",
+            "an image is one file here",
+            "convert the series in it to one NIfTI file, or hand the folder to configs/dicom.json",
+        )
+    if file.is_symlink() and not file.exists():
+        raise Fault(
+            f"a link to {file.readlink()}, which is not there",
+            "the content of an image must be there",
+            "fetch it, for example with 'git annex get' or 'datalad get', or correct the link",
+        )
+    if not file.is_file():
+        raise Fault("no such file", "every file of the list must exist", "correct the path or add the file")
+    with file.open("rb") as opened:
+        head = opened.read(_HEAD)
+    if not head:
+        raise Fault("an empty file (0 bytes)", "a file must hold an image", "copy or download it again")
+    for begin, kind, fix in _POINTERS:
+        if head.startswith(begin):
+            raise Fault(
+                f"a {kind} pointer, not the image itself",
+                "the content must be there",
+                f"run '{fix}' in the repository it came from",
+            )
+
+
 def read_file(path: str | Path) -> Nifti | Picture:
     """Read a file whole, to its last byte.
 
@@ -90,31 +129,8 @@ def read_file(path: str | Path) -> Nifti | Picture:
     """
     file = Path(path)
     suffix = image_suffix(file).lower()
-    if file.is_dir():
-        raise Fault(
-            "a folder",
-            "an image is one file here",
-            "convert the series in it to one NIfTI file, or hand the folder to configs/dicom.json",
-            path,
-        )
-    if not file.is_file():
-        found, rule, fix = (
-            "no such file",
-            "every file of the list must exist",
-            "correct the path or add the file",
-        )
-        raise Fault(found, rule, fix, path)
     try:
-        with file.open("rb") as opened:
-            head = opened.read(len(_LFS_HEAD))
-        if not head:
-            raise Fault("an empty file (0 bytes)", "a file must hold an image", "copy or download it again")
-        if head == _LFS_HEAD:
-            raise Fault(
-                "a Git LFS pointer, not the image itself",
-                "the content must be there",
-                "run 'git lfs pull' in the repository it came from",
-            )
+        require_content(file)
         if suffix in NIFTI_SUFFIXES:
             return read_nifti(file)
         if suffix in PICTURE_SUFFIXES:

@@ -21,9 +21,10 @@ from nibabel.wrapstruct import WrapStructError
 
 from scripts.data.cases import InferenceCases
 from scripts.data.checks import Problem, describe
-from scripts.data.datalist import group_channels, list_images, without_results
+from scripts.data.datalist import file_stem, group_channels, list_images, without_results
+from scripts.data.names import require_short
 from scripts.data.nifti import is_invertible, read_nifti_header
-from scripts.data.reader import image_suffix
+from scripts.data.reader import image_suffix, require_content
 from scripts.data.room import Grids
 from scripts.errors import Fault, InputError
 
@@ -76,6 +77,8 @@ def open_volume(path: str | Path, in_channels: int) -> Volume:
             "another kind of file", "a volume is a .nii file or a .zarr folder", "convert or remove it", path
         )
     try:
+        if suffix == ".nii":
+            require_content(path)
         volume, dtype, shape = (_open_zarr if suffix == ".zarr" else _open_nifti)(path)
     except Fault as fault:
         raise fault.of(path) from None
@@ -183,12 +186,14 @@ def read_volumes(
     folder = Path(dataset_dir).expanduser().absolute()
     if not folder.is_dir():
         raise InputError(f"dataset_dir {folder} is no folder: hand the folder of the volumes")
-    paths = without_results(sorted([*list_images(folder), *folder.glob("*.zarr")]))
-    if not paths:
+    paths = sorted({*list_images(folder), *folder.glob("*.zarr")})
+    named = without_results({path: file_stem(path) for path in paths})
+    if not named:
         raise InputError(f"dataset_dir {folder} holds no volumes: put .nii files or .zarr folders in")
     result = InferenceCases([])
-    for case in group_channels(paths, 1):
+    for case in group_channels(named, 1):
         try:
+            require_short(case["case"])
             volume = open_volume(case["image"], in_channels)
             Grids.of(in_channels, volume.shape, volume.affine, geometry).require_sense()
             result.cases.append(case)
@@ -196,7 +201,7 @@ def read_volumes(
             result.problems.append(Problem(case["case"], case["image"], *fault.args))
     if not result.cases:
         raise InputError(
-            describe(result.problems, f"None of the {len(paths)} volumes in {folder} is usable:")
+            describe(result.problems, f"None of the {len(named)} volumes in {folder} is usable:")
         )
     for problem in result.problems:
         logger.error(problem.sentence())

@@ -12,7 +12,8 @@ from monai.data import ImageWriter, NibabelWriter, PILWriter
 from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 
-from scripts.data.datalist import id_of, output_path
+from scripts.data.datalist import id_of
+from scripts.data.names import output_path
 from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.labels import label_type

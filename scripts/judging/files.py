@@ -13,7 +13,8 @@ from skimage.measure import label as components
 from tqdm import tqdm
 
 from scripts.data.checks import read_label, require_same_grid
-from scripts.data.datalist import cases_of, file_stem, list_images, output_name, sections
+from scripts.data.datalist import cases_of, file_stem, list_images, named_images, sections
+from scripts.data.names import output_name
 from scripts.data.pictures import Picture
 from scripts.data.reader import grid_of, read_file
 from scripts.errors import Fault, InputError, few
@@ -77,8 +78,8 @@ def find_pairs(
     for case in [] if section is None else cases_of(sections(truth), section):
         ids[output_name(case["case"])] = case["case"]
         truths[output_name(case["case"])].append(Path(case["label"]))
-    for file in list_images(truth) if section is None else ():
-        truths[file_stem(file)].append(file)
+    for file, name in named_images(truth, "TRUTH").items() if section is None else ():
+        truths[name].append(file)
     found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for file in list_images(pred):
         stem = file_stem(file)

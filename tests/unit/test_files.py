@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.errors import InputError
-from scripts.files import atomic_write
+from scripts.files import atomic_write, read_json, read_text
 
 
 def test_writes_the_file_and_makes_its_folder(tmp_path):
@@ -108,3 +108,34 @@ def test_weights_on_a_full_disk_are_one_sentence(small_disk):
         write()
     assert [file.name for file in small_disk.iterdir()] == ["model.pt"]
     assert (small_disk / "model.pt").read_text() == "old"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_lists_in_the_encodings_that_editors_write(encoding, tmp_path):
+    path = tmp_path / "list.json"
+    text = '{"Ä": ["α"]}'
+    path.write_bytes(("\ufeff" * (encoding == "utf-16-le") + text).encode(encoding))
+    assert read_json(path) == {"Ä": ["α"]}
+    assert read_text(path) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"Ä": 1}'.encode("latin-1"),
+            r"list\.json is no text in UTF-8, from its byte 2 on; save it in this",
+        ),
+        (b'{"a": 1, "b": {"c": 2, "c": 3}}', r"list\.json cannot be read \(the key 'c' is there twice\)"),
+        (b'{"a": 1,\n"b": [2,]}', r"list\.json cannot be read \(.*line 2 column \d"),
+        (b'{"a": 1,\n}', r"list\.json cannot be read \(.*line \d column \d"),
+        (b"[" * 100000, r"list\.json cannot be read \(maximum recursion"),
+        (b"\xff\xfe{", r"list\.json is no text in UTF-8"),
+        (b"", r"list\.json cannot be read \(Expecting value"),
+    ],
+)
+def test_lists_that_are_none(content, message, tmp_path):
+    path = tmp_path / "list.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_json(path)

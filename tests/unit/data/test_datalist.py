@@ -20,15 +20,15 @@ from scripts.data.datalist import (
     case_id,
     cases_of,
     dataset_labels,
-    list_images,
-    output_name,
-    output_path,
+    group_channels,
+    named_images,
     read_entries,
     read_images,
     read_split,
     sections,
     without_results,
 )
+from scripts.data.names import output_name, output_path
 from scripts.errors import InputError
 from tests.commands import SHARED_DATA
 
@@ -415,14 +415,120 @@ def test_one_channel_names(tmp_path: Path) -> None:
 def test_images_that_cannot_be_told_apart(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "a.tif")
-    with pytest.raises(InputError, match=r"a\.png and .*a\.tif have the same case id"):
+    with pytest.raises(InputError, match=r"a\.png, .*a\.tif have the same case id"):
         read_images(tmp_path, spatial_dims=2, in_channels=1)
+
+
+def test_colour_pictures_with_numbers_are_frames(tmp_path: Path) -> None:
+    """Not the channels of one case, whatever the network takes."""
+    for number in range(3):
+        picture(tmp_path / f"frame_{number:04}.png", mode="RGB")
+    found = group_channels(named_images(tmp_path, ""), 3)
+    assert [case["case"] for case in found] == ["frame_0000", "frame_0001", "frame_0002"]
+
+
+def test_channels_of_a_name_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        picture(tmp_path / f"{name}.png")
+    with caplog.at_level("INFO"):
+        assert len(group_channels(named_images(tmp_path, ""), 2)) == 2
+    assert "4 files are taken for the channels of 2 cases, by their names" in caplog.text
+    caplog.clear()
+    picture(tmp_path / "b_0002.png")
+    with caplog.at_level("INFO"):
+        assert len(group_channels(named_images(tmp_path, ""), 2)) == 5
+    assert not caplog.records
+
+
+def test_a_folder_for_each_image(tmp_path: Path) -> None:
+    for name in ("s0000", "s1.2"):
+        picture(tmp_path / name / "ct.png")
+        (tmp_path / name / "about.json").touch()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "dataset.json").touch()
+    found = read_images(tmp_path, spatial_dims=2, in_channels=1)
+    assert [(case["case"], case["image"]) for case in found.cases] == [
+        ("s0000", str(tmp_path / "s0000/ct.png")),
+        ("s1.2", str(tmp_path / "s1.2/ct.png")),
+    ]
+    picture(tmp_path / "s0000/seg.png")
+    with pytest.raises(InputError, match=r"dataset_dir: .*s0000 holds 2 images; .* with --section"):
+        read_images(tmp_path, spatial_dims=2, in_channels=1)
+
+
+def test_what_is_called_like_an_image_and_is_none(tmp_path: Path) -> None:
+    """Links to nothing, folders and pointers are told, not passed over."""
+    picture(tmp_path / "ok.png")
+    (tmp_path / "lost.png").symlink_to("../annex/objects/nowhere")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "fetched.png").symlink_to("ok.png")
+    (tmp_path / "pointer.png").write_text("/annex/objects/MD5E-s12--0.png\n")
+    (tmp_path / ("x" * 220 + ".png")).symlink_to("ok.png")
+    (tmp_path / ".hidden.png").touch()
+    found = read_images(tmp_path, spatial_dims=2, in_channels=1)
+    assert [case["case"] for case in found.cases] == ["fetched", "ok"]
+    said = {problem.case: problem.found for problem in found.problems}
+    assert said.pop("x" * 220) == f"the case id {'x' * 20}... of 220 bytes"
+    assert said == {
+        "folder": "a folder",
+        "lost": "a link to ../annex/objects/nowhere, which is not there",
+        "pointer": "a git-annex pointer, not the image itself",
+    }
+    with pytest.raises(InputError, match="4 of 6 images were not segmented"):
+        found.finish()
+
+
+def test_names_as_people_have_them(tmp_path: Path) -> None:
+    """Ids are the names without the suffix, with accents in one form."""
+    for name in ("v1.2_image", "a.b.c.nii", "two words", "Cafe\u0301", "1.2.840.5", "\u5f71"):
+        picture(tmp_path / f"{name}.png")
+    found = read_images(tmp_path, spatial_dims=2, in_channels=1)
+    assert {case["case"]: Path(case["image"]).name for case in found.cases} == {
+        "v1.2_image": "v1.2_image.png",
+        "a.b.c.nii": "a.b.c.nii.png",
+        "two words": "two words.png",
+        "Caf\u00e9": "Cafe\u0301.png",
+        "1.2.840.5": "1.2.840.5.png",
+        "\u5f71": "\u5f71.png",
+    }
+    picture(tmp_path / "Two Words.png")
+    with pytest.raises(InputError, match="have the same case id, or ids that some file system takes for one"):
+        read_images(tmp_path, spatial_dims=2, in_channels=1)
+
+
+def test_paths_of_a_list_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, folder = tmp_path / "home", tmp_path / "data"
+    monkeypatch.setenv("HOME", str(home))
+    for path in (home / "a.png", folder / "sub/b.png", folder / "Cafe\u0301.png", folder / "~d.png"):
+        picture(path)
+    listed = ["~/a.png", ".\\sub\\b.png", "Caf\u00e9.png", "~d.png", str(folder / "sub/b.png"), "C:\\e.png"]
+    describe(folder, training=[{"image": path, "case": f"c{n}"} for n, path in enumerate(listed)])
+    described = json.loads((folder / "dataset.json").read_text())
+    read = [Path(case["image"]) for case in read_entries(described, folder / "dataset.json")["training"]]
+    expected = ["sub/b.png", "Cafe\u0301.png", "~d.png", "sub/b.png", "C:\\e.png"]
+    assert read == [home / "a.png", *(folder / path for path in expected)]
+
+
+def test_ids_with_accents_in_either_form(tmp_path: Path) -> None:
+    listed = [{"image": f"{n}.png", "case": case} for n, case in enumerate(["Cafe\u0301", "b"])]
+    describe(tmp_path, training=listed)
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["Caf\u00e9"], "val": ["b"]}))
+    assert sections(tmp_path)["training"][0]["image"] == str(tmp_path / "0.png")
+
+
+@pytest.mark.parametrize(
+    "entry", ["{}", '{"image": 5}', '{"image": []}', '{"image": "a", "label": [1]}', '{"image": ["a", 1]}']
+)
+def test_entries_that_are_none(entry: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(f'{{"training": [{entry}]}}')
+    with pytest.raises(InputError, match="an entry under 'training' without an image"):
+        sections(tmp_path)
 
 
 def test_two_files_of_one_channel_are_no_two_channels(tmp_path: Path) -> None:
     picture(tmp_path / "a_0000.png")
     picture(tmp_path / "a_0000.tif")
-    with pytest.raises(InputError, match=r"a_0000\.png and .*a_0000\.tif have the same case id"):
+    with pytest.raises(InputError, match=r"a_0000\.png, .*a_0000\.tif have the same case id"):
         read_images(tmp_path, spatial_dims=2, in_channels=2)
 
 
@@ -486,7 +592,7 @@ def test_names_that_some_file_system_takes_for_one(tmp_path, pair):
 def test_name_that_no_file_can_have(tmp_path):
     entries = [{"image": "a.png", "label": "a.png", "case": "x" * 300}]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
-    with pytest.raises(InputError, match="longer than the 200 bytes"):
+    with pytest.raises(InputError, match=r"the case id xxxxx.*of 300 bytes; .* has room for 200"):
         sections(tmp_path)
 
 
@@ -494,7 +600,7 @@ def test_results_beside_their_images_are_no_images(tmp_path: Path, caplog: pytes
     """Where `output_dir` was the folder of the images; what is only called so is an image."""
     for name in ("a.png", "a_seg.png", "a_prob.nii.gz", "a_seg_seg.png", "b_seg.png", "c_segment.png"):
         (tmp_path / name).touch()
-    found = without_results(list_images(tmp_path))
+    found = without_results(named_images(tmp_path, ""))
     assert [file.name for file in found] == ["a.png", "b_seg.png", "c_segment.png"]
     assert "left out, as results of the images beside them: a_prob.nii.gz, a_seg.png, a_seg_seg.png" in (
         caplog.text

@@ -96,7 +96,7 @@ def test_ids_of_volumes(tmp_path):
     found = read_volumes(tmp_path, in_channels=1).cases
     assert [case["case"] for case in found] == ["1.2.840.1_0000", "1.2.840.2_0000", "b"]
     (tmp_path / "b.zarr").mkdir()
-    with pytest.raises(InputError, match=r"b\.nii and .*b\.zarr have the same case id"):
+    with pytest.raises(InputError, match=r"b\.nii, .*b\.zarr have the same case id"):
         read_volumes(tmp_path, in_channels=1)
 
 

@@ -327,7 +327,7 @@ def test_msd_folder_with_4d_images(tmp_path: Path) -> None:
     assert again["training"] == dataset["training"]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": entries + entries[:1]}))
     result = call("--output_dir", tmp_path / "third", "--msd", tmp_path)
-    assert "the case id 'c0' 2 times" in result.output
+    assert "the case id 'c0' more than once" in result.output
     refused("no cases under 'training'", "--output_dir", tmp_path, "--msd", _folder_without_cases(tmp_path))
 
 
@@ -567,3 +567,59 @@ def test_sets_of_which_no_image_can_be_read(tmp_path: Path) -> None:
     result = call("--nnunet", tmp_path / "n", "--output_dir", tmp_path / "out")
     assert result.output.count("the unknown suffix '.nrrd'") == 8
     assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(("delimiter", "encoding"), [(",", "utf-8"), (";", "utf-8-sig"), ("\t", "utf-16")])
+def test_tables_of_subjects_as_programs_write_them(delimiter: str, encoding: str, tmp_path: Path) -> None:
+    source = folders(tmp_path, 4)
+    rows = [["Case", "Subject", "note"], *([f"c{n}", f" Zoë{n % 2}", ""] for n in range(4))]
+    text = "\r\n".join(delimiter.join(row) for row in rows) + "\r\n"
+    (tmp_path / "who.csv").write_bytes(text.encode(encoding))
+    dataset, _, _ = make(tmp_path / "out", *source, "--subjects", tmp_path / "who.csv", "--folds", 2)
+    fold_of = {entry["case"]: entry["fold"] for entry in dataset["training"]}
+    assert fold_of["c0"] == fold_of["c2"] != fold_of["c1"] == fold_of["c3"]
+
+
+def test_tables_of_subjects_that_are_none(tmp_path: Path) -> None:
+    source = (*folders(tmp_path, 4), "--output_dir", tmp_path / "out", "--subjects", tmp_path / "who.csv")
+    (tmp_path / "who.csv").write_bytes("case,subject\nc0,Zoë\n".encode("latin-1"))
+    refused(r"who\.csv is no text in UTF-8, from its byte 18 on", *source)
+    (tmp_path / "who.csv").write_text("case,subject\nc0,a\nc0,b\n")
+    refused(r"who\.csv has the case c0 with the subjects a and b", *source)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "cases"),
+    [
+        (["f_0000", "f_0001"], ["f_0000", "f_0001"], ["f_0000", "f_0001"]),
+        (["f_0000", "f_0001"], ["f_0000_mask", "f_0001_mask"], ["f_0000", "f_0001"]),
+        (["f_0000_image", "f_0001_image"], ["f_0000_mask", "f_0001_mask"], ["f_0000", "f_0001"]),
+        (["f_0000", "g_0000"], ["f", "g"], ["f", "g"]),
+        (["Cafe\u0301", "b"], ["Caf\u00e9", "b"], ["Caf\u00e9", "b"]),
+        (["v1.2_image", "v1.3_image"], ["v1.2_mask", "v1.3_mask"], ["v1.2", "v1.3"]),
+        (["1.3.6.1.0", "1.3.6.1.1"], ["1.3.6.1.0", "1.3.6.1.1"], ["1.3.6.1.0", "1.3.6.1.1"]),
+    ],
+)
+def test_names_that_go_together(
+    images: list[str], labels: list[str], cases: list[str], tmp_path: Path
+) -> None:
+    for image, label in zip(images, labels, strict=True):
+        picture(tmp_path / f"i/{image}.png")
+        picture(tmp_path / f"l/{label}.png")
+    source = ("--images", tmp_path / "i", "--labels", tmp_path / "l", "--folds", 2)
+    dataset, _, _ = make(tmp_path / "out", *source)
+    assert [entry["case"] for entry in dataset["training"]] == sorted(cases)
+    for entry in dataset["training"]:
+        assert labels[images.index(Path(entry["image"]).stem)] == Path(entry["label"]).stem
+
+
+def test_what_is_called_like_an_image_and_is_none(tmp_path: Path) -> None:
+    source = folders(tmp_path, 4)
+    (tmp_path / "i/c4.png").symlink_to("../annex/nowhere")
+    (tmp_path / "i/c5.png").mkdir()
+    for name in ("c4", "c5"):
+        picture(tmp_path / f"l/{name}.png")
+    result = call(*source, "--output_dir", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "c4   | i/c4.png | a link to ../annex/nowhere, which is not there" in result.output
+    assert "c5   | i/c5.png | a folder" in result.output
