@@ -341,3 +341,15 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused("--tolerance is -1.0; it is a distance of 0 or more", p, t, "--tolerance", -1)
     picture(tmp_path / "n.png", np.zeros((4, 5), np.uint8))
     refused("the labels hold 1 different value", tmp_path / "n.png", tmp_path / "n.png")
+
+
+def test_truths_in_a_folder_for_each_case_and_accents_in_either_form(tmp_path: Path) -> None:
+    """Floats off by rounding are whole numbers here too."""
+    truth = np.zeros((4, 5, 6), np.uint8)
+    truth[1:3] = 1
+    for case in ("s0", "Cafe\u0301", "1.2.3"):
+        volume(tmp_path / f"truth/{case}/seg.nii.gz", truth)
+    for case in ("s0", "Caf\u00e9", "1.2.3"):
+        volume(tmp_path / f"pred/{case}_seg.nii.gz", truth.astype(np.float32) * np.float32(0.9999999))
+    rows, _, _ = score(tmp_path / "out", tmp_path / "pred", tmp_path / "truth")
+    assert {row["case"]: float(row["dice"]) for row in rows} == dict.fromkeys(("s0", "Caf\u00e9", "1.2.3"), 1)
