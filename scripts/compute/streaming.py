@@ -18,7 +18,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine
@@ -31,6 +30,7 @@ from torch import nn
 from scripts.compute.inferers import SlabInferer, most_probable
 from scripts.data.cases import InferenceCases
 from scripts.data.names import output_path
+from scripts.data.nifti import header_of_result
 from scripts.data.room import seen_grid
 from scripts.data.volumes import Box, Volume, open_volume
 from scripts.errors import Fault, InputError
@@ -339,8 +339,7 @@ class VolumeSegmenter:
             [self.values[index] for index in range(len(self.values) - (IGNORE_LABEL in self.values))]
         )
         values = values.astype(label_type(values))
-        maker = nib.Nifti2Image if max(volume.shape) > np.iinfo(np.int16).max else nib.Nifti1Image
-        header = maker(np.broadcast_to(values[:1], volume.shape), volume.affine).header
+        header = header_of_result(volume.shape, values.dtype, volume.affine, volume.form)
         header.set_data_offset(header.single_vox_offset)
         with atomic_write(output) as temporary, temporary.open("wb") as file:
             header.write_to(file)

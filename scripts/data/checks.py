@@ -6,7 +6,6 @@ read by `scripts.data.reader`; here they are judged.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,22 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from scripts.data.grids import Grid, turn_onto, turned
 from scripts.data.names import require_short
-from scripts.data.nifti import Nifti
+from scripts.data.nifti import Nifti, read_nifti_header
 from scripts.data.pictures import Picture
-from scripts.data.reader import Grid, grid_of, image_suffix, read_dims, read_file
+from scripts.data.reader import grid_of, image_suffix, is_picture, read_dims, read_file
 from scripts.dicom import SeriesFinder
 from scripts.errors import Fault, InputError, few
 from scripts.labels import IGNORE_NAME, WHOLE_TOLERANCE, nearest_whole, show_value
 
 logger = logging.getLogger(__name__)
-
-GRID_TOLERANCE = 0.1
-"""How far the corners of two grids may lie apart, as a fraction of the smallest voxel edge."""
 
 BACKGROUND_ALONE = "an empty label (nothing but background)"
 """What is found in a label without foreground."""
@@ -100,6 +96,19 @@ def check_image(case: Mapping[str, Any], *, spatial_dims: int, in_channels: int)
         All problems found.
     """
     return _inspect_image(case, spatial_dims, in_channels)[0]
+
+
+def check_form(name: str, path: str) -> list[Problem]:
+    """A warning where the header of a NIfTI file says twice and differently where its voxels lie.
+
+    Args:
+        name: id of the case.
+        path: a file that can be read.
+    """
+    said = None if is_picture(path) else read_nifti_header(path).disagreement()
+    rule = "the sform counts here, as in nibabel and FSL, and other programs may go by the other"
+    fix = "look which one is right, and write it over the other, for example with nibabel's set_qform"
+    return [Problem(name, path, said, rule, fix, "warning")] if said else []
 
 
 def check_series(
@@ -220,6 +229,13 @@ def describe(problems: Sequence[Problem], headline: str) -> str:
     return f"{headline}\n{format_table(problems[:MAX_ROWS])}{more}"
 
 
+def log_problems(problems: Sequence[Problem]) -> None:
+    """Say what is wrong with each of several files, of which the sound ones are used."""
+    for problem in problems:
+        level = logging.ERROR if problem.severity == "error" else logging.WARNING
+        logger.log(level, problem.sentence())
+
+
 def require_sound(problems: Sequence[Problem]) -> None:
     """Log the warnings and refuse the errors.
 
@@ -235,7 +251,11 @@ def require_sound(problems: Sequence[Problem]) -> None:
 
 
 def read_label(
-    path: Path, labels: Mapping[str, int] | None = None, instances: bool = False
+    path: Path,
+    labels: Mapping[str, int] | None = None,
+    instances: bool = False,
+    onto: Grid | None = None,
+    name: str = "image",
 ) -> tuple[np.ndarray, Grid]:
     """Read a label file whole.
 
@@ -243,6 +263,8 @@ def read_label(
         path: picture or NIfTI file, 2D or 3D.
         labels: as for `check_case`.
         instances: as for `check_case`.
+        onto: a grid of the same voxels, in whose order of axes the label is given.
+        name: what has that grid, for messages.
 
     Returns:
         Whole numbers, (x, y[, z]), pictures (width, height), and where they lie.
@@ -253,6 +275,8 @@ def read_label(
     try:
         dims = read_dims(path)
         values, grid = _load_label(str(path), dims[0] if dims else 2)
+        if onto is not None:
+            values, grid = turned(values, turn_onto(grid, onto, name)), onto
     except Fault as fault:
         raise fault.of(path) from None
     for problem in _inspect_label_values("", str(path), values, labels, instances)[0]:
@@ -314,7 +338,8 @@ def _inspect_case(
         return [*problems, Problem(name, path, *fault.args)], None
     try:
         if grid is not None:
-            require_same_grid(label_grid, grid, "image")
+            turn_onto(label_grid, grid, "image")
+        problems += check_form(name, path)
     except Fault as fault:
         problems.append(Problem(name, path, *fault.args))
     found, voxels = _inspect_label_values(name, path, values, labels, instances)
@@ -360,8 +385,9 @@ def _inspect_image(
             file = read_file(path)
             here = _spatial_grid(file, spatial_dims, in_channels if len(files) == 1 else 1, label=False)
             if grid is not None:
-                require_same_grid(here, grid, "first channel")
+                turn_onto(here, grid, "first channel")
             grid = grid or here
+            problems += check_form(name, path)
             _finite(file.values)
         except Fault as fault:
             problems.append(Problem(name, path, *fault.args))
@@ -458,36 +484,6 @@ def _finite(values: np.ndarray) -> None:
             f"{' and '.join(counts)} voxels",
             "every voxel must be a finite number",
             "replace them, for example with numpy.nan_to_num, and save the file again",
-        )
-
-
-def require_same_grid(here: Grid, other: Grid, name: str) -> None:
-    """Refuse two grids that do not cover the same voxels.
-
-    Args:
-        here: the grid of the file.
-        other: the grid that it should have.
-        name: what has the other one.
-
-    Raises:
-        Fault: without a file.
-    """
-    if here.shape != other.shape:
-        raise Fault(
-            f"shape {here.shape} where the {name} has {other.shape}",
-            f"both must lie on the same grid as the {name}",
-            f"resample it onto the grid of the {name} or pair it with the right one",
-        )
-    if here.affine is None or other.affine is None:
-        return
-    last = [(0, size - 1) for size in here.shape] + [(0,)] * (3 - len(here.shape))
-    corners = np.array([(*corner, 1) for corner in itertools.product(*last)])  # (8, 4), voxels
-    apart = np.linalg.norm(corners @ (here.affine - other.affine).T, axis=1).max()
-    if apart > GRID_TOLERANCE * nib.affines.voxel_sizes(other.affine).min():
-        raise Fault(
-            f"a grid that lies up to {apart:.3g} mm away from that of the {name}",
-            f"both must have the same affine to within {GRID_TOLERANCE} voxel",
-            f"resample it onto the grid of the {name} or copy the affine if only the header is wrong",
         )
 
 

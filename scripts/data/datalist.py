@@ -30,6 +30,7 @@ from scripts.data.checks import (
     check_image,
     check_series,
     describe,
+    log_problems,
     map_cases,
     require_sound,
 )
@@ -480,10 +481,7 @@ def _sound(
     sound = [case for case in cases if str(case["case"]) not in bad]
     if not sound:
         raise InputError(describe(problems, f"None of the {len(cases)} {place} is usable:"))
-    for problem in problems:
-        logger.log(
-            logging.ERROR if problem.severity == "error" else logging.WARNING, "%s", problem.sentence()
-        )
+    log_problems(problems)
     return InferenceCases(sound, list(problems), work)
 
 

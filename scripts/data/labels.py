@@ -14,6 +14,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from skimage.segmentation import relabel_sequential
 
 from scripts.data.checks import read_label
+from scripts.data.grids import Grid
 from scripts.labels import LARGEST_VALUE
 
 
@@ -27,21 +28,31 @@ class LoadLabeld(MapTransform):
         keys: paths of label files.
         labels: class name to value on disk; an entry "ignore" names the value of unannotated voxels.
         instances: the files number objects; then ``labels`` is not compared with them.
+        image_key: the image as it was loaded: a label that is stored the other way round on the same voxels
+            is turned onto it.
 
     Raises:
         Fault: a file that the check refuses.
     """
 
-    def __init__(self, keys: KeysCollection, labels: Mapping[str, int], instances: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        labels: Mapping[str, int],
+        instances: bool = False,
+        image_key: str = "image",
+    ) -> None:
         super().__init__(keys)
+        self.image_key = image_key
         self.labels = labels
         self.instances = instances
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by the label, int32, (1, *spatial)."""
         out = dict(data)
+        onto = _grid(data[self.image_key]) if self.image_key in data else None
         for key in self.keys:
-            values, grid = read_label(out[key], self.labels, self.instances)
+            values, grid = read_label(out[key], self.labels, self.instances, onto)
             if self.instances and values.max(initial=0) > LARGEST_VALUE:
                 values = relabel_sequential(values)[0]
             affine = np.eye(4) if grid.affine is None else grid.affine
@@ -54,3 +65,9 @@ class LoadLabeld(MapTransform):
             label = torch.from_numpy(np.ascontiguousarray(values[None], np.int32))
             out[key] = MetaTensor(label, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
         return out
+
+
+def _grid(image: Any) -> Grid:
+    """Where an image lies, (C, *spatial), as it was loaded."""
+    affine = image.meta.get(MetaKeys.ORIGINAL_AFFINE) if isinstance(image, MetaTensor) else None
+    return Grid(tuple(image.shape[1:]), None if affine is None else np.asarray(affine, dtype=float))

@@ -17,14 +17,17 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
+from scripts.data.grids import GRID_TOLERANCE, distance
 from scripts.errors import Fault
 from scripts.process import require_memory
 
@@ -34,8 +37,24 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 SPATIAL_UNITS = 7
 
+#: Edges of a voxel in mm that are taken for true: from a hundredth of an atom to ten metres.
+SMALLEST, LARGEST = 1e-9, 1e4
+
 #: How small the volume of a voxel may be for the product of its edges: 0 has axes that lie in a plane.
 FLATTEST = 1e-4
+
+#: What of a header says where the voxels lie, in the order of `NiftiHeader.form`: names and numbers of each.
+FIELDS = {
+    **dict.fromkeys(("qform_code", "sform_code", "xyzt_units"), 1),
+    **dict.fromkeys(("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"), 1),
+    **dict.fromkeys(("srow_x", "srow_y", "srow_z", "pixdim"), 4),
+}
+
+#: Name of `NiftiHeader.form` in the meta data of an image.
+FORM = "nifti_form"
+
+#: How far pixdim may be from the edges of a voxel, as a share.
+SIZE_TOLERANCE = 0.01
 
 _GZIP = b"\x1f\x8b"
 _READ_AT_ONCE = 1 << 20
@@ -77,6 +96,28 @@ class NiftiHeader:
         """Slope and intercept that turn what is stored into intensities."""
         slope, intercept = self.raw.get_slope_inter()
         return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
+
+    @property
+    def form(self) -> np.ndarray:
+        """What a result on the same grid takes: axes in space, version of NIfTI, and `FIELDS`; float64."""
+        version = 2 if isinstance(self.raw, nib.Nifti2Header) else 1
+        fields = np.concatenate([np.ravel(self.raw[name])[:count] for name, count in FIELDS.items()])
+        return np.array([min(len(self.stored), 3), version, *fields.astype(float)])
+
+    def disagreement(self) -> str | None:
+        """What the header says otherwise than `affine`, to follow the word "found"; None where nothing."""
+        edges = nib.affines.voxel_sizes(self.affine)[: len(self.shape)]
+        if self.raw["sform_code"] > 0 and self.raw["qform_code"] > 0:
+            apart = distance(self.affine, _millimetres(self.raw, _qform(self.raw)), self.shape)
+            if np.isnan(apart):
+                return "a qform that is no rotation beside its sform"
+            if apart > GRID_TOLERANCE * edges.min():
+                return f"a qform that lies up to {apart:.3g} mm away from its sform"
+        pixdim = self.raw["pixdim"][1 : 1 + len(edges)] * _unit(self.raw)
+        if not np.allclose(pixdim, edges, rtol=SIZE_TOLERANCE, atol=0):
+            written, used = (" x ".join(f"{size:.4g}" for size in sizes) for sizes in (pixdim, edges))
+            return f"a pixdim of {written} mm beside an sform with voxels of {used} mm"
+        return None
 
 
 @dataclass(frozen=True)
@@ -195,21 +236,47 @@ def _affine(raw: Any, pixdim: np.ndarray, axes: int) -> np.ndarray:
         pixdim: the edges of a voxel as the file has them, (3,).
         axes: how many of them count.
     """
-    if raw["sform_code"] == 0 and not (np.isfinite(pixdim[:axes]) & (pixdim[:axes] != 0)).all():
+    wrong = ~(np.isfinite(pixdim[:axes]) & (pixdim[:axes] != 0))
+    if raw["sform_code"] == 0 and wrong.any():
         raise Fault(
             f"a voxel of {' x '.join(f'{size:g}' for size in pixdim[:axes])} (pixdim)",
             "the edges of a voxel are numbers above 0",
             "write the true size into the header, for example with nibabel's header.set_zooms",
         )
-    affine = np.array(raw.get_best_affine(), dtype=float)
-    affine[:3] *= MILLIMETRES.get(int(raw["xyzt_units"]) & SPATIAL_UNITS, 1.0)
+    affine = _millimetres(raw, np.array(raw.get_best_affine(), dtype=float))
     if not is_invertible(affine):
         raise Fault(
             "an affine that is not invertible",
             "the header must say where each voxel lies in mm",
             "write a correct affine into the header",
         )
+    edges = nib.affines.voxel_sizes(affine)[:axes]
+    if not SMALLEST <= edges.min() <= edges.max() <= LARGEST:
+        raise Fault(
+            f"a voxel of {' x '.join(f'{size:.4g}' for size in edges)} mm",
+            f"an edge has {SMALLEST:g} to {LARGEST:g} mm",
+            "write the true size into the header, in the unit that xyzt_units names",
+        )
+    raw["pixdim"][1 : 1 + axes] = np.where(wrong, edges / _unit(raw), raw["pixdim"][1 : 1 + axes])
     return affine
+
+
+def _unit(raw: Any) -> float:
+    """Millimetres of the unit of a header."""
+    return MILLIMETRES.get(int(raw["xyzt_units"]) & SPATIAL_UNITS, 1.0)
+
+
+def _millimetres(raw: Any, affine: np.ndarray) -> np.ndarray:
+    """An affine in the unit of a header, (4, 4), in mm."""
+    return affine * np.array([[_unit(raw)]] * 3 + [[1.0]])
+
+
+def _qform(raw: Any) -> np.ndarray:
+    """The qform as an affine, (4, 4); NaN where its numbers are no rotation."""
+    try:
+        return raw.get_qform()
+    except (ValueError, HeaderDataError):
+        return np.full((4, 4), np.nan)
 
 
 def is_invertible(affine: np.ndarray) -> bool:
@@ -218,3 +285,58 @@ def is_invertible(affine: np.ndarray) -> bool:
         return False
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     return bool(edges.min() > 0 and abs(np.linalg.det(affine[:3, :3] / edges)) > FLATTEST)
+
+
+def header_of_result(
+    shape: Sequence[int], dtype: np.dtype, affine: np.ndarray, form: np.ndarray | None = None
+) -> Any:
+    """The header of a single file with voxels on the grid of an image.
+
+    Args:
+        shape: voxels per axis of the file.
+        dtype: of the voxels.
+        affine: (4, 4), from voxels to mm, RAS+.
+        form: `NiftiHeader.form` of the image, which is written as it was read; None for an image of another
+            format: then both forms say what ``affine`` does, but for shear, which a qform cannot.
+    """
+    second = max(shape) > np.iinfo(np.int16).max or (form is not None and form[1] == 2)
+    header = (nib.Nifti2Header if second else nib.Nifti1Header)()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    if form is None:
+        header.set_xyzt_units("mm")
+        header.set_sform(affine, code="scanner")
+        header.set_qform(affine, code="scanner")
+        if distance(header.get_qform(), affine, tuple(shape[:3])) > GRID_TOLERANCE * min(header.get_zooms()):
+            header.set_qform(None, code="unknown")
+        return header
+    values = np.split(form[2:], np.cumsum(list(FIELDS.values()))[:-1])
+    for (name, count), value in zip(FIELDS.items(), values, strict=True):
+        if count == 1:
+            header[name] = value[0]
+        else:
+            header[name][:count] = value
+    header["xyzt_units"] = (
+        int(header["xyzt_units"]) & SPATIAL_UNITS
+    )  # what follows space is channels, not time
+    return header
+
+
+def write_result(
+    path: str | Path, values: np.ndarray, axes: int, affine: np.ndarray, form: np.ndarray | None = None
+) -> None:
+    """Write a label map or probabilities, gzipped where the name ends in .gz.
+
+    Args:
+        path: the file.
+        values: (*spatial) or (*spatial, channel).
+        axes: how many are spatial.
+        affine: see `header_of_result`.
+        form: see `header_of_result`.
+    """
+    channels = values.shape[axes:]
+    stored = 3 if channels else axes if form is None else int(form[0])
+    shape = (*values.shape[:axes], *[1] * (stored - axes), *channels)
+    header = header_of_result(shape, values.dtype, affine, form)
+    maker: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    nib.save(maker(values.reshape(shape), None, header), str(path))  # type: ignore[attr-defined]

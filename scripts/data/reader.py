@@ -10,12 +10,10 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import monai.data
-import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
@@ -24,7 +22,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from PIL import Image
 
-from scripts.data.nifti import NIFTI_SUFFIXES, Nifti, read_nifti, read_nifti_header
+from scripts.data.grids import Grid, turn_onto, turned
+from scripts.data.nifti import FORM, NIFTI_SUFFIXES, Nifti, read_nifti, read_nifti_header
 from scripts.data.pictures import PICTURE_SUFFIXES, Picture, read_picture, read_picture_header
 from scripts.dicom import DicomReader
 from scripts.errors import Fault
@@ -52,27 +51,6 @@ _READ_ERRORS = (
     WrapStructError,  # NIfTI: a header cut off
     Image.DecompressionBombError,
 )
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the voxels of a file lie: voxels per spatial axis and, but for pictures, voxel to mm (4, 4)."""
-
-    shape: tuple[int, ...]
-    affine: np.ndarray | None
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Edges of a voxel in mm, one an axis; 1 for pictures."""
-        sizes = np.ones(3) if self.affine is None else nib.affines.voxel_sizes(self.affine)
-        return tuple(sizes[: len(self.shape)].tolist())
-
-    def canonical(self) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
-        """Shape and voxel edges (mm, None for pictures), in 3D in the order of RAS orientation."""
-        if self.affine is None:
-            return self.shape, None
-        order = np.argsort(nib.io_orientation(self.affine)[:, 0]) if len(self.shape) == 3 else np.arange(2)
-        return tuple(self.shape[axis] for axis in order), tuple(self.spacing[axis] for axis in order)
 
 
 def image_suffix(path: str | Path) -> str:
@@ -240,17 +218,14 @@ class ImageReader(monai.data.ImageReader):
         if self.dicom.verify_suffix(img):
             return self.dicom.get_data(self.dicom.read(img))
         files = [read_file(path) for path in img]
-        first = files[0]
+        grid = grid_of(files[0])
+        channels_last = files[0].values.ndim > len(grid.shape)
+        values = []
         for path, file in zip(img, files, strict=True):
-            if file.values.shape != first.values.shape:
-                raise Fault(
-                    f"shape {file.values.shape} where the first channel has {first.values.shape}",
-                    "the files of a case lie on one grid",
-                    "resample it onto the grid of the first channel",
-                    path,
-                )
-        grid = grid_of(first)
-        channels_last = first.values.ndim > len(grid.shape)
+            try:
+                values.append(turned(file.values, turn_onto(grid_of(file), grid, "first channel")))
+            except Fault as fault:
+                raise fault.of(path) from None
         meta: dict[Any, Any] = {
             MetaKeys.SPATIAL_SHAPE: np.array(grid.shape),
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if channels_last else float("nan"),
@@ -259,7 +234,8 @@ class ImageReader(monai.data.ImageReader):
             meta[MetaKeys.AFFINE] = grid.affine.copy()
             meta[MetaKeys.ORIGINAL_AFFINE] = grid.affine.copy()
             meta[MetaKeys.SPACE] = SpaceKeys.RAS
-        values = [file.values for file in files]
+        if isinstance(files[0], Nifti):
+            meta[FORM] = files[0].header.form
         if len(values) == 1:
             return values[0], meta
         if channels_last:

@@ -7,7 +7,6 @@ A volume is an uncompressed NIfTI file (`.nii`), or a folder `.zarr` that holds 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,15 +19,13 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from scripts.data.cases import InferenceCases
-from scripts.data.checks import Problem, describe
+from scripts.data.checks import Problem, check_form, describe, log_problems
 from scripts.data.datalist import file_stem, group_channels, list_images, without_results
 from scripts.data.names import require_short
 from scripts.data.nifti import is_invertible, read_nifti_header
 from scripts.data.reader import image_suffix, require_content
 from scripts.data.room import Grids
 from scripts.errors import Fault, InputError
-
-logger = logging.getLogger(__name__)
 
 Box = tuple[slice, ...]
 
@@ -43,6 +40,7 @@ class Volume:
         affine: (4, 4), from voxels to mm.
         read: for each channel what reads a box of it, in the type of the file.
         scaling: slope and intercept that turn these values into intensities.
+        form: what a result takes of the header of a NIfTI file, see `scripts.data.nifti`.
     """
 
     path: Path
@@ -50,6 +48,7 @@ class Volume:
     affine: np.ndarray
     read: tuple[Callable[[Box], np.ndarray], ...]
     scaling: tuple[float, float] = (1.0, 0.0)
+    form: np.ndarray | None = None
 
 
 def open_volume(path: str | Path, in_channels: int) -> Volume:
@@ -136,7 +135,11 @@ def _open_nifti(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
         return read
 
     read = tuple(reader(channel) for channel in range(header.channels or 1))
-    return Volume(path, (width, height, depth), header.affine, read, header.scaling), dtype, shape
+    return (
+        Volume(path, (width, height, depth), header.affine, read, header.scaling, header.form),
+        dtype,
+        shape,
+    )
 
 
 def _open_zarr(path: Path) -> tuple[Volume, np.dtype, tuple[int, ...]]:
@@ -197,12 +200,13 @@ def read_volumes(
             volume = open_volume(case["image"], in_channels)
             Grids.of(in_channels, volume.shape, volume.affine, geometry).require_sense()
             result.cases.append(case)
+            if volume.form is not None:
+                result.problems += check_form(case["case"], case["image"])
         except Fault as fault:
             result.problems.append(Problem(case["case"], case["image"], *fault.args))
     if not result.cases:
         raise InputError(
             describe(result.problems, f"None of the {len(named)} volumes in {folder} is usable:")
         )
-    for problem in result.problems:
-        logger.error(problem.sentence())
+    log_problems(result.problems)
     return result

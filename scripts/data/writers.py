@@ -8,38 +8,61 @@ from typing import Any
 
 import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
-from monai.data import ImageWriter, NibabelWriter, PILWriter
+from monai.data import ImageWriter, PILWriter
 from monai.transforms import SaveImaged
-from monai.utils import convert_to_numpy
+from monai.utils import MetaKeys, convert_to_numpy
 
 from scripts.data.datalist import id_of
+from scripts.data.grids import GRID_TOLERANCE, Grid, distance
 from scripts.data.names import output_path
+from scripts.data.nifti import FORM, write_result
 from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.labels import label_type
 
 
-class _WholeWriter(ImageWriter):
-    """Writes beside and renames; integers take their `label_type`, floats keep theirs."""
+class NiftiWriter(ImageWriter):
+    """NIfTI whose header says of its place what that of the image says; integers take their `label_type`.
+
+    Args:
+        output_dtype: not used; MONAI hands it in.
+        scale: not used; MONAI hands it in.
+    """
+
+    def __init__(self, output_dtype: Any = None, scale: int | None = None) -> None:
+        super().__init__()
+        self.values = np.empty(0)
+        self.affine = np.eye(4)
+        self.form: np.ndarray | None = None
 
     def set_data_array(self, data_array: NdarrayOrTensor, **kwargs: Any) -> None:
         """Take the data, (channels, *spatial), and settle the type to write."""
-        array = convert_to_numpy(data_array)
-        if not np.issubdtype(array.dtype, np.floating):
-            self.output_dtype = label_type(array)  # before MONAI's writers turn the data to float32
-        super().set_data_array(data_array, **kwargs)
+        array = np.asarray(convert_to_numpy(data_array))
+        floating = np.issubdtype(array.dtype, np.floating)
+        self.values = array.astype(np.float32 if floating else label_type(array))
+
+    def set_metadata(self, meta_dict: Mapping | None, **options: Any) -> None:
+        """Take the affine of the data, and the form of the image's header where they lie on its grid."""
+        meta = meta_dict or {}
+        self.affine, original = (
+            np.asarray(convert_to_numpy(meta.get(key, np.eye(4))), dtype=float)
+            for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE)
+        )
+        shape = self.values.shape[1:]
+        limit = GRID_TOLERANCE * min(Grid(shape, original).spacing)
+        same = tuple(meta.get(MetaKeys.SPATIAL_SHAPE, ())) == shape
+        if FORM in meta and same and distance(self.affine, original, shape) < limit:
+            self.form = np.asarray(convert_to_numpy(meta[FORM]), dtype=float)
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file whole."""
+        axes = self.values.ndim - 1
+        values = self.values[0] if len(self.values) == 1 else np.moveaxis(self.values, 0, -1)
         with atomic_write(str(filename)) as temporary:
-            super().write(str(temporary), verbose=verbose, **kwargs)
+            write_result(temporary, values, axes, self.affine, self.form)
 
 
-class WholeNibabelWriter(_WholeWriter, NibabelWriter):  # type: ignore[misc]
-    """NIfTI."""
-
-
-class WholePILWriter(_WholeWriter, PILWriter):  # type: ignore[misc]
+class PictureWriter(PILWriter):
     """PNG, which holds integers up to 65535.
 
     Raises:
@@ -49,7 +72,7 @@ class WholePILWriter(_WholeWriter, PILWriter):  # type: ignore[misc]
     def set_data_array(  # type: ignore[override]
         self, data_array: NdarrayOrTensor, **kwargs: Any
     ) -> None:
-        """Take the data, (channels, *spatial), if a PNG can hold it."""
+        """Take the data, (channels, *spatial), if a PNG can hold it, and settle the type to write."""
         array = convert_to_numpy(data_array)
         if (
             np.issubdtype(array.dtype, np.floating)
@@ -61,11 +84,17 @@ class WholePILWriter(_WholeWriter, PILWriter):  # type: ignore[misc]
                 "a .png holds whole numbers from 0 to 65535",
                 "set output_ext to .nii.gz",
             )
+        self.output_dtype = label_type(array)  # before MONAI's writer turns the data to float32
         super().set_data_array(data_array, **kwargs)
+
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write the file whole."""
+        with atomic_write(str(filename)) as temporary:
+            super().write(str(temporary), verbose=verbose, **kwargs)
 
 
 def writer_for(output_ext: str) -> type[ImageWriter]:
-    """The writer of a file suffix: pictures by Pillow, volumes by nibabel.
+    """The writer of a file suffix: pictures by Pillow, NIfTI by nibabel.
 
     Args:
         output_ext: ".png", ".nii" or ".nii.gz".
@@ -74,9 +103,9 @@ def writer_for(output_ext: str) -> type[ImageWriter]:
         InputError: any other suffix.
     """
     writers: dict[str, type[ImageWriter]] = {
-        ".png": WholePILWriter,
-        ".nii": WholeNibabelWriter,
-        ".nii.gz": WholeNibabelWriter,
+        ".png": PictureWriter,
+        ".nii": NiftiWriter,
+        ".nii.gz": NiftiWriter,
     }
     if output_ext not in writers:
         raise InputError(f"output_ext is {output_ext!r}: give one of {', '.join(writers)}")

@@ -12,7 +12,7 @@ import numpy as np
 from skimage.measure import label as components
 from tqdm import tqdm
 
-from scripts.data.checks import read_label, require_same_grid
+from scripts.data.checks import read_label
 from scripts.data.datalist import cases_of, file_stem, list_images, named_images, sections
 from scripts.data.names import output_name
 from scripts.data.pictures import Picture
@@ -148,14 +148,9 @@ def read_values(pair: Pair, labels: Mapping[str, int] | None = None, instances: 
     Raises:
         Fault: an unsound file, two sizes, or two grids.
     """
-    (pred, grid), (truth, true_grid) = (
-        read_label(path, labels, instances) for path in (pair.pred, pair.truth)
-    )
-    try:
-        require_same_grid(grid, true_grid, f"truth {pair.truth}")
-    except Fault as fault:
-        raise fault.of(pair.pred) from None
-    return Case(pair.case, pred, truth, spacing=true_grid.spacing)
+    truth, grid = read_label(pair.truth, labels, instances)
+    pred, _ = read_label(pair.pred, labels, instances, grid, f"truth {pair.truth}")
+    return Case(pair.case, pred, truth, spacing=grid.spacing)
 
 
 def read_classes(pair: Pair, labels: Mapping[str, int]) -> Case:
