@@ -99,16 +99,15 @@ def check_image(case: Mapping[str, Any], *, spatial_dims: int, in_channels: int)
 
 
 def check_form(name: str, path: str) -> list[Problem]:
-    """A warning where the header of a NIfTI file says twice and differently where its voxels lie.
+    """A warning for what the header of a NIfTI file says otherwise than where its voxels are taken to lie.
 
     Args:
         name: id of the case.
         path: a file that can be read.
     """
-    said = None if is_picture(path) else read_nifti_header(path).disagreement()
-    rule = "the sform counts here, as in nibabel and FSL, and other programs may go by the other"
-    fix = "look which one is right, and write it over the other, for example with nibabel's set_qform"
-    return [Problem(name, path, said, rule, fix, "warning")] if said else []
+    notes = [] if is_picture(path) else read_nifti_header(path).notes()
+    said = (note.args for note in notes)
+    return [Problem(name, path, found, rule, fix, "warning") for found, rule, fix in said]
 
 
 def check_series(

@@ -5,8 +5,8 @@ Sources:
 
 A header may say twice where its voxels lie. Here, as in nibabel and FSL, the sform counts where its code is
 above 0, else the qform where its code is, else the edges of a voxel alone (method 1 of nifti1.h, with x
-running to the left and 0 in the middle, as nibabel has it). `xyzt_units` counts: metres and micrometres are
-turned into mm.
+running to the left and 0 in the middle, as nibabel has it). Lengths count as mm whatever `xyzt_units` says,
+as in nibabel, FSL and SPM. What a header says otherwise is told.
 
 Departures: axes of length 1 from the third on are left out, so that (x, y, 1) is a plane, (x, y, z, 1) a
 volume and (x, y, z, 1, channels) a volume with channels, as ITK writes them.
@@ -33,8 +33,8 @@ from scripts.process import require_memory
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
-#: Millimetres of a unit of length, by the three lowest bits of xyzt_units; any other value means mm.
-MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
+#: Lengths that are not in mm, by the bits of xyzt_units that name the unit of space.
+OTHER_UNITS = {1: "metre", 3: "micrometre"}
 SPATIAL_UNITS = 7
 
 #: Edges of a voxel in mm that are taken for true: from a hundredth of an atom to ten metres.
@@ -104,20 +104,29 @@ class NiftiHeader:
         fields = np.concatenate([np.ravel(self.raw[name])[:count] for name, count in FIELDS.items()])
         return np.array([min(len(self.stored), 3), version, *fields.astype(float)])
 
-    def disagreement(self) -> str | None:
-        """What the header says otherwise than `affine`, to follow the word "found"; None where nothing."""
+    def notes(self) -> list[Fault]:
+        """What the header says of its voxels otherwise than `affine`, which is used all the same."""
         edges = nib.affines.voxel_sizes(self.affine)[: len(self.shape)]
-        if self.raw["sform_code"] > 0 and self.raw["qform_code"] > 0:
-            apart = distance(self.affine, _millimetres(self.raw, _qform(self.raw)), self.shape)
-            if np.isnan(apart):
-                return "a qform that is no rotation beside its sform"
-            if apart > GRID_TOLERANCE * edges.min():
-                return f"a qform that lies up to {apart:.3g} mm away from its sform"
-        pixdim = self.raw["pixdim"][1 : 1 + len(edges)] * _unit(self.raw)
-        if not np.allclose(pixdim, edges, rtol=SIZE_TOLERANCE, atol=0):
+        pixdim = self.raw["pixdim"][1 : 1 + len(edges)]
+        two_forms = self.raw["sform_code"] > 0 and self.raw["qform_code"] > 0
+        apart = distance(self.affine, _qform(self.raw), self.shape) if two_forms else 0.0
+        rule = "the sform counts here, as in nibabel and FSL, other programs may go by the other"
+        fix = "find out which is right and write it over the other, for example with nibabel's set_qform"
+        notes = []
+        if np.isnan(apart):
+            notes.append(Fault("a qform that is no rotation beside its sform", rule, fix))
+        elif apart > GRID_TOLERANCE * edges.min():
+            notes.append(Fault(f"a qform that lies up to {apart:.3g} mm away from its sform", rule, fix))
+        elif not np.allclose(pixdim, edges, rtol=SIZE_TOLERANCE, atol=0):
             written, used = (" x ".join(f"{size:.4g}" for size in sizes) for sizes in (pixdim, edges))
-            return f"a pixdim of {written} mm beside an sform with voxels of {used} mm"
-        return None
+            found = f"a voxel of {written} mm (pixdim) and an sform with one of {used} mm"
+            notes.append(Fault(found, rule, fix))
+        unit = OTHER_UNITS.get(int(self.raw["xyzt_units"]) & SPATIAL_UNITS)
+        if unit:
+            found = f"lengths in {unit} (xyzt_units)"
+            rule = "they count as mm here, as in nibabel, FSL and SPM; `spacing` and distances are in it"
+            notes.append(Fault(found, rule, "write the header in mm where that matters"))
+        return notes
 
 
 @dataclass(frozen=True)
@@ -243,7 +252,7 @@ def _affine(raw: Any, pixdim: np.ndarray, axes: int) -> np.ndarray:
             "the edges of a voxel are numbers above 0",
             "write the true size into the header, for example with nibabel's header.set_zooms",
         )
-    affine = _millimetres(raw, np.array(raw.get_best_affine(), dtype=float))
+    affine = np.array(raw.get_best_affine(), dtype=float)
     if not is_invertible(affine):
         raise Fault(
             "an affine that is not invertible",
@@ -255,20 +264,10 @@ def _affine(raw: Any, pixdim: np.ndarray, axes: int) -> np.ndarray:
         raise Fault(
             f"a voxel of {' x '.join(f'{size:.4g}' for size in edges)} mm",
             f"an edge has {SMALLEST:g} to {LARGEST:g} mm",
-            "write the true size into the header, in the unit that xyzt_units names",
+            "write the true size into the header",
         )
-    raw["pixdim"][1 : 1 + axes] = np.where(wrong, edges / _unit(raw), raw["pixdim"][1 : 1 + axes])
+    raw["pixdim"][1 : 1 + axes] = np.where(wrong, edges, raw["pixdim"][1 : 1 + axes])
     return affine
-
-
-def _unit(raw: Any) -> float:
-    """Millimetres of the unit of a header."""
-    return MILLIMETRES.get(int(raw["xyzt_units"]) & SPATIAL_UNITS, 1.0)
-
-
-def _millimetres(raw: Any, affine: np.ndarray) -> np.ndarray:
-    """An affine in the unit of a header, (4, 4), in mm."""
-    return affine * np.array([[_unit(raw)]] * 3 + [[1.0]])
 
 
 def _qform(raw: Any) -> np.ndarray:
@@ -316,9 +315,7 @@ def header_of_result(
             header[name] = value[0]
         else:
             header[name][:count] = value
-    header["xyzt_units"] = (
-        int(header["xyzt_units"]) & SPATIAL_UNITS
-    )  # what follows space is channels, not time
+    header["xyzt_units"] = int(header["xyzt_units"]) & SPATIAL_UNITS  # after space come channels, not time
     return header
 
 

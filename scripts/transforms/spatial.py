@@ -51,7 +51,7 @@ INTERPOLATION = {"bilinear": "bilinear", "nearest": "nearest", "weight": "biline
 
 @dataclass
 class SpatialParameters:
-    """Where a patch comes from. Lengths are voxels, or mm where a spacing in mm is given beside them.
+    """Where a patch comes from. Lengths are voxels, or in the unit of the spacing that is given beside them.
 
     Attributes:
         centre: source position of the patch's centre, in voxels, one number an axis.
@@ -253,7 +253,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
             reach its border voxels: the outermost lie on them, or less than half a spacing beyond.
         elastic_std: standard deviation of the displacement vectors, in ``units``. A field of vectors that
             would fold space is made as much smaller as SMALLEST_VOLUME asks for.
-        units: "pixel", or "mm" to honour the voxel size of the image (its MetaTensor's affine).
+        units: of lengths: "pixel", on each axis its own; or, to honour the shape of the image's voxels (its
+            MetaTensor's affine), "edge", the smallest edge of a voxel, whatever its size, or "mm".
         ignore_label: value of label voxels outside the scan.
         outside: what images show there: "zeros", or "mirror" for the scan mirrored at its end voxels, which
             is the context that `scripts.compute.inferers.OverlapTileInferer` gives.
@@ -296,8 +297,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
             )
         if outside not in ("zeros", "mirror"):
             raise InputError(f"outside is {outside!r}: give 'zeros' or 'mirror'")
-        if units not in ("pixel", "mm"):
-            raise InputError(f"units is {units!r}: give 'pixel' or 'mm'")
+        if units not in ("pixel", "edge", "mm"):
+            raise InputError(f"units is {units!r}: give 'pixel', 'edge' or 'mm'")
         if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
             raise InputError(
                 f"scale_range is {list(scale_range)}: give smallest and largest magnification, above 0"
@@ -550,4 +551,5 @@ class RandSpatialPatchd(Randomizable, MapTransform):
     def _spacing(self, image: torch.Tensor) -> np.ndarray:
         if self.units == "pixel" or not isinstance(image, MetaTensor):
             return np.ones(self.dims)
-        return np.asarray(image.pixdim)[: self.dims]
+        sizes = np.asarray(image.pixdim)[: self.dims]
+        return sizes if self.units == "mm" else sizes / sizes.min()

@@ -44,7 +44,8 @@ def patch_of(files: list[str], overrides: dict[str, Any]) -> tuple[RandSpatialPa
     parser.read_config([ROOT / file for file in files])
     parser.update({**overrides, "patch::elastic_prob": 1.0, "label_size": None})
     patch = parser.get_parsed_content("patch")
-    return patch, np.array(parser.get("spacing") if patch.units == "mm" else [1.0] * patch.dims)
+    spacing = np.array(parser.get("spacing") if patch.units == "edge" else [1.0] * patch.dims)
+    return patch, spacing / spacing.min()
 
 
 def draw(

@@ -40,6 +40,25 @@ def test_spacing_is_that_of_monai_and_goes_back(case):
     assert (back == 1).all()
 
 
+@pytest.mark.parametrize("size", [4e-5, 1e-3, 0.7, 300.0])
+def test_voxels_of_any_size_are_resampled_and_go_back(size):
+    """Every second voxel of a ramp is left; MONAI takes lengths that differ by less than 0.001 mm for equal."""
+    ramp = torch.arange(21.0)[None, :, None, None].expand(1, 21, 4, 3).clone()
+    affine = torch.diag(torch.tensor([size, size, size, 1], dtype=torch.float64))
+    transform = Compose([IsolatedSpacingd("image", pixdim=[2 * size, size, size], mode="bilinear")])
+    out = transform({"image": MetaTensor(ramp, affine=affine)})
+    assert out["image"].shape == (1, 11, 4, 3)
+    torch.testing.assert_close(
+        out["image"][0, :, 0, 0].as_tensor(), torch.arange(0.0, 21, 2), rtol=0, atol=1e-4
+    )
+    sizes = np.array([2 * size, size, size])
+    np.testing.assert_allclose(out["image"].pixdim, sizes, rtol=1e-9)
+    out["pred"] = out["image"].clone()
+    back = Invertd("pred", transform=transform, orig_keys="image", nearest_interp=False)(out)["pred"]
+    torch.testing.assert_close(back.as_tensor(), ramp, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(back.affine, affine, rtol=1e-9)
+
+
 def test_spacing_leaves_alone_what_begins_with_the_same_letters(case):
     """The name of the file, and the meta data that LoadImaged puts beside the image when asked to."""
     given = {**case, "image_path": case["image"], "other": 3}

@@ -851,6 +851,24 @@ def test_every_voxel_is_taught_to_a_network_that_predicts_less_than_it_sees():
     assert taught.all()
 
 
+@pytest.mark.parametrize("size", [1.0, 0.01, 4e-5])
+def test_edges_give_one_patch_whatever_the_size_of_a_voxel(size):
+    """In millimetres 3 of them are beyond a volume of micro-CT; what counts is the shape, 1 x 1 x 2.5."""
+    case = make_case((16, 16, 12))
+    shape = np.array([1, 1, 2.5])
+
+    def patch(scale, units):
+        affine = torch.diag(torch.tensor([*shape * scale, 1.0], dtype=torch.float64))
+        spaced = {key: MetaTensor(value, affine=affine) for key, value in case.items()}
+        return make_transform((9, 9, 5), **{**EVERYTHING, "units": units})(spaced)
+
+    expected, found = patch(1.0, "mm"), patch(size, "edge")
+    if size == 1:
+        assert all(torch.equal(found[key], expected[key]) for key in case)
+    torch.testing.assert_close(found["image"], expected["image"], atol=1e-4, rtol=0)
+    assert (found["label"] != expected["label"]).float().mean() < 0.01
+
+
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (0.5, 1, 3)])
 def test_displacements_have_the_asked_for_deviation_in_their_unit(spacing):
     """Measured where the control points lie, on a grid of as many voxels, from the voxels they come from."""
@@ -935,7 +953,7 @@ def test_mm_reads_the_voxel_size_and_pixels_do_not():
         ({"modes": ["bilinear", "bicubic"]}, r"modes is .*bicubic.*give 'bilinear', 'nearest' or 'weight'"),
         ({"outside": "reflect"}, "outside is 'reflect': give 'zeros' or 'mirror'"),
         ({"modes": ["bilinear"]}, "modes is .*for each of the keys"),
-        ({"units": "cm"}, "units is 'cm': give 'pixel' or 'mm'"),
+        ({"units": "cm"}, "units is 'cm': give 'pixel', 'edge' or 'mm'"),
         ({"scale_range": (0, 1)}, "scale_range is .*above 0"),
         ({"scale_range": (2, 1)}, "scale_range is .*smallest and largest"),
         ({"foreground_prob": 1.5}, "foreground_prob is 1.5: give a share"),
