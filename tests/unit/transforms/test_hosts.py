@@ -42,7 +42,7 @@ def test_spacing_is_that_of_monai_and_goes_back(case):
 
 @pytest.mark.parametrize("size", [4e-5, 1e-3, 0.7, 300.0])
 def test_voxels_of_any_size_are_resampled_and_go_back(size):
-    """Every second voxel of a ramp is left; MONAI takes lengths that differ by less than 0.001 mm for equal."""
+    """Every second voxel of a ramp is left; MONAI takes lengths less than 0.001 mm apart for equal."""
     ramp = torch.arange(21.0)[None, :, None, None].expand(1, 21, 4, 3).clone()
     affine = torch.diag(torch.tensor([size, size, size, 1], dtype=torch.float64))
     transform = Compose([IsolatedSpacingd("image", pixdim=[2 * size, size, size], mode="bilinear")])
