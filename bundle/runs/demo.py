@@ -11,9 +11,9 @@ import typer
 
 from bundle.runs.baseline import otsu_components
 from bundle.runs.commands import run_bundle, run_python, say
-from scripts.data.checks import image_suffix
 from scripts.data.datalist import sections
 from scripts.data.names import output_path
+from scripts.data.reader import image_suffix
 from scripts.errors import InputError
 from scripts.files import read_json
 from scripts.judging import mean_dice

@@ -20,7 +20,7 @@ from scripts.data.grids import Grid, turn_onto, turned
 from scripts.data.names import require_short
 from scripts.data.nifti import Nifti, read_nifti_header
 from scripts.data.pictures import Picture
-from scripts.data.reader import grid_of, image_suffix, is_picture, read_dims, read_file
+from scripts.data.reader import grid_of, is_picture, read_dims, read_file
 from scripts.dicom import SeriesFinder
 from scripts.errors import Fault, InputError, few
 from scripts.labels import IGNORE_NAME, WHOLE_TOLERANCE, nearest_whole, show_value
@@ -35,12 +35,6 @@ MAX_ROWS = 20
 
 _THREADS = 2
 _COUNTED_SPAN, _COUNTED_AT_ONCE = 1 << 16, 1 << 20  # values that are counted in a table, voxels at once
-_MODE_NAMES = {
-    "RGB": "a colour picture (RGB)",
-    "RGBA": "a colour picture with alpha (RGBA)",
-    "LA": "a grey picture with alpha (LA)",
-    "P": "a palette picture (P)",
-}
 _Result = TypeVar("_Result")
 
 
@@ -273,7 +267,7 @@ def read_label(
     """
     try:
         dims = read_dims(path)
-        values, grid = _load_label(str(path), dims[0] if dims else 2)
+        values, grid, _ = _load_label(str(path), dims[0] if dims else 2)
         if onto is not None:
             values, grid = turned(values, turn_onto(grid, onto, name)), onto
     except Fault as fault:
@@ -284,17 +278,18 @@ def read_label(
     return values, grid
 
 
-def _load_label(path: str, spatial_dims: int) -> tuple[np.ndarray, Grid]:
-    """Whole numbers of a label file, (*spatial), and where they lie."""
+def _load_label(path: str, spatial_dims: int) -> tuple[np.ndarray, Grid, bool]:
+    """Whole numbers of a label file, (*spatial), where they lie, and whether viewers show them inverted."""
     file = read_file(path)
     grid = _spatial_grid(file, spatial_dims, 1, label=True)
-    if image_suffix(path).lower() in (".jpg", ".jpeg"):
+    if isinstance(file, Picture) and file.jpeg:
         raise Fault(
             "a label stored as JPEG",
             "JPEG changes pixel values, so it cannot hold labels",
             "export the label again as PNG",
         )
-    return _whole(file.values.reshape(grid.shape)), grid
+    inverted = isinstance(file, Picture) and file.inverted
+    return _whole(file.values.reshape(grid.shape)), grid, inverted
 
 
 def _whole(values: np.ndarray) -> np.ndarray:
@@ -332,9 +327,20 @@ def _inspect_case(
         return problems, None
     path = str(case["label"])
     try:
-        values, label_grid = _load_label(path, spatial_dims)
+        values, label_grid, inverted = _load_label(path, spatial_dims)
     except Fault as fault:
         return [*problems, Problem(name, path, *fault.args)], None
+    if inverted:
+        problems.append(
+            Problem(
+                name,
+                path,
+                "a label that is WhiteIsZero",
+                "its numbers are read as they are stored, and viewers show 0 as white",
+                "make sure that the background is 0",
+                "warning",
+            )
+        )
     try:
         if grid is not None:
             turn_onto(label_grid, grid, "image")
@@ -448,28 +454,24 @@ def _require_dimensions(
 def _picture_grid(picture: Picture, spatial_dims: int, channels: int, label: bool) -> Grid:
     if spatial_dims != 2:
         raise Fault("a 2D picture", "a 3D volume is expected", "save the stack as one .nii.gz file")
-    if picture.pages > 1:
-        raise Fault(
-            f"{picture.pages} pages", "a 2D image has one page", "save each page to a file of its own"
-        )
-    values = picture.values
-    bands = values.shape[2] if values.ndim == 3 else 1
     palette_image = picture.mode == "P" and not label  # the palette indices of a label are its values
-    if bands == channels and not palette_image:
+    if picture.channels == channels and not palette_image:
         return grid_of(picture)
-    kind = _MODE_NAMES.get(picture.mode, f"a picture with {bands} channel(s) (mode {picture.mode})")
-    if bands >= 3 and np.array_equal(values[..., 0], values[..., 1]):
-        kind += " with R = G = B" if np.array_equal(values[..., 0], values[..., 2]) else ""
+    wanted = {1: "L", 3: "RGB"}.get(channels)
     if label:
         rule = "a label has one channel with an integer per class"
         fix = "turn each colour into its integer and save a grey PNG"
     elif channels == 1:
         rule = "a grey image (in_channels=1) is expected"
-        fix = "convert it with Pillow: Image.open(file).convert('L').save(file), or set --in_channels"
+        fix = "save one of its channels or their mean as a grey TIFF, or set --in_channels"
     else:
         rule = f"{channels} channels (in_channels={channels}) are expected"
-        fix = "convert it with Pillow: Image.open(file).convert('RGB').save(file), or set --in_channels"
-    raise Fault(kind if bands > 1 or palette_image else f"a grey picture ({picture.mode})", rule, fix)
+        fix = "save it with as many channels, or set --in_channels"
+    if not label and wanted and picture.mode and picture.values.dtype == np.uint8:
+        fix = f"convert it with Pillow: Image.open(file).convert('{wanted}').save(file), or set --in_channels"
+    if palette_image:
+        fix += "; where its numbers are meant, give it grey colours first (ImageJ: Lookup Tables, Grays)"
+    raise Fault(picture.kind, rule, fix)
 
 
 def _finite(values: np.ndarray) -> None:

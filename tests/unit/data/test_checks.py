@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from scripts.data.checks import (
@@ -21,6 +22,7 @@ from scripts.data.checks import (
     inspect_cases,
     require_sound,
 )
+from scripts.data.reader import read_dims
 from scripts.errors import InputError
 from tests.commands import SHARED_DATA
 
@@ -194,7 +196,7 @@ def test_wrong_dimensions_and_channels(tmp_path: Path) -> None:
         ("RGBA", 1, "a colour picture with alpha (RGBA)"),
         ("LA", 1, "a grey picture with alpha (LA)"),
         ("P", 1, "a palette picture (P)"),
-        ("L", 3, "a grey picture (L)"),
+        ("L", 3, "a grey picture (uint8)"),
         ("P", 3, "a palette picture (P)"),
     ],
 )
@@ -307,6 +309,43 @@ def test_labels_that_are_pictures(tmp_path: Path) -> None:
     assert "a colour picture (RGB); a label has one channel" in only(check(image, colour, 2))
     turned = write(tmp_path / "turned.png", mask.T)
     assert "shape (5, 4) where the image has (4, 5)" in check(image, turned, 2, labels=None)[0].found
+
+
+def test_a_label_that_is_white_is_zero_is_read_as_stored(tmp_path: Path) -> None:
+    mask = np.zeros((4, 5), np.uint8)
+    mask[1:3, 1:3] = 255
+    for number in (mask, mask.astype(np.uint16)):
+        tifffile.imwrite(tmp_path / "label.tif", number.T, photometric="miniswhite")
+        image = write(tmp_path / "i.png", np.ones((4, 5), np.uint8))
+        case = {"image": image, "label": str(tmp_path / "label.tif"), "case": "c"}
+        [(problems, facts)] = inspect_cases([case], spatial_dims=2, in_channels=1, labels=None)
+        assert facts is not None
+        assert facts.voxels == {0: 16, 255: 4}
+        assert "found a label that is WhiteIsZero" in only(problems)
+        assert problems[0].severity == "warning"
+
+
+def test_jpeg_is_no_label_under_any_name(tmp_path: Path) -> None:
+    image, mask = write(tmp_path / "i.png", np.ones((16, 16), np.uint8)), Image.new("L", (16, 16), 1)
+    mask.save(tmp_path / "mask.png", format="JPEG")
+    mask.save(tmp_path / "mask.tif", compression="jpeg")
+    for name in ("mask.png", "mask.tif"):
+        assert "a label stored as JPEG" in only(check(image, str(tmp_path / name), 2))
+
+
+def test_five_channels_and_colour_of_16_bits(tmp_path: Path) -> None:
+    for channels in (3, 5):
+        values = np.arange(16 * 16 * channels, dtype=np.uint16).reshape(16, 16, channels)
+        tifffile.imwrite(
+            tmp_path / "i.tif",
+            values,
+            photometric="rgb" if channels == 3 else "minisblack",
+            planarconfig="contig",
+        )
+        assert read_dims(tmp_path / "i.tif") == (2, channels)
+        sound = check_image({"image": tmp_path / "i.tif", "case": "c"}, spatial_dims=2, in_channels=channels)
+        assert sound == []
+        assert "save one of its channels" in image_only(tmp_path / "i.tif", 2)
 
 
 def test_many_problems_make_one_table(tmp_path: Path) -> None:
