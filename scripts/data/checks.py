@@ -21,7 +21,7 @@ from scripts.data.names import require_short
 from scripts.data.nifti import Nifti, read_nifti_header
 from scripts.data.pictures import Picture
 from scripts.data.reader import grid_of, is_picture, read_dims, read_file
-from scripts.dicom import SeriesFinder
+from scripts.dicom import SeriesFinder, padding_note, try_headers
 from scripts.errors import Fault, InputError, few
 from scripts.labels import IGNORE_NAME, WHOLE_TOLERANCE, nearest_whole, show_value
 
@@ -105,7 +105,7 @@ def check_form(name: str, path: str) -> list[Problem]:
 
 
 def check_series(
-    case: Mapping[str, Any], finder: SeriesFinder, *, spatial_dims: int, in_channels: int
+    case: Mapping[str, Any], finder: SeriesFinder, *, spatial_dims: int, in_channels: int, to_dicom: bool
 ) -> list[Problem]:
     """`check_image` for a DICOM series; what is odd about it and can be coped with is logged.
 
@@ -114,6 +114,7 @@ def check_series(
         finder: where series are looked for.
         spatial_dims: 2 or 3.
         in_channels: channels that the network takes.
+        to_dicom: whether a segmentation must be able to refer to it.
 
     Returns:
         The first problem found, or none.
@@ -121,12 +122,13 @@ def check_series(
     name, path = str(case["case"]), str(case["image"])
     try:
         series = finder.open(path)
-        values = series.read()
+        left_empty = try_headers(series) if to_dicom else ()
+        values, padding = series.load()
         _require_dimensions(values.shape, values.shape, None, spatial_dims, in_channels)
         _finite(values)
     except Fault as fault:
         return [Problem(name, path, *fault.args)]
-    for note in series.notes:
+    for note in (*series.notes, *padding_note(padding), *left_empty):
         logger.warning("%s: %s", path, note)
     return []
 

@@ -355,6 +355,7 @@ def read_images(
     reader: str = "scripts.data.ImageReader",
     preprocessing: Compose | None = None,
     classes: int = 1,
+    to_dicom: bool = False,
 ) -> InferenceCases:
     """Find the images of a folder, or of a section of a data set, and check them.
 
@@ -373,6 +374,7 @@ def read_images(
         reader: what the images are read with; scripts.dicom.DicomReader for DICOM.
         preprocessing: what brings an image to the network, for the memory that it takes; None does nothing.
         classes: that the network tells apart, for the same.
+        to_dicom: whether the results will be DICOM that refers to the images, whose headers must do for it.
 
     Returns:
         The sound images and the problems of the others.
@@ -388,7 +390,7 @@ def read_images(
         room = Room(preprocessing, classes, finder=finder)
 
         def check(case: Mapping[str, Any]) -> list[Problem]:
-            return check_series(case, finder, **kind)
+            return check_series(case, finder, to_dicom=to_dicom, **kind)
 
     else:
         folder, room = _existing_folder(dataset_dir), Room(preprocessing, classes)

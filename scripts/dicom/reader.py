@@ -11,7 +11,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from scripts.dicom.series import SERIES_DIGEST, SeriesFinder, is_series
+from scripts.dicom.series import PADDING_SHARE, SERIES_DIGEST, SeriesFinder, is_series
 from scripts.errors import InputError
 
 #: What `reader` says in a config.
@@ -22,8 +22,8 @@ class DicomReader(ImageReader):
     """Reads a series in patient geometry, see `scripts.dicom.series`.
 
     An image is a folder, a zip file or a multi-frame file that holds one series, or has the name of the
-    series behind it, `FOLDER/series_0123456789ab`. Only affine, shape and a hash of the UIDs enter the meta
-    data: nothing about the patient.
+    series behind it, `FOLDER/series_0123456789ab`. Only affine, shape, a hash of the UIDs and the share of
+    padding enter the meta data: nothing about the patient.
     """
 
     def __init__(self) -> None:
@@ -54,19 +54,21 @@ class DicomReader(ImageReader):
             img: what `read` gave.
 
         Returns:
-            Intensities after rescaling, (x, y, z), float32, x along the rows; and affine (RAS, mm), shape and
-            `Series.digest`.
+            Intensities after rescaling, (x, y, z), float32, x along the rows; and affine (RAS, mm), shape,
+            `Series.digest` and the share of padding.
 
         Raises:
             InputError: there is no such series.
             Fault: its slices do not make a volume, or cannot be decoded.
         """
         series = self.finder.open(img)
-        return series.read(), {
+        values, padding = series.load()
+        return values, {
             MetaKeys.AFFINE: series.affine.copy(),
             MetaKeys.ORIGINAL_AFFINE: series.affine.copy(),
             MetaKeys.SPATIAL_SHAPE: np.array(series.shape),
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
             SERIES_DIGEST: series.digest,
+            PADDING_SHARE: padding,
         }

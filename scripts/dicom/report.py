@@ -11,7 +11,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from scripts.dicom.segmentation import SERIES_NUMBER, Algorithm, Segment
-from scripts.dicom.series import Series
+from scripts.dicom.series import IMAGE_CLASSES, Series
 
 if TYPE_CHECKING:
     from highdicom.sr import ComprehensiveSR
@@ -52,6 +52,7 @@ def summary(
     segments: Sequence[Segment],
     algorithm: Algorithm,
     files: Mapping[str, str],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """The report as JSON; nothing in it says whose images they are.
 
@@ -61,13 +62,14 @@ def summary(
         segments: what the values mean.
         algorithm: what made them.
         files: names of the files written beside it.
+        notes: what is odd about the images, in words.
     """
     volumes = measure(series, slices, segments)
     return {
         "case": series.name,
         "algorithm": {"name": algorithm.name, "version": algorithm.version},
         "slices": len(series.slices),
-        "notes": list(series.notes),
+        "notes": list(notes),
         "segments": [
             {
                 "number": segment.number,
@@ -97,7 +99,7 @@ def make_report(
 
     Args:
         series: the images.
-        headers: theirs, see `source_headers`.
+        headers: theirs, see `scripts.dicom.headers`.
         segmentation: the DICOM Segmentation.
         volumes: of each segment, in mL.
         segments: the segments.
@@ -113,11 +115,17 @@ def make_report(
     observer = sr.ObserverContext(sr.CodedConcept("121007", "DCM", "Device"), device)
     groups = []
     for segment in segments:
+        images = [sr.SourceImageForSegmentation(each.SOPClassUID, each.SOPInstanceUID) for each in headers]
         site = sr.FindingSite(segment.type, topographical_modifier=segment.modifier)
         groups.append(
             sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
                 tracking_identifier=sr.TrackingIdentifier(segment.tracking, segment.name),
-                referenced_segment=sr.ReferencedSegment.from_segmentation(segmentation, segment.number),
+                referenced_segment=sr.ReferencedSegment(
+                    segmentation.SOPClassUID,
+                    segmentation.SOPInstanceUID,
+                    segment.number,
+                    source_images=images,
+                ),
                 finding_category=segment.category,
                 finding_type=segment.type,
                 finding_sites=None if segment.modifier is None else [site],
@@ -127,7 +135,7 @@ def make_report(
         )
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=PROCEDURES[headers[0].Modality],
+        procedure_reported=PROCEDURES[IMAGE_CLASSES[headers[0].SOPClassUID]],
         imaging_measurements=groups,
     )
     return sr.ComprehensiveSR(

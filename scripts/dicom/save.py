@@ -15,16 +15,17 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from pydicom import Dataset
 
+from scripts.dicom.headers import AS_NIFTI, source_headers
 from scripts.dicom.report import make_report, measure, summary
 from scripts.dicom.segmentation import (
     LONG_STRING,
     Algorithm,
+    Segment,
     make_segmentation,
     make_segments,
     require_highdicom,
-    source_headers,
 )
-from scripts.dicom.series import SERIES_DIGEST, Series, SeriesFinder, gone
+from scripts.dicom.series import PADDING_SHARE, SERIES_DIGEST, Series, SeriesFinder, gone, padding_note
 from scripts.dicom.silence import silence_pydicom
 from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
@@ -35,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 #: How far the affines of a label map and of its series may differ, in mm a voxel and in mm.
 AFFINE_TOLERANCE = 1e-3
+
+
+#: What a series is tried with.
+_ANYTHING = {"category": ["85756007", "SCT", "Tissue"], "type": ["85756007", "SCT", "Tissue"]}
 
 
 class SaveSegmentationd(MapTransform):
@@ -82,7 +87,8 @@ class SaveSegmentationd(MapTransform):
                 raise gone(series.path)
             grid = whole_numbers(tensor[0].cpu().numpy(), f"{key} of {series.path}")
             self._require_grid(series, grid, tensor)
-            self._write(series, series.slices_of(grid))
+            padding = float(getattr(tensor, "meta", {}).get(PADDING_SHARE, 0))
+            self._write(series, series.slices_of(grid), padding)
         return out
 
     def _require_grid(self, series: Series, grid: np.ndarray, tensor: Any) -> None:
@@ -102,28 +108,16 @@ class SaveSegmentationd(MapTransform):
                 "numbered objects have no codes, so save classes"
             )
 
-    def _write(self, series: Series, slices: np.ndarray) -> None:
+    def _write(self, series: Series, slices: np.ndarray, padding: float) -> None:
         segments = make_segments(self.labels, self.codes)
         files = {"segmentation": f"{series.name}_seg.dcm", "structured_report": f"{series.name}_report.dcm"}
-        volumes = measure(series, slices, segments)
-        told = summary(series, slices, segments, self.algorithm, files)
         with silence_pydicom():
-            headers = source_headers(series)
-            try:
-                segmentation = make_segmentation(series, headers, slices, segments, self.algorithm)
-                report = make_report(series, headers, segmentation, volumes, segments, self.algorithm)
-                contents = {
-                    files["segmentation"]: _encoded(segmentation),
-                    files["structured_report"]: _encoded(report),
-                    f"{series.name}_report.json": (json.dumps(told, indent=1) + "\n").encode(),
-                }
-            except Exception as error:  # its text may tell of the patient
-                raise Fault(
-                    f"images that a segmentation cannot refer to ({type(error).__name__})",
-                    "their headers must be complete (PS3.3 C.7)",
-                    "export the images again",
-                    series.path,
-                ) from None
+            headers, left_empty = source_headers(series)
+            written = _referring(series, headers, slices, segments, self.algorithm)
+        notes = (*series.notes, *padding_note(padding), *left_empty)
+        told = summary(series, slices, segments, self.algorithm, files, notes)
+        contents = dict(zip(files.values(), written, strict=True))
+        contents[f"{series.name}_report.json"] = (json.dumps(told, indent=1) + "\n").encode()
         try:
             with ExitStack() as stack:  # renamed when all of them are there
                 for name, content in contents.items():
@@ -134,8 +128,58 @@ class SaveSegmentationd(MapTransform):
                 f"({error.strerror}): make room or name another --output_dir and run again; what was "
                 "finished before is there"
             ) from error
-        listed = ", ".join(f"{name} {volume:.3f} mL" for name, volume in volumes.items())
+        listed = ", ".join(f"{part['name']} {part['volume_ml']:.3f} mL" for part in told["segments"])
         logger.info("%s: %s", series.name, listed)
+
+
+@silence_pydicom()
+def try_headers(series: Series) -> tuple[str, ...]:
+    """Find out before the work whether a segmentation and a report can refer to the images.
+
+    Both are made of one pixel a slice, by what makes the whole ones later.
+
+    Returns:
+        What will be left empty in them, in words.
+
+    Raises:
+        InputError: highdicom is not installed.
+        Fault: they cannot refer to the images.
+    """
+    require_highdicom()
+    headers, left_empty = source_headers(series)
+    for header in headers:
+        header.Rows = header.Columns = 1
+    segments = make_segments({"background": 0, "any": 1}, {"any": _ANYTHING})
+    _referring(
+        series, headers, np.ones((len(series.slices), 1, 1), np.uint8), segments, Algorithm("any", "1", "any")
+    )
+    return left_empty
+
+
+def _referring(
+    series: Series,
+    headers: Sequence[Dataset],
+    slices: np.ndarray,
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+) -> tuple[bytes, bytes]:
+    """A segmentation and its report, as files.
+
+    Raises:
+        Fault: they cannot refer to the images.
+    """
+    try:
+        segmentation = make_segmentation(series, headers, slices, segments, algorithm)
+        volumes = measure(series, slices, segments)
+        report = make_report(series, headers, segmentation, volumes, segments, algorithm)
+        return _encoded(segmentation), _encoded(report)
+    except Exception as error:  # its text may tell of the patient
+        raise Fault(
+            f"images that a segmentation cannot refer to ({type(error).__name__})",
+            "their headers must be complete (PS3.3 C.7)",
+            f"export the images again, or {AS_NIFTI}",
+            series.path,
+        ) from None
 
 
 def _encoded(dataset: Dataset) -> bytes:

@@ -16,7 +16,6 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
-from pydicom.valuerep import DA
 
 from scripts.dicom.series import EXTRA, Series, SeriesFinder, series_name
 from scripts.dicom.silence import silence_pydicom
@@ -34,10 +33,6 @@ SERIES_NUMBER = 900
 LONG_STRING = 64
 
 _EXAMPLE = '["91723000", "SCT", "Anatomical Structure"]', '["5366008", "SCT", "Hippocampus"]'
-_NAMED_IN_STUDY = (  # may be empty but must be there (PS3.3 C.7.1.1, C.7.2.1)
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "ReferringPhysicianName"),
-    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
-)
 
 
 @dataclass(frozen=True)
@@ -142,27 +137,6 @@ def _code(name: str, key: str, code: Any) -> Code:
     return Code(*code)
 
 
-def source_headers(series: Series) -> list[Dataset]:
-    """The data sets that a segmentation refers to, without pixels, with what highdicom copies mended.
-
-    Raises:
-        Fault: a file is gone.
-    """
-    headers = series.headers()
-    for header in headers:
-        for keyword in _NAMED_IN_STUDY:
-            if keyword not in header:
-                setattr(header, keyword, "")
-        if header.PatientSex not in ("F", "M", "O", "", None):
-            header.PatientSex = ""
-        for keyword in ("PatientBirthDate", "StudyDate"):
-            try:
-                DA(header[keyword].value)
-            except ValueError:
-                setattr(header, keyword, "")
-    return headers
-
-
 def make_segmentation(
     series: Series,
     headers: Sequence[Dataset],
@@ -174,7 +148,7 @@ def make_segmentation(
 
     Args:
         series: the images.
-        headers: theirs, see `source_headers`.
+        headers: theirs, see `scripts.dicom.headers`.
         slices: label values, (N, rows, columns), one for each slice of the series.
         segments: what the values mean; any other value is background.
         algorithm: what made them.
@@ -243,8 +217,8 @@ def read_segmentation(path: str | Path, source: str | Path, labels: Mapping[str,
         Label values, (x, y, N), in the order of the series' slices.
 
     Raises:
-        InputError: it is no segmentation, or has a segment that `labels` does not name; the source is gone or
-            another one.
+        InputError: it is no segmentation, has a segment that `labels` does not name or does not say one label
+            for each pixel; the source is gone or another one.
         Fault: the slices of the source do not make a volume.
     """
     require_highdicom()
@@ -268,17 +242,20 @@ def read_segmentation(path: str | Path, source: str | Path, labels: Mapping[str,
                 f"{path} has the segment {unknown[0]!r}, which labels does not name: add its value"
             )
         series = _source(Path(path), Path(source), segmentation, {str(uid) for *_, uid in uids})
-        if series.multi_frame:
-            frames = [each.frame + 1 for each in series.slices]
-            numbers = segmentation.get_pixels_by_source_frame(
-                series.slices[0].instance, frames, combine_segments=True, assert_missing_frames_are_empty=True
-            )
-        else:
-            numbers = segmentation.get_pixels_by_source_instance(
-                [each.instance for each in series.slices],
-                combine_segments=True,
-                assert_missing_frames_are_empty=True,
-            )
+        options: dict[str, Any] = {"combine_segments": True, "assert_missing_frames_are_empty": True}
+        instances = [each.instance for each in series.slices]
+        try:
+            if series.multi_frame:
+                frames = [each.frame + 1 for each in series.slices]
+                numbers = segmentation.get_pixels_by_source_frame(instances[0], frames, **options)
+            else:
+                numbers = segmentation.get_pixels_by_source_instance(instances, **options)
+        except Exception as error:  # segments that overlap, images that share a UID, other frames
+            raise InputError(
+                f"{path} does not say one label for each pixel of the images in {source} "
+                f"({type(error).__name__}): it must refer to each of them by a UID of its own, and its "
+                "segments must not overlap; segment the images again"
+            ) from None
     values = np.full(numbers.shape, next(iter(labels.values())), np.int32)
     for number, name in names.items():
         values[numbers == number] = labels[name]

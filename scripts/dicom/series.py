@@ -32,15 +32,20 @@ from pydicom import Dataset, uid
 from pydicom.errors import InvalidDicomError
 
 from scripts.dicom.silence import silence_pydicom
-from scripts.errors import Fault, InputError
+from scripts.errors import Fault, InputError, few
 
-#: What is read as images (PS3.4 B.5); anything else is left out.
-IMAGE_CLASSES = (
-    *(uid.CTImageStorage, uid.MRImageStorage, uid.PositronEmissionTomographyImageStorage),
-    *(uid.EnhancedCTImageStorage, uid.EnhancedMRImageStorage, uid.EnhancedPETImageStorage),
-    *(uid.LegacyConvertedEnhancedCTImageStorage, uid.LegacyConvertedEnhancedMRImageStorage),
-    uid.LegacyConvertedEnhancedPETImageStorage,
-)
+#: What is read as images (PS3.4 B.5), and its modality; anything else is left out.
+IMAGE_CLASSES = {
+    uid.CTImageStorage: "CT",
+    uid.EnhancedCTImageStorage: "CT",
+    uid.LegacyConvertedEnhancedCTImageStorage: "CT",
+    uid.MRImageStorage: "MR",
+    uid.EnhancedMRImageStorage: "MR",
+    uid.LegacyConvertedEnhancedMRImageStorage: "MR",
+    uid.PositronEmissionTomographyImageStorage: "PT",
+    uid.EnhancedPETImageStorage: "PT",
+    uid.LegacyConvertedEnhancedPETImageStorage: "PT",
+}
 
 #: How far a slice may lie from its place on a regular grid, as a fraction of the distance between slices or,
 #: sideways, of a pixel.
@@ -58,11 +63,17 @@ SPACING_TOLERANCE = 1e-3
 #: Slices no further apart than this are at the same position, in mm.
 SAME_POSITION = 0.01
 
+#: Thickness of a single slice that does not say its own, in mm.
+LONE_THICKNESS = 1.0
+
 #: The least share of the grid's planes that must have been acquired.
 ACQUIRED_SHARE = 0.25
 
 #: Under which the meta data of an image hold `Series.digest`.
 SERIES_DIGEST = "series_digest"
+
+#: Under which they hold the share of padding.
+PADDING_SHARE = "padding_share"
 
 #: The file to install for what pydicom alone does not do.
 EXTRA = "requirements-dicom.txt"
@@ -75,8 +86,12 @@ _JPEG_DECODER = "pylibjpeg pylibjpeg-libjpeg"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _PREFIX, _DIGITS = "series_", 12
+
+#: What all images of a series have in common (PS3.3 A.1.2, C.7.4.1).
+_IN_COMMON = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
+
 _HEADER = (
-    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "ConcatenationUID"),
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "ConcatenationUID", *_IN_COMMON),
     *("ImageType", "InstanceNumber"),
     *("Rows", "Columns", "SamplesPerPixel", "PixelSpacing", "SliceThickness", "NumberOfFrames"),
     *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
@@ -105,8 +120,8 @@ class Slice:
         position: (3,), centre of the first pixel, in mm, LPS.
         directions: (2, 3), unit vectors along a row and down a column.
         spacing: between the columns and between the rows, in mm.
-        thickness: nominal, in mm.
-        rescale: slope and intercept (PS3.3 C.11.1, C.7.6.16.2.9).
+        thickness: nominal, in mm; 0 where it does not say.
+        rescale: slope and intercept (PS3.3 C.11.1, C.7.6.16.2.9), None where it does not say.
     """
 
     source: Source
@@ -118,7 +133,7 @@ class Slice:
     directions: np.ndarray
     spacing: tuple[float, float]
     thickness: float
-    rescale: tuple[float, float]
+    rescale: tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -161,24 +176,52 @@ class Series:
         return columns, rows, round(self.planes[-1]) + 1
 
     @property
+    def thickness(self) -> float:
+        """Of a slice in mm: nominal, or where the images do not say, the step of the grid between slices."""
+        step = np.cross(*self.slices[0].directions) @ (_LPS_TO_RAS @ self.affine)[:3, 2]
+        return self.slices[0].thickness or float(step)
+
+    @property
     def slice_volumes(self) -> np.ndarray:
         """(N,), what a pixel of each slice stands for, in mm^3: its area, halfway to both neighbours."""
         x, y = self.slices[0].spacing
         if len(self.slices) == 1:
-            return np.array([x * y * self.slices[0].thickness])
+            return np.array([x * y * self.thickness])
         normal = np.cross(*self.slices[0].directions)
         along = np.array([each.position @ normal for each in self.slices])
         gaps = np.diff(along)
         return x * y * (np.append(gaps, gaps[-1]) + np.append(gaps[0], gaps)) / 2
 
-    @silence_pydicom()
     def read(self) -> np.ndarray:
-        """Intensities on the grid, (x, y, z), float32.
+        """What `load` gives first."""
+        return self.load()[0]
+
+    @silence_pydicom()
+    def load(self) -> tuple[np.ndarray, float]:
+        """Read the pixels. Padding (PS3.3 C.7.5.1.1.2) gets the lowest intensity that is none.
+
+        Returns:
+            Intensities on the grid, (x, y, z), float32; and the share of the pixels that are padding, 0 to 1.
 
         Raises:
-            Fault: a file is gone, or its pixels cannot be decoded.
+            Fault: a file is gone, its pixels cannot be decoded, or all are padding.
         """
         pixels = np.stack([values.T for values in _pixels(self.path, self.slices)], -1)  # (x, y, slice)
+        padding = np.isnan(pixels)
+        share = float(padding.mean())
+        if share == 1:
+            raise Fault(
+                "nothing but padding",
+                "some pixels must lie outside Pixel Padding Value and Pixel Padding Range Limit",
+                "correct or take out these two elements",
+                self.path,
+            )
+        if share:
+            pixels[padding] = pixels[~padding].min()
+        return self._on_grid(pixels), share
+
+    def _on_grid(self, pixels: np.ndarray) -> np.ndarray:
+        """Slices, (x, y, N), on the grid, (x, y, z)."""
         depth = self.shape[2]
         if np.array_equal(self.planes, np.arange(depth)):
             return pixels
@@ -193,17 +236,25 @@ class Series:
         return grid[..., np.rint(self.planes).astype(int)].T
 
     @silence_pydicom()
-    def headers(self) -> list[Dataset]:
-        """The data sets without pixels, in the order of the slices; one for a multi-frame file.
+    def headers(self, keywords: Sequence[str]) -> list[Dataset]:
+        """Some elements of the files, in the order of the slices; one data set for a multi-frame file.
 
         Raises:
             Fault: a file is gone.
         """
         sources = list(dict.fromkeys(each.source for each in self.slices))
+        wanted: Any = {"stop_before_pixels": True, "specific_tags": list(keywords)}
         try:
-            return [pydicom.dcmread(file, stop_before_pixels=True) for _, file in _opened(sources)]
+            return [pydicom.dcmread(file, **wanted) for _, file in _opened(sources)]
         except Exception:  # whatever a broken file makes pydicom raise
             raise gone(self.path) from None
+
+
+def padding_note(share: float) -> tuple[str, ...]:
+    """What is told of a share of padding, in words; nothing of none."""
+    if not share:
+        return ()
+    return (f"{share:.1%} of the pixels are padding and count as the lowest intensity that is none",)
 
 
 def gone(path: Path) -> Fault:
@@ -404,9 +455,11 @@ def arrange(path: Path, files: Sequence[tuple[Source, Dataset]]) -> Series:
     """
     for _, header in files:
         _require_decoder(path, header)
+    _require_in_common(path, [header for _, header in files])
     slices = [each for source, header in files for each in _slices(path, source, header)]
     first = slices[0]
     _require_alike(path, slices)
+    _require_one_scale(path, slices)
     slices.sort(key=lambda each: float(each.position @ np.cross(*first.directions)))
     kept = _without_duplicates(path, slices)
     notes = []
@@ -419,6 +472,8 @@ def arrange(path: Path, files: Sequence[tuple[Source, Dataset]]) -> Series:
     elif missing:
         gaps = np.diff(planes) * abs(step @ np.cross(*first.directions))
         notes.append(f"slices lie {gaps.min():.3g} to {gaps.max():.3g} mm apart and are interpolated")
+    if IMAGE_CLASSES[files[0][1].SOPClassUID] == "CT" and None in first.rescale:
+        notes.append("CT without RescaleSlope or RescaleIntercept, whose pixels count as Hounsfield units")
     affine = np.eye(4)
     affine[:3, :2] = first.directions.T * first.spacing
     affine[:3, 2] = step
@@ -444,12 +499,42 @@ def _require_alike(path: Path, slices: Sequence[Slice]) -> None:
                 )
 
 
+def _require_in_common(path: Path, headers: Sequence[Dataset]) -> None:
+    """Refuse images of two patients, studies or frames of reference under one Series Instance UID."""
+    first: dict[str, tuple[str, int]] = {}
+    for header in headers:
+        for keyword in _IN_COMMON:
+            value, number = str(header.get(keyword) or "").strip(), instance_number(header)
+            if value and value != first.setdefault(keyword, (value, number))[0]:
+                raise Fault(
+                    f"images of different {keyword} (instance numbers {first[keyword][1]} and {number})",
+                    "the images of one SeriesInstanceUID are of one patient and study, in one frame of "
+                    "reference",
+                    "hand each patient and study by itself, or anonymise the images again with UIDs that "
+                    "keep them apart and together",
+                    path,
+                )
+
+
+def _require_one_scale(path: Path, slices: Sequence[Slice]) -> None:
+    """Refuse slices that say how pixels become intensities among others that do not."""
+    for index, keyword in enumerate(("RescaleSlope", "RescaleIntercept")):
+        without = [each.number for each in slices if each.rescale[index] is None]
+        if without and len(without) < len(slices):
+            raise Fault(
+                f"no {keyword} in {len(without)} of {len(slices)} slices (instance numbers {few(without)})",
+                "the intensities of a volume are on one scale, so all of its slices have it or none",
+                "export the images again, or add it to these slices",
+                path,
+            )
+
+
 def _stack(path: Path, slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
     """Where slices lie on the third axis of a regular grid, (N,), and its step in the patient, (3,) in mm."""
     first = slices[0]
     normal = np.cross(*first.directions)
     if len(slices) == 1:
-        return np.zeros(1), normal * first.thickness
+        return np.zeros(1), normal * (first.thickness or LONE_THICKNESS)
     from_first = np.array([each.position for each in slices]) - first.position
     along = from_first @ normal
     deviation = np.abs(from_first - np.outer(along / along[-1], from_first[-1])).max()
@@ -512,7 +597,7 @@ def _without_duplicates(path: Path, slices: Sequence[Slice]) -> list[Slice]:
 
 def _same_pixels(path: Path, one: Slice, other: Slice) -> bool:
     first, second = _pixels(path, [one, other])
-    return np.array_equal(first, second)
+    return np.array_equal(first, second, equal_nan=True)
 
 
 def _require_decoder(path: Path, header: Dataset) -> None:
@@ -537,7 +622,7 @@ def _slices(path: Path, source: Source, header: Dataset) -> list[Slice]:
     Raises:
         Fault: something is missing or no number, or the pixels are in colour.
     """
-    name = f"(instance number {_number(header)})"
+    name = f"(instance number {instance_number(header)})"
     if header.get("SamplesPerPixel", 1) != 1:
         raise Fault(f"pixels in colour {name}", "one number a pixel is read", "hand the grey images", path)
     if "ConcatenationUID" in header:
@@ -562,29 +647,29 @@ def _slices(path: Path, source: Source, header: Dataset) -> list[Slice]:
                 source,
                 str(header.SOPInstanceUID),
                 index,
-                _number(header) if len(frames) == 1 else index + 1,
+                instance_number(header) if len(frames) == 1 else index + 1,
                 (int(header.Rows), int(header.Columns)),
                 _numbers(frame, shared, "PlanePositionSequence", "ImagePositionPatient", 3),
                 _directions(
                     _numbers(frame, shared, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
                 ),
                 _spacing(_numbers(frame, shared, "PixelMeasuresSequence", "PixelSpacing", 2)),
-                _optional(frame, shared, "PixelMeasuresSequence", "SliceThickness", 0.0) or 1.0,
-                (
-                    _optional(frame, shared, "PixelValueTransformationSequence", "RescaleSlope", 1.0),
-                    _optional(frame, shared, "PixelValueTransformationSequence", "RescaleIntercept", 0.0),
-                ),
+                _optional(frame, shared, "PixelMeasuresSequence", "SliceThickness") or 0.0,
+                _rescale(frame, shared),
             )
             for index, frame in enumerate(frames)
         ]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"no usable {error.args[0]}" if isinstance(error, KeyError) else "a header that is broken"
         raise Fault(
-            f"{reason} {name}", "every slice must say where it lies", "export the images again", path
+            f"{reason} {name}",
+            "every slice must say where it lies and what its pixels mean",
+            "export the images again",
+            path,
         ) from None
 
 
-def _number(header: Dataset) -> int:
+def instance_number(header: Dataset) -> int:
     """Instance Number, 0 where there is none."""
     try:
         return int(header.get("InstanceNumber") or 0)
@@ -608,12 +693,21 @@ def _numbers(frame: Dataset, shared: Dataset, group: str, keyword: str, count: i
     return numbers
 
 
-def _optional(frame: Dataset, shared: Dataset, group: str, keyword: str, default: float) -> float:
+def _optional(frame: Dataset, shared: Dataset, group: str, keyword: str) -> float | None:
     value = _value(frame, shared, group, keyword)
-    number = default if value is None else float(value)
-    if not math.isfinite(number):
+    number = None if value in (None, "") else float(value)
+    if number is not None and not math.isfinite(number):
         raise KeyError(keyword)
     return number
+
+
+def _rescale(frame: Dataset, shared: Dataset) -> tuple[float | None, float | None]:
+    """Slope and intercept; a slope of 0 leaves no image."""
+    group = "PixelValueTransformationSequence"
+    slope = _optional(frame, shared, group, "RescaleSlope")
+    if slope == 0:
+        raise KeyError("RescaleSlope")
+    return slope, _optional(frame, shared, group, "RescaleIntercept")
 
 
 def _directions(cosines: np.ndarray) -> np.ndarray:
@@ -632,7 +726,7 @@ def _spacing(rows_and_columns: np.ndarray) -> tuple[float, float]:
 
 
 def _pixels(path: Path, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
-    """Intensities of slices, (rows, columns), float32.
+    """Intensities of slices, (rows, columns), float32, NaN where pixels are padding.
 
     Raises:
         Fault: a file is gone, or its pixels cannot be decoded.
@@ -643,7 +737,9 @@ def _pixels(path: Path, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
         first = group[0]
         try:
             _, file = next(opened)
-            stored = pydicom.dcmread(file).pixel_array
+            image = pydicom.dcmread(file)
+            stored = image.pixel_array
+            padding = _padding(image, stored)
         except Exception as error:  # whatever a decoder raises; its text may tell of the patient
             raise Fault(
                 f"pixels that cannot be read (instance number {first.number}, {type(error).__name__})",
@@ -652,6 +748,20 @@ def _pixels(path: Path, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
                 path,
             ) from None
         for each in group:
-            slope, intercept = each.rescale
-            pixels = stored if stored.ndim == 2 else stored[each.frame]  # a file or a frame of it
-            yield (pixels * np.float64(slope) + intercept).astype(np.float32)
+            slope, intercept = (1.0 if each.rescale[0] is None else each.rescale[0]), each.rescale[1] or 0.0
+            here = ... if stored.ndim == 2 else each.frame  # a file or a frame of it
+            pixels = (stored[here] * np.float64(slope) + intercept).astype(np.float32)
+            pixels[padding[here]] = np.nan
+            yield pixels
+
+
+def _padding(image: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Which stored pixels are padding (PS3.3 C.7.5.1.1.2): from Value to Limit, in whichever order.
+
+    Both may be written as if the pixels had another sign.
+    """
+    ends = [image.get("PixelPaddingValue"), image.get("PixelPaddingRangeLimit")]
+    if ends[0] is None:
+        return np.zeros(stored.shape, bool)
+    low, high = np.sort(np.array([int(end) for end in ends if end is not None]).astype(stored.dtype))[[0, -1]]
+    return (stored >= low) & (stored <= high)

@@ -72,7 +72,8 @@ def test_nothing_about_the_patient_in_the_meta_data(tmp_path: Path) -> None:
     image = LoadImage(reader=DICOM_READER)(phantom.write(images, tmp_path))
     kept = set(image.meta) - {"filename_or_obj"}
     assert kept == {
-        *("affine", "original_affine", "spatial_shape", "space", "original_channel_dim", "series_digest")
+        *("affine", "original_affine", "spatial_shape", "space", "original_channel_dim", "series_digest"),
+        "padding_share",
     }
 
 

@@ -365,7 +365,7 @@ def test_zip_files(tmp_path: Path) -> None:
     plain = phantom.write(images, tmp_path / "plain")
     file = phantom.pack(plain, tmp_path / "study.zip")
     assert np.array_equal(opened(file).read(), volume)
-    assert len(opened(file).headers()) == 8
+    assert len(opened(file).headers(["Rows"])) == 8
     (tmp_path / "folder").mkdir()
     file.rename(tmp_path / "folder" / "study.ZIP")
     assert np.array_equal(opened(tmp_path / "folder").read(), volume)
@@ -460,7 +460,7 @@ def test_files_that_are_gone(tmp_path: Path) -> None:
     with pytest.raises(Fault, match=r"pixels that cannot be read .*FileNotFoundError"):
         found.read()
     with pytest.raises(Fault, match="a file that is gone or has changed"):
-        found.headers()
+        found.headers(["Rows"])
 
 
 @pytest.mark.parametrize(
