@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 from pydicom import Dataset, FileMetaDataset, uid
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 
 #: Who the phantom is: none of these texts may turn up in a log, a report or the name of a file. The name has
@@ -103,6 +106,12 @@ def series(
         set_pixels(image, volume[:, :, index].T)
         made.append(image)
     return made
+
+
+def plant(image: Dataset, keyword: str | int, value: bytes) -> None:
+    """Give an attribute a value as it lies in the file, which no library checks on the way there."""
+    tag = Tag(keyword)
+    image[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
 
 
 def set_pixels(image: Dataset, pixels: np.ndarray) -> None:

@@ -42,6 +42,9 @@ _LOSSY = {
 #: ISO 10646 in UTF-8 (PS3.3 C.12.1.1.2).
 _UNICODE = "ISO_IR 192"
 
+#: The escape sequence of ISO-IR 58, which pydicom leaves to a codec that does not know it.
+_LEFT_BY_PYDICOM = "\x1b$)A"
+
 #: What ends a code extension within a name (PS3.5 6.1.2.5.3).
 _NAME_DELIMITERS = {ord("^"), ord("=")}
 
@@ -186,7 +189,7 @@ def _text(header: Dataset, keyword: str) -> str | None:
     encodings = ["ascii" if each == default_encoding else each for each in declared]
     with suppress(UnicodeError, LookupError, ValueError):
         delimiters = _NAME_DELIMITERS if dictionary_VR(keyword) == "PN" else TEXT_VR_DELIMS
-        text = decode_bytes(raw, encodings, delimiters).strip(" \0")
+        text = decode_bytes(raw, encodings, delimiters).replace(_LEFT_BY_PYDICOM, "").strip(" \0")
         return text if text.isprintable() and "\N{REPLACEMENT CHARACTER}" not in text else None
     return None
 

@@ -113,7 +113,7 @@ class Slice:
 
     Attributes:
         source: the file.
-        instance: its SOP Instance UID.
+        instance: its SOP Instance UID, empty where it has none.
         frame: number of the frame in it, from 0.
         number: its Instance Number, or for a frame the frame's, from 1.
         shape: rows and columns.
@@ -645,7 +645,7 @@ def _slices(path: Path, source: Source, header: Dataset) -> list[Slice]:
         return [
             Slice(
                 source,
-                str(header.SOPInstanceUID),
+                str(header.get("SOPInstanceUID") or ""),
                 index,
                 instance_number(header) if len(frames) == 1 else index + 1,
                 (int(header.Rows), int(header.Columns)),

@@ -252,3 +252,67 @@ def test_a_real_series(tmp_path: Path) -> None:
     for file in (tmp_path / "dicom").glob("*.json"):
         assert str(source.PatientID) not in file.read_text(encoding="utf-8") + file.name
     validate(seg, tmp_path / f"dicom/{case}_report.dcm")
+
+
+def test_two_of_three_series_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before the work, which is done for the third: one label, a Japanese name, an old time, padding.
+
+    The network says "bright" wherever a voxel is above the mean of its image.
+    """
+    layer = torch.nn.Conv3d(1, 2, 1)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.zero_()
+        layer.weight[1] = 4.0
+    torch.save(layer.state_dict(), tmp_path / "threshold.pt")
+    stored = np.full((24, 20, 12), -700, np.int16) + phantom.draw((24, 20, 12), high=40)
+    bright = np.zeros(stored.shape, bool)
+    bright[8:15, 6:12, 3:9] = True
+    stored[bright] += 900
+    stored[:6] = -2000
+    where, about = phantom.positions(12, gaps=1.0), {"spacing": (1.0, 1.0), "modality": "CT"}
+    good, no_frame, no_modality = (
+        phantom.series(stored, where, rescale=[(1.0, 0.0)] * 12, **about) for _ in range(3)
+    )
+    for image in good:
+        image.add_new("PixelPaddingValue", "SS", -2000)
+        phantom.plant(image, "SpecificCharacterSet", b"\\ISO 2022 IR 87")
+        phantom.plant(image, "PatientName", b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B")
+        phantom.plant(image, "StudyTime", b"12:30:00")
+    for image in no_frame:
+        del image.FrameOfReferenceUID
+    for image in no_modality:
+        image.Modality = "OT"
+    study = phantom.write([*good, *no_frame, *no_modality], tmp_path / "study")
+    codes = {
+        "category": ["49755003", "SCT", "Morphologically Abnormal Structure"],
+        "type": ["52988006", "SCT", "Lesion"],
+    }
+    labels = {"background": 0, "bright": 1}
+    network = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    with pytest.raises(RuntimeError) as caught:
+        run(
+            *("inference", "dicom"),
+            **{"network_def": network, "labels": labels, "segments": {"bright": codes}, "amp": False},
+            **{"patch_size": [16, 16, 16], "runtime": "torch", "checkpoint": str(tmp_path / "threshold.pt")},
+            **{"dataset_dir": str(study), "output_dir": str(tmp_path / "out")},
+        )
+    said = "".join(capsys.readouterr())
+    case, *bad = (series_name(part[0].SeriesInstanceUID) for part in (good, no_frame, no_modality))
+    assert input_error(caught.value).startswith(
+        f"2 of 3 images were not segmented: {', '.join(sorted(bad))}; the others are done"
+    )
+    assert written(tmp_path / "out") == [f"{case}_{end}" for end in ("report.dcm", "report.json", "seg.dcm")]
+    seg = tmp_path / f"out/{case}_seg.dcm"
+    assert np.array_equal(read_segmentation(seg, study / case, labels), bright)
+    (part,) = json.loads((tmp_path / f"out/{case}_report.json").read_text(encoding="utf-8"))["segments"]
+    assert part["volume_ml"] == pytest.approx(bright.sum() / 1000)
+    header = pydicom.dcmread(seg)
+    assert (str(header.PatientName), header.StudyTime) == ("Yamada^Tarou=山田^太郎", "123000")
+    validate(seg, tmp_path / f"out/{case}_report.dcm")
+    for sentence in (
+        f"{bad[0]}: found no usable FrameOfReferenceUID",
+        f"{bad[1]}: found no Modality, or another than CT",
+        f"{case}: 25.0% of the pixels are padding",
+    ):
+        assert sentence in said

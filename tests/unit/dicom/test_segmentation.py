@@ -18,7 +18,7 @@ import torch
 from monai.data import MetaTensor
 from pydicom import uid
 
-from scripts.dicom import SaveSegmentationd, Series, SeriesFinder, read_segmentation
+from scripts.dicom import SaveSegmentationd, Series, SeriesFinder, headers, read_segmentation
 from scripts.dicom import segmentation as writing
 from scripts.dicom.segmentation import make_segments
 from scripts.errors import InputError
@@ -240,6 +240,70 @@ def test_empty_frames_say_that_a_slice_was_looked_at(tmp_path: Path) -> None:
     pred[0, 2, 3, 4] = 1
     saver(tmp_path / "out")({"pred": pred})
     assert pydicom.dcmread(files(tmp_path)[0]).NumberOfFrames == 3 * 8
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["single", "multi"])
+def test_one_segment(multi: bool, tmp_path: Path) -> None:
+    """Of which highdicom says once, for all frames, which it is; also a name beyond ASCII."""
+    labels, name = {"background": 0, "Läsion 病変": 300}, "Läsion 病変"
+    study = phantom.write(odd("oblique", multi), tmp_path / "study")
+    series = SeriesFinder().open(study)
+    pred = label_map(series)
+    pred[pred != 300] = 0
+    truth = pred[0].numpy() == 300
+    saver(tmp_path / "out", labels=labels, segments={name: SEGMENTS["lesion"]})({"pred": pred})
+    seg, report, plain = files(tmp_path)
+    made = pydicom.dcmread(seg)
+    assert made.NumberOfFrames == 8
+    assert [segment.SegmentLabel for segment in made.SegmentSequence] == [name]
+    numbers = {
+        group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        for group in (*made.SharedFunctionalGroupsSequence, *made.PerFrameFunctionalGroupsSequence)
+        if "SegmentIdentificationSequence" in group
+    }
+    assert numbers == {1}
+    for frame, group in zip(made.pixel_array, made.PerFrameFunctionalGroupsSequence, strict=True):
+        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        index = int(np.argmin([np.abs(each.position - position).max() for each in series.slices]))
+        assert np.array_equal(frame.T, truth[..., index])
+    assert np.array_equal(read_segmentation(seg, study, labels) == 300, truth)
+    (part,) = json.loads(plain.read_text(encoding="utf-8"))["segments"]
+    assert (part["name"], part["pixels"]) == (name, truth.sum())
+    (group,) = hd.sr.srread(report).content.get_volumetric_roi_measurement_groups()
+    assert group.get_measurements()[0].value == pytest.approx(truth.sum() * 0.8 * 1.3 * 2 / 1000)
+    referred = [str(item.referenced_sop_instance_uid) for item in group.referenced_segment[1:]]
+    assert referred == list(dict.fromkeys(each.instance for each in series.slices))
+    assert list(group.referenced_segment.referenced_segment_numbers) == [1]
+
+
+def test_segmentations_that_do_not_say_one_label_a_pixel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As others may have written them: segments that overlap; images that share their UID."""
+    save(odd("plain", False), tmp_path / "overlap")
+    seg = pydicom.dcmread(files(tmp_path / "overlap")[0])
+    seg.PixelData = b"\xff" * len(seg.PixelData)
+    seg.save_as(files(tmp_path / "overlap")[0])
+    images = odd("plain", False)
+    for image in images:
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    monkeypatch.setattr(headers, "_require_told_apart", lambda *_: None)
+    save(images, tmp_path / "shared")
+    for name in ("overlap", "shared"):
+        with pytest.raises(InputError, match="does not say one label for each pixel of the images in"):
+            read_segmentation(files(tmp_path / name)[0], tmp_path / name / "study", LABELS)
+
+
+def test_padding_is_told(tmp_path: Path) -> None:
+    images = odd("signed", False)
+    for image in images:
+        image.add_new("PixelPaddingValue", "SS", int(image.pixel_array[0, 0]))
+    series = SeriesFinder().open(phantom.write(images, tmp_path / "study"))
+    pred = label_map(series)
+    pred.meta["padding_share"] = series.load()[1]
+    saver(tmp_path / "out")({"pred": pred})
+    (note,) = json.loads(files(tmp_path)[2].read_text(encoding="utf-8"))["notes"]
+    assert note.endswith("of the pixels are padding and count as the lowest intensity that is none")
 
 
 def test_zip_in_and_segmentation_out(tmp_path: Path) -> None:

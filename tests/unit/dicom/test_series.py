@@ -519,3 +519,122 @@ def test_messages_name_no_file_inside_and_nobody(tmp_path: Path) -> None:
     with pytest.raises(Fault) as caught:
         opened(tmp_path)
     assert not [text for text in phantom.IDENTITY if text in str(caught.value)]
+
+
+def padded(value: int, limit: int | None = None, dtype: type = np.int16, seed: int = 0) -> Any:
+    """CT whose first two columns are padding, and where it is, (x, y, z)."""
+    volume = phantom.draw((7, 6, 8), seed, 100, 1000).astype(dtype)
+    where = np.zeros(volume.shape, bool)
+    where[:2] = True
+    volume[where] = np.array(value).astype(dtype)
+    if limit is not None:
+        volume[0] = np.array(limit).astype(dtype)
+    images = phantom.series(volume, phantom.positions(8), modality="CT", rescale=[(2.0, -24.0)] * 8)
+    return images, volume, where
+
+
+PADDING = {
+    "signed": (np.int16, -2000, None, "SS"),
+    "signed_as_unsigned": (np.int16, 63536, None, "US"),
+    "unsigned": (np.uint16, 63536, None, "US"),
+    "unsigned_as_signed": (np.uint16, -2000, None, "SS"),
+    "zero": (np.uint16, 0, None, "US"),
+    "up": (np.int16, -2000, -1900, "SS"),
+    "down": (np.int16, -1900, -2000, "SS"),
+    "high": (np.uint16, 65000, 65535, "US"),
+}
+
+
+@pytest.mark.parametrize("name", PADDING)
+@pytest.mark.parametrize("multi", [False, True], ids=["single", "multi"])
+def test_padding_is_no_tissue(name: str, multi: bool, tmp_path: Path) -> None:
+    """It gets the lowest intensity of the others, which are as they are without the element."""
+    dtype, value, limit, vr = PADDING[name]
+    images, volume, where = padded(value, limit, dtype)
+    for image in images:
+        image.add_new("PixelPaddingValue", vr, value)
+        if limit is not None:
+            image.add_new("PixelPaddingRangeLimit", vr, limit)
+    found, share = opened(phantom.write([phantom.multi_frame(images)] if multi else images, tmp_path)).load()
+    truth = volume.astype(np.int64) * 2 - 24
+    assert np.array_equal(found[~where], truth[~where])
+    assert np.unique(found[where]).tolist() == [truth[~where].min()]
+    assert share == where.mean()
+
+
+def test_padding_in_implicit_vr_and_between_missing_slices(tmp_path: Path) -> None:
+    images, _, where = padded(-2000)
+    for image in images:
+        image.add_new("PixelPaddingValue", "SS", -2000)
+        image.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+    del images[3]
+    found, share = opened(phantom.write(images, tmp_path)).load()
+    assert found.shape == where.shape
+    assert found.min() == found[~where].min() >= 176
+    assert share == where.mean()
+
+
+def test_an_element_that_no_pixel_has_changes_nothing(tmp_path: Path) -> None:
+    images, volume = phantom.make_odd("signed")
+    for image in images:
+        image.add_new("PixelPaddingValue", "SS", -2000)
+    found, share = opened(phantom.write(images, tmp_path)).load()
+    assert np.array_equal(found, volume)
+    assert share == 0
+
+
+def test_nothing_but_padding_is_refused(tmp_path: Path) -> None:
+    images, _, _ = padded(-2000)
+    for image in images:
+        image.add_new("PixelPaddingValue", "SS", -3000)
+        image.add_new("PixelPaddingRangeLimit", "SS", 3000)
+    with pytest.raises(Fault, match="found nothing but padding; some pixels must lie outside"):
+        opened(phantom.write(images, tmp_path)).load()
+
+
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("multi", [False, True], ids=["single", "multi"])
+def test_slices_of_two_scales_are_refused(keyword: str, multi: bool, tmp_path: Path) -> None:
+    images, _ = phantom.make_odd("signed")
+    if multi:
+        whole = phantom.multi_frame(images)
+        for frame in whole.PerFrameFunctionalGroupsSequence[5:]:
+            frame.PixelValueTransformationSequence[0].pop(keyword)
+        images = [whole]
+    else:
+        for image in images[5:]:
+            image.pop(keyword)
+    with pytest.raises(Fault, match=rf"no {keyword} in 3 of 8 slices \(instance numbers 6, 7, 8\)"):
+        opened(phantom.write(images, tmp_path))
+
+
+def test_scales_of_all_kinds(tmp_path: Path) -> None:
+    """A negative slope; none at all, which CT is told of; a slope of 0, which leaves no image."""
+    volume = phantom.draw((5, 4, 3))
+    for name, modality, scale, notes in (
+        ("negative", "CT", (-1.5, 10.0), ()),
+        ("none", "MR", None, ()),
+        ("ct", "CT", None, ("CT without RescaleSlope or RescaleIntercept, whose pixels count as",)),
+    ):
+        rescale = None if scale is None else [scale] * 3
+        images = phantom.series(volume, phantom.positions(3), modality=modality, rescale=rescale)
+        found = opened(phantom.write(images, tmp_path / name))
+        slope, intercept = scale or (1, 0)
+        assert np.allclose(found.read(), volume * slope + intercept)
+        assert [note[: len(start)] for note, start in zip(found.notes, notes, strict=True)] == list(notes)
+    images = phantom.series(volume, phantom.positions(3), modality="PT", rescale=[(0.0, 0.0)] * 3)
+    with pytest.raises(Fault, match="no usable RescaleSlope"):
+        opened(phantom.write(images, tmp_path / "zero"))
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
+def test_one_series_uid_for_two_is_refused(keyword: str, tmp_path: Path) -> None:
+    """Slices of two patients, one behind the other, are no volume; an image that does not say is no harm."""
+    images, volume = phantom.make_odd("plain")
+    images[2].pop(keyword)
+    assert np.array_equal(opened(phantom.write(images, tmp_path / "one")).read(), volume)
+    for image in images[4:]:
+        image[keyword].value = "1.2.3"
+    with pytest.raises(Fault, match=rf"images of different {keyword} .*SeriesInstanceUID") as caught:
+        opened(phantom.write(images, tmp_path / "two"))
+    assert not [text for text in phantom.IDENTITY if text in str(caught.value)]

@@ -8,16 +8,13 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pydicom
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged
-from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import RawDataElement
-from pydicom.tag import Tag
+from pydicom.datadict import dictionary_VR
 
 from scripts.data import read_images
 from scripts.dicom import DICOM_READER, SaveSegmentationd
@@ -46,12 +43,6 @@ READ = [
         "StudyInstanceUID",
     ),
 ]
-
-
-def plant(image: pydicom.Dataset, tag: Any) -> None:
-    """A value as it lies in the file, which no library checks on the way there."""
-    tag, value = Tag(tag), PLANTED.encode()
-    image[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
 
 
 @pytest.fixture
@@ -102,7 +93,7 @@ def test_every_text_of_a_header(kinds: set[str], tmp_path: Path, said: list[str]
     for image in made:
         for tag, (kind, *_, keyword) in pydicom.datadict.DicomDictionary.items():
             if tag >> 16 > 2 and keyword not in READ and kinds & set(kind.split(" or ")):
-                plant(image, tag)
+                phantom.plant(image, tag, PLANTED.encode())
     said += through(write(made, tmp_path / "study"), tmp_path / "out")
     assert any("_seg.dcm" in text for text in said), said
 
@@ -113,7 +104,7 @@ def test_a_text_where_something_else_belongs(keyword: str, tmp_path: Path, said:
     for name, spoilt in (("one", slice(1, 2)), ("all", slice(None))):
         made = images()
         for image in made[spoilt]:
-            plant(image, tag_for_keyword(keyword))
+            phantom.plant(image, keyword, PLANTED.encode())
         said += through(write(made, tmp_path / name), tmp_path / f"{name}_out")
     assert said
 
