@@ -26,7 +26,7 @@ from scripts.errors import Fault
 #: What is copied and may be empty, but must be there.
 COPIED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "ReferringPhysicianName"),
-    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "PositionReferenceIndicator"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
 
 #: What an image is known by, and must have.

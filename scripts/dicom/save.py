@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class SaveSegmentationd(MapTransform):
     def _write(self, series: Series, slices: np.ndarray, padding: float) -> None:
         segments = make_segments(self.labels, self.codes)
         files = {"segmentation": f"{series.name}_seg.dcm", "structured_report": f"{series.name}_report.dcm"}
-        with silence_pydicom():
+        with silence_pydicom(), _without_its_text(series):
             headers, left_empty = source_headers(series)
             written = _referring(series, headers, slices, segments, self.algorithm)
         notes = (*series.notes, *padding_note(padding), *left_empty)
@@ -146,14 +146,30 @@ def try_headers(series: Series) -> tuple[str, ...]:
         Fault: they cannot refer to the images.
     """
     require_highdicom()
-    headers, left_empty = source_headers(series)
-    for header in headers:
-        header.Rows = header.Columns = 1
     segments = make_segments({"background": 0, "any": 1}, {"any": _ANYTHING})
-    _referring(
-        series, headers, np.ones((len(series.slices), 1, 1), np.uint8), segments, Algorithm("any", "1", "any")
-    )
+    slices = np.ones((len(series.slices), 1, 1), np.uint8)
+    with _without_its_text(series):
+        headers, left_empty = source_headers(series)
+        for header in headers:
+            header.Rows = header.Columns = 1
+        _referring(series, headers, slices, segments, Algorithm("any", "1", "any"))
     return left_empty
+
+
+@contextmanager
+def _without_its_text(series: Series) -> Iterator[None]:
+    """Turn whatever the libraries raise into a Fault that does not repeat it: it may tell of the patient."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise Fault(
+            f"images that a segmentation cannot refer to ({type(error).__name__})",
+            "their headers must be complete (PS3.3 C.7)",
+            f"export the images again, or {AS_NIFTI}",
+            series.path,
+        ) from None
 
 
 def _referring(
@@ -163,23 +179,11 @@ def _referring(
     segments: Sequence[Segment],
     algorithm: Algorithm,
 ) -> tuple[bytes, bytes]:
-    """A segmentation and its report, as files.
-
-    Raises:
-        Fault: they cannot refer to the images.
-    """
-    try:
-        segmentation = make_segmentation(series, headers, slices, segments, algorithm)
-        volumes = measure(series, slices, segments)
-        report = make_report(series, headers, segmentation, volumes, segments, algorithm)
-        return _encoded(segmentation), _encoded(report)
-    except Exception as error:  # its text may tell of the patient
-        raise Fault(
-            f"images that a segmentation cannot refer to ({type(error).__name__})",
-            "their headers must be complete (PS3.3 C.7)",
-            f"export the images again, or {AS_NIFTI}",
-            series.path,
-        ) from None
+    """A segmentation that refers to the images, and its report, as files."""
+    segmentation = make_segmentation(series, headers, slices, segments, algorithm)
+    volumes = measure(series, slices, segments)
+    report = make_report(series, headers, segmentation, volumes, segments, algorithm)
+    return _encoded(segmentation), _encoded(report)
 
 
 def _encoded(dataset: Dataset) -> bytes:

@@ -238,8 +238,10 @@ def read_segmentation(path: str | Path, source: str | Path, labels: Mapping[str,
             ) from None
         unknown = sorted(set(names.values()) - set(labels))
         if unknown:
+            number = next(number for number, name in names.items() if name == unknown[0])
             raise InputError(
-                f"{path} has the segment {unknown[0]!r}, which labels does not name: add its value"
+                f"{path} has a segment, number {number}, whose label is none of {', '.join(labels)}: add it "
+                "and its value to labels"
             )
         series = _source(Path(path), Path(source), segmentation, {str(uid) for *_, uid in uids})
         options: dict[str, Any] = {"combine_segments": True, "assert_missing_frames_are_empty": True}

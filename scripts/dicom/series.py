@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -380,6 +381,7 @@ def _look(place: Path) -> Found:
                 kind = uid.UID(header.get("SOPClassUID", ""))
                 multi = "PerFrameFunctionalGroupsSequence" in header
                 identifier = str(header.get("SOPInstanceUID" if multi else "SeriesInstanceUID", ""))
+                localizer = "LOCALIZER" in (header.get("ImageType") or ())
             except InvalidDicomError:
                 left_out["files that are not DICOM"] += 1
                 continue
@@ -390,7 +392,7 @@ def _look(place: Path) -> Found:
                 left_out["broken files"] += 1
             elif kind not in IMAGE_CLASSES:
                 left_out[kind.name if kind.name != kind else "objects of an unknown class"] += 1
-            elif "LOCALIZER" in (header.get("ImageType") or ()):
+            elif localizer:
                 left_out[f"{kind.name}, localizer"] += 1
             else:
                 series[series_name(identifier)].append((source, header))
@@ -504,7 +506,7 @@ def _require_in_common(path: Path, headers: Sequence[Dataset]) -> None:
     first: dict[str, tuple[str, int]] = {}
     for header in headers:
         for keyword in _IN_COMMON:
-            value, number = str(header.get(keyword) or "").strip(), instance_number(header)
+            value, number = _said(header, keyword), instance_number(header)
             if value and value != first.setdefault(keyword, (value, number))[0]:
                 raise Fault(
                     f"images of different {keyword} (instance numbers {first[keyword][1]} and {number})",
@@ -623,25 +625,12 @@ def _slices(path: Path, source: Source, header: Dataset) -> list[Slice]:
         Fault: something is missing or no number, or the pixels are in colour.
     """
     name = f"(instance number {instance_number(header)})"
-    if header.get("SamplesPerPixel", 1) != 1:
-        raise Fault(f"pixels in colour {name}", "one number a pixel is read", "hand the grey images", path)
-    if "ConcatenationUID" in header:
-        raise Fault(
-            f"a part of a concatenation {name}",
-            "a multi-frame image is one file here (PS3.3 C.7.6.16.2.2.4)",
-            "put its parts together",
-            path,
-        )
-    if "ModalityLUTSequence" in header:
-        raise Fault(
-            f"a modality lookup table {name}",
-            "intensities are pixels times a slope, plus an intercept",
-            "convert the images",
-            path,
-        )
-    shared = header.get("SharedFunctionalGroupsSequence", [Dataset()])[0]
-    frames = header.get("PerFrameFunctionalGroupsSequence", [header])
     try:
+        _require_plain(path, header, name)
+        shared = header.get("SharedFunctionalGroupsSequence", [Dataset()])[0]
+        frames = header.get("PerFrameFunctionalGroupsSequence", [header])
+        if int(header.get("NumberOfFrames") or len(frames)) != len(frames) or not frames:
+            raise KeyError("NumberOfFrames")
         return [
             Slice(
                 source,
@@ -659,8 +648,11 @@ def _slices(path: Path, source: Source, header: Dataset) -> list[Slice]:
             )
             for index, frame in enumerate(frames)
         ]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        reason = f"no usable {error.args[0]}" if isinstance(error, KeyError) else "a header that is broken"
+    except Fault:
+        raise
+    except Exception as error:  # whatever a broken file makes pydicom raise
+        known = isinstance(error, KeyError) and error.args[0] in _HEADER
+        reason = f"no usable {error.args[0]}" if known else "a header that is broken"
         raise Fault(
             f"{reason} {name}",
             "every slice must say where it lies and what its pixels mean",
@@ -671,10 +663,16 @@ def _slices(path: Path, source: Source, header: Dataset) -> list[Slice]:
 
 def instance_number(header: Dataset) -> int:
     """Instance Number, 0 where there is none."""
+    digits = _said(header, "InstanceNumber")
+    return int(digits) if re.fullmatch(r"-?[0-9]{1,12}", digits) else 0
+
+
+def _said(header: Dataset, keyword: str) -> str:
+    """The value of an element as text; empty where there is none that can be read."""
     try:
-        return int(header.get("InstanceNumber") or 0)
-    except (TypeError, ValueError):
-        return 0
+        return str(header.get(keyword) or "").strip()
+    except Exception:  # whatever a broken file makes pydicom raise
+        return ""
 
 
 def _value(frame: Dataset, shared: Dataset, group: str, keyword: str) -> Any:
@@ -699,6 +697,26 @@ def _optional(frame: Dataset, shared: Dataset, group: str, keyword: str) -> floa
     if number is not None and not math.isfinite(number):
         raise KeyError(keyword)
     return number
+
+
+def _require_plain(path: Path, header: Dataset, name: str) -> None:
+    """Refuse what is no grey image with one scale, whole in its file."""
+    if header.get("SamplesPerPixel", 1) != 1:
+        raise Fault(f"pixels in colour {name}", "one number a pixel is read", "hand the grey images", path)
+    if "ConcatenationUID" in header:
+        raise Fault(
+            f"a part of a concatenation {name}",
+            "a multi-frame image is one file here (PS3.3 C.7.6.16.2.2.4)",
+            "put its parts together",
+            path,
+        )
+    if "ModalityLUTSequence" in header:
+        raise Fault(
+            f"a modality lookup table {name}",
+            "intensities are pixels times a slope, plus an intercept",
+            "convert the images",
+            path,
+        )
 
 
 def _rescale(frame: Dataset, shared: Dataset) -> tuple[float | None, float | None]:
@@ -738,8 +756,9 @@ def _pixels(path: Path, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
         try:
             _, file = next(opened)
             image = pydicom.dcmread(file)
-            stored = image.pixel_array
+            stored = image.pixel_array.reshape(-1, *first.shape)  # (frames, rows, columns)
             padding = _padding(image, stored)
+            planes = [(stored[each.frame], padding[each.frame]) for each in group]
         except Exception as error:  # whatever a decoder raises; its text may tell of the patient
             raise Fault(
                 f"pixels that cannot be read (instance number {first.number}, {type(error).__name__})",
@@ -747,11 +766,10 @@ def _pixels(path: Path, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
                 "copy or export the images again",
                 path,
             ) from None
-        for each in group:
+        for each, (plane, padded) in zip(group, planes, strict=True):
             slope, intercept = (1.0 if each.rescale[0] is None else each.rescale[0]), each.rescale[1] or 0.0
-            here = ... if stored.ndim == 2 else each.frame  # a file or a frame of it
-            pixels = (stored[here] * np.float64(slope) + intercept).astype(np.float32)
-            pixels[padding[here]] = np.nan
+            pixels = (plane * np.float64(slope) + intercept).astype(np.float32)
+            pixels[padded] = np.nan
             yield pixels
 
 

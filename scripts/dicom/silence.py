@@ -1,4 +1,7 @@
-"""pydicom and highdicom warn of unusual values by citing them, a patient's name among them."""
+"""pydicom and highdicom warn of unusual values by citing them, a patient's name among them.
+
+What speaks DICOMweb logs the addresses that it asks for, which are made of UIDs.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-_LIBRARIES = ("pydicom", "highdicom")
+_LIBRARIES = ("pydicom", "highdicom", "dicomweb_client", "urllib3")
 _lock = threading.Lock()
 _inside = 0
 _undo = ExitStack()
@@ -16,7 +19,7 @@ _undo = ExitStack()
 
 @contextmanager
 def silence_pydicom() -> Iterator[None]:
-    """Keep pydicom and highdicom quiet, in warnings and logs; also as `@silence_pydicom()` of a function.
+    """Keep these libraries quiet, in warnings and logs; also as `@silence_pydicom()` of a function.
 
     Blocks may be nested and may run in several threads; what was set before is back after the last of them.
     """

@@ -399,7 +399,7 @@ def test_a_segmentation_whose_source_is_gone(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="is no DICOM Segmentation that can be read"):
         read_segmentation(report, tmp_path / "study", LABELS)
-    with pytest.raises(InputError, match="has the segment 'lesion', which labels does not name"):
+    with pytest.raises(InputError, match="has a segment, number 3, whose label is none of background, an"):
         read_segmentation(seg, tmp_path / "study", {"background": 0, "anterior": 1, "posterior": 7})
 
 

@@ -420,6 +420,7 @@ BAD = {
     "part": (give("ConcatenationUID", "1.2.3"), "a part of a concatenation"),
     "table": (give("ModalityLUTSequence", [pydicom.Dataset()]), "a modality lookup table"),
     "beside": (give("ImagePositionPatient", [-15, 15, 44]), "beside the line"),
+    "two_frames": (give("NumberOfFrames", 2), "no usable NumberOfFrames"),
     "infinite": (give("RescaleSlope", "1e999"), "no usable RescaleSlope"),
 }
 
