@@ -6,11 +6,9 @@ import atexit
 import ctypes
 import gc
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +20,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 from torch import nn
 
-from scripts import locks, settings
+from scripts import locks, machine, settings
 from scripts.errors import Fault, InputError, root_cause
+from scripts.machine import gigabytes
 from scripts.settings import NotRunning, running
 
 logger = logging.getLogger(__name__)
@@ -99,14 +98,11 @@ def _mallopt(parameters: dict[int, int]) -> ctypes.CDLL | None:
 
 
 def available_memory() -> float:
-    """Bytes that this process may still take: the least of what the system, its group and its limit leave.
-
-    Linux alone tells; elsewhere it is infinite.
-    """
+    """As `scripts.machine.available_memory`, with what was freed here given back before."""
     libc = _mallopt({})
     if libc is not None:
         libc.malloc_trim(0)  # what was freed here is there
-    return min([math.inf, *_left_by_system(), *_left_by_groups(), *_left_by_limit()])
+    return machine.available_memory()
 
 
 def require_memory(size: float, what: str) -> None:
@@ -126,63 +122,6 @@ def require_memory(size: float, what: str) -> None:
             f"{gigabytes(there)} are there",
             "crop it, set a larger --spacing, or end other programs",
         )
-
-
-def gigabytes(size: float) -> str:
-    """Bytes in words."""
-    return f"{size / 1e9:.1f} GB"
-
-
-def _left_by_system() -> Iterator[float]:
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024.0
-
-
-def _left_by_groups() -> Iterator[float]:
-    """Of the control group of this process and those above it, version 2 and 1 (a container has one)."""
-    for line in _lines(Path("/proc/self/cgroup")):
-        _, controllers, name = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = Path("/sys/fs/cgroup", "memory" if controllers else "")
-        limit, used = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            if controllers
-            else ("memory.max", "memory.current")
-        )
-        group = root / name.strip("/")
-        for place in (group, *group.parents):
-            if place == root.parent:
-                break
-            numbers = [_lines(place / file)[:1] for file in (limit, used)]
-            if all(numbers) and numbers[0][0].isdecimal():
-                cached = sum(
-                    int(entry.split()[1])
-                    for entry in _lines(place / "memory.stat")
-                    if entry.split()[0] in ("inactive_file", "total_inactive_file")
-                )
-                yield float(int(numbers[0][0]) - int(numbers[1][0]) + cached)
-
-
-def _left_by_limit() -> Iterator[float]:
-    """Of the address space (`ulimit -v`)."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    sizes = _lines(Path("/proc/self/statm"))
-    if limit != resource.RLIM_INFINITY and sizes:
-        yield float(limit - int(sizes[0].split()[0]) * resource.getpagesize())
-
-
-def _lines(file: Path) -> list[str]:
-    """Lines of a file of the system; none where there is no such file."""
-    try:
-        return file.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def _one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

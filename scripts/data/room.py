@@ -24,7 +24,8 @@ from scripts.data.checks import Problem, describe
 from scripts.data.reader import read_header
 from scripts.dicom import SeriesFinder
 from scripts.errors import Fault, InputError
-from scripts.process import available_memory, gigabytes, rank_and_size
+from scripts.machine import gigabytes
+from scripts.process import available_memory, rank_and_size
 
 #: Voxels that one voxel of a file may become. Slices of 5 mm brought to 0.5 mm become 10 times as many, a
 #: volume of 5 mm brought to 0.5 mm 1000 times.
