@@ -56,6 +56,25 @@ def forward_bytes(
         return counter.peak, logits.shape[1]
 
 
+def training_bytes(network: nn.Module, size: Sequence[int], device: torch.device | str = "cpu") -> int:
+    """Most memory that the tensors of a training step take up at one time, weights left out.
+
+    Args:
+        network: as training has it, with what `scripts.compute.acceleration.accelerate` put around it.
+        size: (B, C, *spatial) of a batch.
+        device: where the network lies.
+    """
+    counter = _LiveBytes()
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # gradients go to copies without data, not to the weights
+        own = {name: torch.empty_like(tensor, requires_grad=tensor.requires_grad) for name, tensor in tensors}
+        batch = torch.empty(tuple(size), device=device)
+        with counter, torch.enable_grad():
+            main_logits(torch.func.functional_call(network, own, (batch,))).softmax(1).sum().backward()
+    return counter.peak
+
+
 def dry_run(network: nn.Module, size: Sequence[int]) -> Any:
     """The output of a network for an image, as tensors that have a size and no data.
 
