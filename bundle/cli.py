@@ -158,6 +158,18 @@ def datalist(
         )
 
 
+@command(RUNS, "doctor")
+def doctor(
+    args_file: Annotated[
+        Path | None, typer.Option("--args_file", help="The experiment; or --config_file among the ids")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One object on stdout, for programs")] = False,
+    limit: Annotated[float, typer.Option("--limit", min=1, help="Seconds that a check may take")] = 600.0,
+    ids: Ids = None,
+) -> None:
+    """Check environment, configs, data, memory and a few real steps before hours are spent; times all."""
+
+
 @command(RUNS, "runs.score")
 def score(
     pred: Annotated[Path, typer.Argument(help="Folder of predictions, or one file")],
