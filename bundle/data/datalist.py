@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import random
@@ -133,9 +134,9 @@ def read_nnunet(folder: Path) -> Source:
     path = folder / "dataset.json"
     description = read_json(path)
     channels = description.get("channel_names", description.get("modality"))
-    if not channels:
+    if not channels or not isinstance(channels, dict | list):
         raise InputError(f"{path} has no 'channel_names' (v2) or 'modality' (v1); nnU-Net needs one; add it.")
-    ending = description.get("file_ending", ".nii.gz")
+    ending = str(description.get("file_ending", ".nii.gz"))
     images = {composed(file.name): file for file in _named(folder / "imagesTr", "--nnunet")}
     cases: list[dict[str, Any]] = []
     # A colour picture holds its channels in one file, although channel_names has three entries.
@@ -170,7 +171,8 @@ def read_msd(folder: Path) -> Source:
     cases = [
         {str(key): entry[key] for key in ("image", "label", "case") if key in entry} for entry in entries
     ]
-    channels = len(description["modality"]) if description.get("modality") else None
+    modality = description.get("modality")
+    channels = len(modality) if modality and isinstance(modality, dict | list) else None
     return Source(cases, channels, dataset_labels(description, path) or None, _about(description))
 
 
@@ -296,6 +298,7 @@ def datalist(
     for warning in [
         *([] if instances else odd_labels(voxels, names, declared is None)),
         *_empty_parts(lists, voxels, names),
+        *([] if instances else _untrained(lists, voxels, names)),
     ]:
         typer.echo(f"warning: {warning}", err=True)
     if "flip_axes" in task:
@@ -424,9 +427,10 @@ def _subjects(
 def _read_subjects(table: Path) -> dict[str, str]:
     if not table.is_file():
         raise InputError(f"--subjects {table} does not exist; it must be a CSV table; correct the path.")
-    lines = read_text(table).splitlines()
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    text = read_text(table)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = [[cell.strip() for cell in row] for row in lines]
     columns = [name.lower() for name in rows[0]] if rows else []
     if not {"case", "subject"} <= set(columns):
         raise InputError(
@@ -558,6 +562,28 @@ def _empty_parts(
             yield (
                 f"no case of {name} ({few([case['case'] for case in cases])}) shows anything but background: "
                 "nothing can be judged by it; choose another --seed or number of --folds, or add cases"
+            )
+
+
+def _untrained(
+    lists: Mapping[str, Sequence[Mapping[str, Any]]],
+    voxels: Mapping[str, Mapping[int, int]],
+    labels: Mapping[str, int],
+) -> Iterable[str]:
+    """Classes of several cases, none of which trains."""
+    folds = {case["case"]: case.get("fold") for case in lists["training"]}
+    for name, value in labels.items():
+        if name == IGNORE_NAME:
+            continue
+        cases = [case for listed in lists.values() for case in listed if value in voxels[case["case"]]]
+        ids = [case["case"] for case in cases]
+        trained = {folds[case] for case in ids if case in folds}
+        if len(ids) > 1 and not trained:
+            yield f"{name} = {value} occurs in no training case, but in {few(ids)}; choose another split"
+        elif len(ids) > 1 and len(trained) == 1 and None not in trained:
+            yield (
+                f"{name} = {value} occurs in training cases of fold {trained.pop()} alone: nothing trains it "
+                "where that fold validates; choose another --seed or number of --folds"
             )
 
 

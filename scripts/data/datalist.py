@@ -155,8 +155,14 @@ def dataset_labels(description: Mapping[str, Any], path: Path) -> dict[str, int]
     Raises:
         InputError: if an entry is not one name with one whole number, or a name or value comes twice.
     """
+    declared = description.get("labels", {})
+    if not isinstance(declared, dict):
+        raise InputError(
+            f"{path} has 'labels' that are a {type(declared).__name__}; names with their values are "
+            'expected, {"0": "background", "1": "organ"}; correct them.'
+        )
     pairs = []
-    for key, value in description.get("labels", {}).items():
+    for key, value in declared.items():
         number, name = (key, value) if isinstance(value, str) else (value, key)
         if isinstance(number, bool) or not isinstance(number, int | str) or not str(number).isdecimal():
             raise InputError(
@@ -588,16 +594,25 @@ def _absolute(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _name_cases(entries: Sequence[dict[str, Any]]) -> None:
-    """Give cases an id: the name of the image, or where images share one what differs in their paths."""
+    """Give cases an id: the name of the image, or where images share one what differs in their paths.
+
+    `x_0000` is the first channel of `x`, but a frame where another case begins with `x_0001`.
+    """
     paths = [Path(_first_image(entry)) for entry in entries]
-    paths = [path.parent / case_id(path) for path in paths]
+    numbered = [(path.parent, match) for path in paths if (match := _CHANNEL.fullmatch(file_stem(path)))]
+    frames = {(folder, match[1]) for folder, match in numbered if match[2] != "0000"}
+    bare = [path.parent / case_id(path) for path in paths]
+    paths = [
+        path.parent / file_stem(path) if (name.parent, name.name) in frames else name
+        for path, name in zip(paths, bare, strict=True)
+    ]
     count = Counter(path.name for path in paths)
     shared = [path.parts for path in paths if count[path.name] > 1]
     start = _shared_start(shared)
     end = _shared_start([parts[start:][::-1] for parts in shared])
     for entry, path in zip(entries, paths, strict=True):
         differing = path.parts[start : len(path.parts) - end] if count[path.name] > 1 else ()
-        entry["case"] = "_".join(differing) or path.name
+        entry["case"] = composed("_".join(differing)) or path.name
 
 
 def _shared_start(rows: Sequence[Sequence[str]]) -> int:
@@ -662,6 +677,11 @@ def _split(
 def _folds(path: Path, training: Sequence[Mapping[str, Any]], fold: int, seed: int) -> Mapping[str, int]:
     """The fold of each training case, as listed or made on the fly."""
     fold_of = {entry["case"]: entry["fold"] for entry in training if "fold" in entry}
+    wrong = next((case for case in fold_of if type(fold_of[case]) is not int), None)
+    if wrong is not None:
+        raise InputError(
+            f"{path} has the fold {fold_of[wrong]!r} of {wrong}; a fold is a whole number; write one."
+        )
     if fold_of and len(fold_of) != len(training):
         raise InputError(
             f"{path} has 'fold' in {len(fold_of)} of {len(training)} training entries; all or none need it; "

@@ -97,6 +97,7 @@ def test_case_id(name: str, expected: str) -> None:
         (["c1/t1.nii", "c1/t2.nii", "c2/t1.nii", "c2/t2.nii"], ["c1_t1", "c1_t2", "c2_t1", "c2_t2"]),
         (["a/x_0000.png", "b/x.png"], ["a", "b"]),
         (["x.png", "b/x.png"], ["x", "b"]),
+        (["f_0000.png", "f_0001.png", "g_0000.png"], ["f_0000", "f_0001", "g"]),
         (["run-1.0.png", "run-1.5.png"], ["run-1.0", "run-1.5"]),
     ],
 )
@@ -227,6 +228,8 @@ def test_channel_files_and_named_cases(tmp_path: Path) -> None:
         ("[]", r"dataset.json holds a list; a JSON object"),
         ("{}", r"lists no cases under 'training'.*python -m bundle datalist"),
         ('{"training": ["a.png"]}', r"entry under 'training' without an image"),
+        ('{"labels": ["a", "b"]}', r"'labels' that are a list; names with their values are expected"),
+        ('{"training": [{"image": "a.png", "fold": "0"}]}', r"the fold '0' of a; a fold is a whole number"),
         ('{"training": [{"image": "a.png"}]}', r"lists 1 case under 'training' and none under 'validation'"),
         ('{"training": [{"image": "a.png"}, {"image": "b/x.png", "case": "a"}]}', r"lists a more than once"),
         ('{"training": [{"image": "a.png", "case": 7}]}', r"the case 7 under 'training'; an id is a text"),

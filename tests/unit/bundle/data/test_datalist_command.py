@@ -623,3 +623,17 @@ def test_what_is_called_like_an_image_and_is_none(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "c4   | i/c4.png | a link to ../annex/nowhere, which is not there" in result.output
     assert "c5   | i/c5.png | a folder" in result.output
+
+
+def test_a_class_that_one_fold_alone_holds(tmp_path: Path) -> None:
+    arrays = [[0, 1, 2], [0, 1], [0, 1], [0, 1], [0, 1, 2], [0, 1]]
+    names = [part for pair in ("a=0", "b=1", "c=2") for part in ("--label_name", pair)]
+    source = ("--images", tmp_path / "i", "--labels", tmp_path / "l")
+    described(tmp_path, arrays, *names)
+    output = make(tmp_path / "three", *source, *names, "--folds", 3)[2]  # c0 and c4 are fold 0
+    assert output.count("warning:") == 1
+    assert "warning: c = 2 occurs in training cases of fold 0 alone: nothing trains it where" in output
+    splits = {"train": ["c1", "c2"], "val": ["c0"], "test": ["c3", "c4", "c5"]}
+    (tmp_path / "s.json").write_text(json.dumps(splits))
+    output = make(tmp_path / "fixed", *source, *names, "--splits", tmp_path / "s.json")[2]
+    assert "warning: c = 2 occurs in no training case, but in c0, c4; choose another split" in output
