@@ -26,6 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from scripts.errors import Fault
+from scripts.process import require_memory
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 
@@ -33,7 +34,7 @@ MOST_EXPANSION = 4096
 """Bytes of pixels that a byte of a file can hold, and more: Deflate 1032, JPEG 512, LZW 2730."""
 
 SMALL = 1 << 28
-"""Bytes of pixels up to which no picture is too large for its file."""
+"""Bytes of pixels up to which no picture is too large for its file, nor for the memory."""
 
 _PLUGINS: dict[bytes, type[ImageFile]] = {
     b"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -182,15 +183,20 @@ def _other_colours(name: str) -> Fault:
     )
 
 
-def _require_plausible(pixels: int, file: int) -> None:
-    """Refuse a header that asks for more pixels than the file can hold.
+def _require_room(width: int, height: int, bytes_each: int, file: int) -> None:
+    """Refuse a header that asks for more pixels than the file can hold, or than there is memory for.
 
     Args:
-        pixels: bytes of the pixels.
+        width: of the picture.
+        height: of the picture.
+        bytes_each: bytes of a pixel.
         file: bytes of the file.
     """
+    pixels = width * height * bytes_each
     if pixels > max(SMALL, file * MOST_EXPANSION):
         raise ValueError(f"{pixels} bytes of pixels in {file} bytes of file")
+    if pixels > SMALL:
+        require_memory(3 * pixels, f"{width} x {height} pixels")  # decoded, as an array, in another type
 
 
 # PNG, BMP, JPEG
@@ -213,8 +219,7 @@ def _open_flat(path: str | Path) -> Iterator[ImageFile]:
         )
     try:
         with plugin(path) as picture:
-            size = picture.width * picture.height * len(picture.getbands())
-            _require_plausible(size, Path(path).stat().st_size)
+            _require_room(*picture.size, len(picture.getbands()), Path(path).stat().st_size)
             yield picture
     except (SyntaxError, ValueError) as error:
         if "cannot handle" in str(error):
@@ -372,7 +377,8 @@ def _require_known(page: tifffile.TiffPage) -> None:
 def _require_whole(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:
     """Refuse a TIFF that lacks a part of its pixels, which tifffile takes for zeros."""
     size = tif.filehandle.size
-    _require_plausible(series.nbytes, size)
+    width, height = _count(series, "X"), _count(series, "Y")
+    _require_room(width, height, series.nbytes // max(width * height, 1), size)
     for page in series.pages:
         parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))  # type: ignore[union-attr]
         if not parts or any(count <= 0 or start + count > size for start, count in parts):

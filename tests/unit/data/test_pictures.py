@@ -522,6 +522,22 @@ def test_a_size_that_the_file_cannot_hold(tmp_path: Path) -> None:
         read_picture(path)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_more_pixels_than_there_is_memory_for(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(draw("u1", 3)).save(tmp_path / f"i{suffix}")
+    monkeypatch.setattr("scripts.data.pictures.SMALL", 10)
+    need = 3 * HEIGHT * WIDTH * 3
+    for there, refused in ((need, False), (need - 1, True)):
+        monkeypatch.setattr("scripts.process.available_memory", lambda there=there: there)
+        if refused:
+            with pytest.raises(Fault, match=f"found {WIDTH} x {HEIGHT} pixels, which take .* of memory"):
+                read_picture(tmp_path / f"i{suffix}")
+        else:
+            require(tmp_path / f"i{suffix}", draw("u1", 3), "RGB")
+
+
 @pytest.mark.parametrize("settings", [{}, {"compression": "zlib"}, {"tile": (16, 16)}], ids=str)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_tiff_cut_off_anywhere_is_found(tmp_path: Path, share: float, settings: dict[str, Any]) -> None:
