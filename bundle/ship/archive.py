@@ -59,7 +59,8 @@ def fetch(url: str, series: str, output_dir: Path, timeout: float) -> None:
         )
     if not found:
         raise InputError(f"{_place(url)} holds no series with this SeriesInstanceUID: compare it")
-    study, expected = _value(found[0], STUDY_UID), _value(found[0], INSTANCES)
+    study, told = _value(found[0], STUDY_UID), str(_value(found[0], INSTANCES))
+    expected = int(told) if told.isdecimal() else None
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(mkdtemp(prefix=".fetch.", dir=output_dir.parent))
     try:
@@ -125,12 +126,13 @@ def _refusals(client: Any, instance: Dataset) -> list[str]:
             raise
         try:
             answer = Dataset.from_json(error.response.text)
-        except ValueError:  # nothing, or no JSON
+        except Exception:  # nothing, no JSON, or JSON of another kind
             answer = Dataset()
         if "FailedSOPSequence" not in answer:
             return [f"answer {REFUSED}"]
     failed = answer.get("FailedSOPSequence", ())
-    return [f"failure reason {item.get('FailureReason', 'not told')}" for item in failed]
+    reasons = [item.get("FailureReason") for item in failed]
+    return [f"failure reason {each if isinstance(each, int) else 'not told'}" for each in reasons]
 
 
 @contextmanager
@@ -146,21 +148,29 @@ def _answers(url: str, what: str) -> Iterator[None]:
     except requests.HTTPError as error:
         status = error.response.status_code
         advice = ADVICE.get(status, "look into its log, and try again")
-        raise InputError(f"{_place(url)} answers {status} for {what}; {advice}") from error
-    except requests.Timeout as error:
+        raise InputError(f"{_place(url)} answers {status} for {what}; {advice}") from None
+    except requests.Timeout:
         raise InputError(
             f"{_place(url)} gave no answer for {what} in time: see whether it is busy, or set --timeout"
-        ) from error
-    except (ValueError, KeyError, InvalidDicomError) as error:
-        raise InputError(
-            f"{_place(url)} does not answer for {what} as DICOMweb asks ({type(error).__name__}): compare "
-            "the URL with the archive's DICOMweb root, such as .../dicom-web"
-        ) from error
+        ) from None
+    except requests.JSONDecodeError as error:
+        raise _no_dicomweb(url, what, error) from None
     except requests.RequestException as error:
         raise InputError(
             f"{_place(url)} cannot be reached for {what} ({type(error).__name__}): see whether it runs, and "
             "whether host, port and certificate are right"
-        ) from error
+        ) from None
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # whatever an answer makes the libraries raise
+        raise _no_dicomweb(url, what, error) from None
+
+
+def _no_dicomweb(url: str, what: str, error: Exception) -> InputError:
+    return InputError(
+        f"{_place(url)} does not answer for {what} as DICOMweb asks ({type(error).__name__}): compare "
+        "the URL with the archive's DICOMweb root, such as .../dicom-web"
+    )
 
 
 def _place(url: str) -> str:
