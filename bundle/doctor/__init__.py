@@ -20,14 +20,15 @@ from bundle.doctor.report import Report, nothing_on_stdout, nothing_stays
 def doctor(args_file: Path | None, json: bool, limit: float, ids: dict[str, Any]) -> None:
     """Carry out `bundle.cli.doctor`, whose arguments these are."""
     report = Report(json, limit)
-    with nothing_on_stdout(), nothing_stays():
+    with nothing_on_stdout():
         begun = time.perf_counter()
         sound = environment.look(report)
         started = time.perf_counter() - begun
         report.show(environment.PART)
-        if sound:
+        if sound and not report.has_error("temporary"):
             from bundle.doctor.examine import examine
 
-            examine(report, args_file, ids, started)
+            with nothing_stays():
+                examine(report, args_file, ids, started)
     if report.finish() == "error":
         raise typer.Exit(1)

@@ -192,9 +192,11 @@ def memory(report: Report) -> None:
 
 def places(report: Report) -> None:
     """Where everything writes beside its output."""
-    place(
-        report, PART, "temporary", Path(tempfile.gettempdir()), "set TMPDIR to a folder that can be written"
-    )
+    fix = "set TMPDIR to a folder that can be written"
+    try:
+        place(report, PART, "temporary", Path(tempfile.gettempdir()), fix)
+    except FileNotFoundError as error:  # no place that Python knows can be written
+        report.add(PART, "temporary", f"{error.strerror}: nothing else was checked", "error", fix)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     fix = "set XDG_CACHE_HOME, or checks are not remembered of data whose folder cannot be written"
     place(report, PART, "cache", cache, fix, needed=False)

@@ -28,16 +28,16 @@ def examine(report: Report, args_file: Path | None, ids: Mapping[str, Any], star
 
 
 def _examine(report: Report, args_file: Path | None, ids: Mapping[str, Any], started: float) -> None:
-    if args_file is None and "config_file" not in ids:
+    run = None
+    if args_file is not None or "config_file" in ids:
+        run = runs.read(report, args_file, ids)
+        if run is not None:
+            runs.check(report, run)
+        report.show(runs.PART)
+    if run is None:
         if "dataset_dir" in ids:
             data.check_folder(report, Path(str(ids["dataset_dir"])).expanduser())
             report.show(data.PART)
-        return
-    run = runs.read(report, args_file, ids)
-    if run is not None:
-        runs.check(report, run)
-    report.show(runs.PART)
-    if run is None:
         return
     cases = data.check(report, run)
     report.show(data.PART)

@@ -279,6 +279,9 @@ def test_wrong_configs_do_not_stop_the_data_from_being_checked(organ: Path, tmp_
     assert status == 1
     assert rows["data: files"]["status"] == "ok"
     assert rows["trial: training"]["found"] == "not tried: the configs have errors"
+    (tmp_path / "comma.json").write_text('{"spatial_dims": 3,}')
+    status, _, rows = doctor("--config_file", str(tmp_path / "comma.json"), "--dataset_dir", str(organ))
+    assert (status, rows["configs: files"]["status"], rows["data: files"]["status"]) == (1, "error", "ok")
 
 
 def test_losses_that_are_not_finite(organ: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -13,7 +14,7 @@ import pytest
 
 from bundle.doctor import environment
 from bundle.doctor.report import Finding, Report
-from tests.commands import ROOT
+from tests.commands import ROOT, invoke
 
 
 @pytest.fixture
@@ -150,6 +151,18 @@ def test_a_place_that_cannot_be_written(report: Report, tmp_path: Path) -> None:
     environment.place(report, "environment", "output_dir", Path("/proc/in"), "elsewhere")
     assert [row.status for row in report.rows] == ["error", "warning", "error"]
     assert all(row.fix == "elsewhere" and "cannot be written" in row.found for row in report.rows)
+
+
+def test_no_temporary_folder_ends_it_in_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    result = invoke("doctor", "--json", "--dataset_dir", tmp_path)
+    rows = {row["check"]: row for row in json.loads(result.stdout)["checks"]}
+    assert (result.exit_code, rows["temporary"]["status"]) == (1, "error")
+    assert rows["temporary"]["found"].startswith("No usable temporary directory")
+    assert "files" not in rows
 
 
 @pytest.mark.parametrize(
