@@ -296,7 +296,7 @@ def datalist(
         typer.echo(line)
     voxels = {case["case"]: case_facts.voxels for case, case_facts in zip(source.cases, facts, strict=True)}
     for warning in [
-        *([] if instances else odd_labels(voxels, names, declared is None)),
+        *(_no_numbers(voxels) if instances else odd_labels(voxels, names, declared is None)),
         *_empty_parts(lists, voxels, names),
         *([] if instances else _untrained(lists, voxels, names)),
     ]:
@@ -533,6 +533,15 @@ def odd_labels(
             f"the values {few(rim)} are less than {SMALL_SHARE:.0%} of {largest} each and look like the rim "
             f"of a smoothed mask; if so threshold the masks, for example at {(background + largest) / 2:g}, "
             "else name them with --label_name"
+        )
+
+
+def _no_numbers(voxels: Mapping[str, Mapping[int, int]]) -> Iterable[str]:
+    """Whether the labels look like masks where they should number objects."""
+    if max(sum(value > 0 for value in found) for found in voxels.values()) < 2:
+        yield (
+            "no label numbers more than one object; if they are masks of several number these, for example "
+            "with skimage.measure.label, or leave out --instances"
         )
 
 

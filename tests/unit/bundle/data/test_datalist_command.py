@@ -637,3 +637,9 @@ def test_a_class_that_one_fold_alone_holds(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps(splits))
     output = make(tmp_path / "fixed", *source, *names, "--splits", tmp_path / "s.json")[2]
     assert "warning: c = 2 occurs in no training case, but in c0, c4; choose another split" in output
+
+
+def test_masks_handed_as_instances_are_told(tmp_path: Path) -> None:
+    said = "warning: no label numbers more than one object"
+    assert said in described(tmp_path, [[0, 1]] * 4, "--instances")
+    assert said not in described(tmp_path, [[0, 1], [0, 1, 2], [0], [0, 1]], "--instances")

@@ -353,3 +353,14 @@ def test_truths_in_a_folder_for_each_case_and_accents_in_either_form(tmp_path: P
         volume(tmp_path / f"pred/{case}_seg.nii.gz", truth.astype(np.float32) * np.float32(0.9999999))
     rows, _, _ = score(tmp_path / "out", tmp_path / "pred", tmp_path / "truth")
     assert {row["case"]: float(row["dice"]) for row in rows} == dict.fromkeys(("s0", "Caf\u00e9", "1.2.3"), 1)
+
+
+def test_objects_with_the_largest_numbers(tmp_path: Path) -> None:
+    """No float holds them apart."""
+    truth = np.zeros((8, 9, 5), np.uint64)
+    truth[1:4, 1:8, 1:4], truth[4:7, 1:8, 1:4] = 2**63, 2**63 + 1
+    for kind in ("pred", "truth"):
+        (tmp_path / kind).mkdir()
+        nib.save(nib.Nifti1Image(truth, np.eye(4), dtype=np.uint64), tmp_path / kind / "a.nii.gz")
+    rows, _, _ = score(tmp_path / "out", tmp_path / "pred", tmp_path / "truth", "--measure", "instances")
+    assert (float(rows[0]["ap"]), rows[0]["predicted"], rows[0]["true"]) == (1, "2", "2")
