@@ -98,7 +98,7 @@ def check(parser: ConfigParser, configs: Sequence[Path] = (CONFIGS,), trusted: b
     Raises:
         InputError: tells of all that is wrong.
     """
-    problems = [*unknown_ids(parser, configs), *_meanings(parser, trusted)]
+    problems = [*unknown_ids(parser, configs), *_lost_references(parser), *_meanings(parser, trusted)]
     if not problems and trusted:
         problems = list(_evaluated(parser))
     if problems:
@@ -211,6 +211,30 @@ def _components(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
     for key, part in parts:
         if path or key != ConfigParser.meta_key:
             yield from _components(part, (*path, str(key)))
+
+
+def _lost_references(parser: ConfigParser) -> Iterator[str]:
+    """A sentence for each id that `run`, or what it needs, refers to and that is nowhere."""
+    waiting, seen = ["run"], {"run"}
+    for place in waiting:  # grows on the way
+        for reference in _needed(parser.get(place)):
+            if reference in seen:
+                continue
+            seen.add(reference)
+            if reference in parser:
+                waiting.append(reference)
+            elif not ReferenceResolver.allow_missing_reference:
+                said = nearest(reference, parser.get(), _inside(parser.get()))
+                yield f"{place} refers to @{reference}, an id that is nowhere{said}"
+
+
+def _needed(value: Any) -> Iterator[str]:
+    """Ids that MONAI resolves before a part of a config."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _needed(part)
+    elif isinstance(value, str) and f"{ID_REF_KEY}{ID_SEP_KEY}" not in value:  # relative until it is parsed
+        yield from ReferenceResolver.match_refs_pattern(value)
 
 
 def _is_text_of_monai(value: Any) -> bool:

@@ -13,7 +13,8 @@ import pytest
 
 from scripts.errors import InputError
 from scripts.locks import hold, let_go
-from tests.commands import ROOT, written
+from tests.commands import ROOT, input_error, written
+from tests.commands import run as monai_run
 
 #: Holds a folder, forks as a data worker does, says so, and waits to be killed.
 OTHER = """
@@ -88,3 +89,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, run: Run) -> None
         InputError, match=r"output_dir is .*file/out, where nothing can be written \(Not a dir"
     ):
         hold(tmp_path / "file/out", "training", run)
+
+
+def test_a_run_is_refused_before_it_reads_anything(other: subprocess.Popen[str], tmp_path: Path) -> None:
+    """A training; an evaluation goes on to its data, which are not there."""
+    places = {"dataset_dir": str(tmp_path / "none"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(RuntimeError) as caught:
+        monai_run("train", **places)
+    assert "where another training is at work" in input_error(caught.value)
+    with pytest.raises(RuntimeError) as caught:
+        monai_run("train", "evaluate", **places, checkpoint="none.pt")
+    assert "dataset_dir" in input_error(caught.value)
+    assert written(tmp_path) == ["out/.training.lock"]

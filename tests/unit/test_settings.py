@@ -116,6 +116,13 @@ def test_an_id_of_ones_own_is_known_where_something_refers_to_it_and_a_note_alwa
     assert "--rate 0.01: no such id" in refusal("train.json", rate=0.01)
 
 
+def test_a_reference_to_nothing_is_named_where_it_is_needed() -> None:
+    said = refusal("train.json", **{"optimizer::lr": "@learning_rat"})
+    assert said == "optimizer refers to @learning_rat, an id that is nowhere; did you mean learning_rate"
+    assert "did you mean train::trainer" in refusal("train.json", run=["$@set_up", "$@train::trainr.run()"])
+    check(config("inference.json", "task/nuclei.json"))  # `patch` of a task refers to ids of a training
+
+
 def test_an_argument_of_any_name_is_taken_where_its_component_takes_any() -> None:
     check(config("train.json", **{"load::0::mmap": False}))
 

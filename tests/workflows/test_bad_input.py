@@ -119,6 +119,10 @@ WRONG_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a patch that the network cannot halve": ({"patch_size": [18, 16, 16]}, r"input size \(18, 16, 16\)"),
     "a patch with an axis too few": ({"patch_size": [16, 16]}, r"spatial axes"),
+    "an id that nothing knows": ({"max_epoch": 1}, r"--max_epoch 1: no such id; did you mean max_epochs"),
+    "an argument that nothing takes": ({"network_def::drop_out": 0.1}, r"did you mean dropout"),
+    "no patch of any case": ({"samples_per_case": 0}, r"samples_per_case is 0: use a whole number of 1"),
+    "a value that is missing": ({"max_epochs": True}, r"max_epochs is True: .*was the value forgotten"),
     "a loss weight above one": ({"alpha": 1.5}, r"alpha is 1\.5"),
 }
 
@@ -213,6 +217,23 @@ def segment(images: Path, output: Path, checkpoint: Path) -> None:
         output_dir=str(output),
         checkpoint=str(checkpoint),
     )
+
+
+def test_text_means_what_it_says_and_results_are_no_images(model: Path, organ: Path, tmp_path: Path) -> None:
+    """Twice into the folder of the images, the second time not of the results of the first."""
+    images = Path(shutil.copytree(organ / "imagesTs", tmp_path / "images"))
+    names = ("organ_002", "organ_003")
+    expected = sorted(f"{name}{end}" for name in names for end in (".nii.gz", "_seg.nii.gz"))
+    for _ in range(2):
+        run(
+            *("inference", "task/phantom_organ"),
+            **{"channels": str(NETWORK[3]["channels"]), "patch_size": 16, "seed": "3"},
+            **{"amp": "false", "save_probabilities": "false"},
+            dataset_dir=str(images),
+            output_dir=str(images),
+            checkpoint=str(model),
+        )
+        assert written(images) == expected
 
 
 def evaluate(data: Path, output: Path, checkpoint: Path) -> None:

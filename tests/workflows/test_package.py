@@ -19,6 +19,7 @@ from scripts.errors import InputError
 from scripts.files import sha256
 from scripts.networks import UNet
 from scripts.recipe import Recipe, for_inference, read_recipe, write_weights
+from scripts.settings import check
 from tests.commands import CONFIGS, TINY, bundle_run, command, config_files, last_line, read_array, written
 from tests.workflows.packaging import CARD, package
 
@@ -38,6 +39,19 @@ def test_what_leaves_the_house(packaged: Path) -> None:
     assert not list(packaged.rglob("__pycache__"))
     state = torch.load(packaged / "models/model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+@pytest.mark.parametrize("files", [["train"], ["train", "evaluate"], ["inference"], ["inference", "dicom"]])
+def test_a_package_knows_its_own_ids_and_no_others(files: list[str], packaged: Path, tmp_path: Path) -> None:
+    """Of the configs that it has itself: the tasks and losses of this repository stay here."""
+    configs = packaged / "configs"
+    parser = ConfigParser()
+    parser.read_config([configs / f"{name}.json" for name in files])
+    parser["output_dir"] = str(tmp_path)
+    check(parser, configs=[configs])
+    parser["chanels"] = [4, 8]
+    with pytest.raises(InputError, match=r"--chanels \[4, 8\]: no such id; did you mean channels"):
+        check(parser, configs=[configs])
 
 
 def test_codes_are_those_of_the_task(packaged: Path) -> None:

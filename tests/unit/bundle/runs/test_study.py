@@ -64,6 +64,14 @@ def test_bad_variants(tmp_path: Path, content: object, message: str) -> None:
         read_variants(written(tmp_path / "v.json", content))
 
 
+def test_a_misspelt_id_of_a_variant_is_refused_before_the_first_training(tmp_path: Path) -> None:
+    content = {"variants": {"whole": {}, "slow": {"learning_rat": 0.1}}}
+    variants = written(tmp_path / "v.json", content)
+    args_file = written(tmp_path / "a.json", {"config_file": ["configs/train.json"]})
+    options = ("--args_file", str(args_file), "--variants", str(variants))
+    assert study(tmp_path, *options).startswith("--learning_rat 0.1: no such id; did you mean learning_rate")
+
+
 def test_folder_names_are_plain() -> None:
     assert folder_name("Without w0 = 10/5, elastic") == "without_w0_10_5_elastic"
 
