@@ -224,7 +224,11 @@ def _lost_references(parser: ConfigParser) -> Iterator[str]:
             if reference in parser:
                 waiting.append(reference)
             elif not ReferenceResolver.allow_missing_reference:
-                said = nearest(reference, parser.get(), _inside(parser.get()))
+                around = reference.rpartition(ID_SEP_KEY)[0]
+                beside = parser.get(around)
+                names = beside if isinstance(beside, dict) else ()
+                siblings = [f"{around}{ID_SEP_KEY}{name}".removeprefix(ID_SEP_KEY) for name in names]
+                said = nearest(reference, siblings, parser.get())
                 yield f"{place} refers to @{reference}, an id that is nowhere{said}"
 
 
