@@ -152,10 +152,7 @@ def test_the_reader_alone_writes_nifti(weights: Path, tmp_path: Path) -> None:
     (case,) = SeriesFinder().look(study).series
     segment(study, tmp_path / "dicom", weights, reader=DICOM_READER)
     segment(as_nifti(series, tmp_path / "nifti"), tmp_path / "from_nifti", weights)
-    made, same = (
-        nib.Nifti1Image.from_filename(tmp_path / part / f"{case}_seg.nii.gz")
-        for part in ("dicom", "from_nifti")
-    )
+    made, same = (nib.load(tmp_path / part / f"{case}_seg.nii.gz") for part in ("dicom", "from_nifti"))
     assert np.array_equal(made.dataobj, same.dataobj)
     assert np.allclose(made.affine, series.affine, atol=1e-5)
 
