@@ -323,8 +323,8 @@ class SeriesFinder:
                 the series among several.
 
         Raises:
-            InputError: there is no such series, or not one alone.
-            Fault: the slices do not make a volume.
+            InputError: there are no series, or not one alone.
+            Fault: there are others, perhaps as it went since it was listed; the slices do not make a volume.
         """
         path = Path(path)
         if not path.exists() and is_series(path):
@@ -332,7 +332,12 @@ class SeriesFinder:
             found = self.look(place)
             series = found.series
             if name not in series:
-                raise InputError(f"{path} is not there: {place} holds {', '.join(series)}; name one of these")
+                raise Fault(
+                    f"no series of this name beside {', '.join(series)}",
+                    "its files must be there until it is done",
+                    "put them back, or name one of these",
+                    path,
+                )
         else:
             place, found = path, self.look(path)
             series = found.series

@@ -21,7 +21,7 @@ from pydicom import uid
 from scripts.dicom import SaveSegmentationd, Series, SeriesFinder, headers, read_segmentation
 from scripts.dicom import segmentation as writing
 from scripts.dicom.segmentation import make_segments
-from scripts.errors import InputError
+from scripts.errors import Fault, InputError
 from tests import dicom_phantom as phantom
 from tests.commands import CONFIGS, written
 
@@ -377,6 +377,11 @@ def test_images_that_go_before_the_segmentation_is_written(tmp_path: Path) -> No
     (tmp_path / "study" / "IM0003").unlink()
     with pytest.raises(InputError, match="a file that is gone or has changed"):
         save_it({"pred": pred})
+    others, _ = phantom.make_odd("plain", seed=1)
+    shutil.rmtree(tmp_path / "study")
+    phantom.write(others, tmp_path / "study")
+    with pytest.raises(Fault, match="found no series of this name beside series_"):  # others can be done
+        saver(tmp_path / "out")({"pred": pred})
     shutil.rmtree(tmp_path / "study")
     with pytest.raises(InputError, match="is not there: hand a folder"):
         saver(tmp_path / "out")({"pred": pred})

@@ -289,7 +289,7 @@ def test_a_folder_with_everything_in_it(tmp_path: Path) -> None:
         assert np.array_equal(finder.open(folder / name).read(), truth)
     with pytest.raises(InputError, match=r"holds 3 series.*series_\w{12} or"):
         finder.open(folder)
-    with pytest.raises(InputError, match=r"series_000000000000 is not there: .* holds series_"):
+    with pytest.raises(Fault, match=r"series_000000000000: found no series of this name beside series_"):
         finder.open(folder / "series_000000000000")
 
 
