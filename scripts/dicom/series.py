@@ -525,15 +525,20 @@ def _require_in_common(path: Path, headers: Sequence[Dataset]) -> None:
 
 def _require_one_scale(path: Path, slices: Sequence[Slice]) -> None:
     """Refuse slices that say how pixels become intensities among others that do not."""
-    for index, keyword in enumerate(("RescaleSlope", "RescaleIntercept")):
-        without = [each.number for each in slices if each.rescale[index] is None]
-        if without and len(without) < len(slices):
-            raise Fault(
-                f"no {keyword} in {len(without)} of {len(slices)} slices (instance numbers {few(without)})",
-                "the intensities of a volume are on one scale, so all of its slices have it or none",
-                "export the images again, or add it to these slices",
-                path,
-            )
+    names = ("RescaleSlope", "RescaleIntercept")
+    without = {
+        name: [each for each in slices if each.rescale[index] is None] for index, name in enumerate(names)
+    }
+    mixed = [name for name in names if 0 < len(without[name]) < len(slices)]
+    if mixed:
+        numbers = sorted({each.number for name in mixed for each in without[name]})
+        raise Fault(
+            f"no {' and '.join(mixed)} in {len(numbers)} of {len(slices)} slices (instance numbers "
+            f"{few(numbers)})",
+            "the intensities of a volume are on one scale, so all of its slices have it or none",
+            "export the images again, or add it to these slices",
+            path,
+        )
 
 
 def _stack(path: Path, slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:

@@ -593,18 +593,20 @@ def test_nothing_but_padding_is_refused(tmp_path: Path) -> None:
         opened(phantom.write(images, tmp_path)).load()
 
 
-@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept", "RescaleSlope and RescaleIntercept"])
 @pytest.mark.parametrize("multi", [False, True], ids=["single", "multi"])
 def test_slices_of_two_scales_are_refused(keyword: str, multi: bool, tmp_path: Path) -> None:
     images, _ = phantom.make_odd("signed")
     if multi:
         whole = phantom.multi_frame(images)
         for frame in whole.PerFrameFunctionalGroupsSequence[5:]:
-            frame.PixelValueTransformationSequence[0].pop(keyword)
+            for each in keyword.split(" and "):
+                frame.PixelValueTransformationSequence[0].pop(each)
         images = [whole]
     else:
         for image in images[5:]:
-            image.pop(keyword)
+            for each in keyword.split(" and "):
+                image.pop(each)
     with pytest.raises(Fault, match=rf"no {keyword} in 3 of 8 slices \(instance numbers 6, 7, 8\)"):
         opened(phantom.write(images, tmp_path))
 
