@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from scripts.errors import InputError
-from scripts.files import atomic_write
 
 #: What the weights of heads were called before version 0.8, and are called now.
 RENAMED = {f"head.{kind}": f"heads.main.{kind}" for kind in ("weight", "bias")} | {
@@ -82,18 +82,31 @@ def check_weights(network: nn.Module, weights: dict, path: Path) -> None:
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write a plain state dictionary, as safetensors where the path ends so; the same bytes each time."""
-    with atomic_write(path) as temporary:
-        if path.suffix == SAFETENSORS:  # takes dense tensors that share nothing
-            dense = {
-                name: value.cpu().clone(memory_format=torch.contiguous_format)
-                for name, value in weights.items()
-            }
-            temporary.write_bytes(safetensors.torch.save(dense))
-        else:
-            with TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # PyTorch writes the name too
-                torch.save(dict(weights), file := Path(folder, path.name))
-                file.replace(temporary)
+    """Write a plain state dictionary, as safetensors where the path ends so; the same bytes each time.
+
+    Args:
+        weights: the state dictionary.
+        path: written in place: hand in what `scripts.files.atomic_write` yields.
+    """
+    if path.suffix == SAFETENSORS:  # takes dense tensors that share nothing
+        dense = {
+            name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()
+        }
+        path.write_bytes(safetensors.torch.save(dense))
+    else:
+        save_checkpoint(weights, path)
+
+
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write what `read_checkpoint` reads; the name of the file does not go into it.
+
+    Args:
+        state: tensors, numbers, texts, and lists and dictionaries of these.
+        path: written in place, as of `save_weights`.
+    """
+    content = io.BytesIO()  # PyTorch's own writer does not say why it could not write
+    torch.save(dict(state), content)
+    path.write_bytes(content.getbuffer())
 
 
 def is_first() -> bool:

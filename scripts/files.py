@@ -5,40 +5,60 @@ from __future__ import annotations
 import codecs
 import csv
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import InputError
+from scripts.errors import InputError, root_cause
+
+#: This machine, in names of files.
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 #: A disk with less than this is full: not every library says why it could not write. Bytes.
 FULL = 1 << 20
 
+#: Bytes at either end of a file that take part in its fingerprint.
+ENDS = 4096
+
+#: What the system answers where there is no more room: on the disk, in a quota, in a limit of the process.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+#: What it answers where a file cannot be written though there is room.
+NOT_TO_BE_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG)
+
 
 @contextmanager
 def disk_space_for(path: str | Path) -> Iterator[None]:
-    """Say in one sentence that the disk is full, if that is why something could not be written.
+    """Say in one sentence why something could not be written: a full disk, or a place that takes no files.
 
     Args:
-        path: what is written, in a folder that exists.
+        path: what is written.
 
     Raises:
-        InputError: the disk is full.
+        InputError: the disk is full, or the file cannot be written there.
     """
     folder = Path(path).absolute().parent
     try:
         yield
     except (OSError, RuntimeError) as error:
-        said = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if said or shutil.disk_usage(folder).free < FULL:
+        cause = root_cause(error)
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in NO_ROOM or _free(folder) < FULL:
             raise InputError(
                 f"{path} could not be written, as the disk of {folder} is full: make room there and run it "
                 "again, or write elsewhere; what was there before is kept"
+            ) from error
+        if number in NOT_TO_BE_WRITTEN:
+            raise InputError(
+                f"{path} could not be written ({os.strerror(number)}): correct the folder or its permissions, "
+                "or write elsewhere; what was there before is kept"
             ) from error
         raise
 
@@ -47,6 +67,9 @@ def disk_space_for(path: str | Path) -> Iterator[None]:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Write a file beside its place and rename it when complete; a failure leaves what was there before.
 
+    The data are on the disk before the new name is, and the name before this returns: a loss of power leaves
+    the old file or the new one too. What a killed process of this machine left beside the place is removed.
+
     Args:
         path: the file's place; missing folders are made.
 
@@ -54,17 +77,56 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         Where to write: a hidden name in the same folder, with the same suffixes.
 
     Raises:
-        InputError: the disk is full.
+        InputError: see `disk_space_for`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{_HOST}-{os.getpid()}.{path.name}")
     try:
         with disk_space_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left(path)
             yield temporary
+            _to_disk(temporary)
             os.replace(temporary, path)
+            with suppress(OSError):  # some network disks sync no folders
+                _to_disk(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that could not be made
+            temporary.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what processes that are no more left of a file, if they ran on this machine."""
+    for left in path.parent.glob(f".{_HOST}-*.{glob.escape(path.name)}"):
+        number = left.name.removeprefix(f".{_HOST}-").removesuffix(f".{path.name}")
+        if number.isdecimal() and not _runs(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write out what it holds back of a file or of the names in a folder."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _free(folder: Path) -> int:
+    """Bytes that can still be written into a folder, or into the nearest one above that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def read_text(path: Path) -> str:
@@ -131,3 +193,12 @@ def sha256(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def fingerprint(file: Path) -> tuple[int, str]:
+    """Size of a file and a hash of its ends, which hold its header and, of `.gz` and PNG, a checksum."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        first = opened.read(ENDS)
+        opened.seek(max(size - ENDS, 0))
+        return size, hashlib.sha256(first + opened.read()).hexdigest()

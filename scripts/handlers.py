@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -16,21 +15,32 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.utils import manual_seed
 from monai.engines import Evaluator
 from monai.utils import CommonKeys as Keys
-from monai.utils import ensure_tuple
+from monai.utils import ensure_tuple, is_scalar
 from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from scripts.checkpoints import check_weights, is_first, read_checkpoint, read_weights, unwrap
+from scripts.checkpoints import (
+    check_weights,
+    is_first,
+    read_checkpoint,
+    read_weights,
+    save_checkpoint,
+    unwrap,
+)
 from scripts.compute.exported import Exported
+from scripts.data import EpochSampler
 from scripts.errors import InputError
-from scripts.files import atomic_write, write_csv
+from scripts.files import atomic_write, fingerprint, write_csv
 from scripts.networks import Ensemble
 from scripts.pictures import draw_learning_curve
-from scripts.process import gather, generator_states, rank_and_size, restore_generators
-from scripts.recipe import WeightsWriter
+from scripts.process import gather, rank_and_size
+from scripts.recipe import WeightsWriter, other_training
+from scripts.scalars import Scalars
+from scripts.signals import DeferredSignals, end
 
 logger = logging.getLogger(__name__)
 
@@ -212,12 +222,40 @@ class BestModelSaver:
             self.weights.write()
 
 
+class StepSeeds:
+    """Seed the generators before each step, so that what it draws depends on seed, step and process alone.
+
+    Dropout is then the same after a resume, wherever that begins, and whatever a validation drew before.
+
+    Args:
+        seed: seed of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def attach(self, trainer: Engine) -> None:
+        """Register at the start of epochs, for what a data loader draws, and of steps."""
+        trainer.add_event_handler(Events.EPOCH_STARTED, lambda: self._draw(0, trainer.state.epoch))
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda: self._draw(1, trainer.state.iteration))
+
+    def _draw(self, kind: int, number: int) -> None:
+        sequence = np.random.SeedSequence([self.seed, kind, number, rank_and_size()[0]])
+        manual_seed(int(sequence.generate_state(1)[0]))
+
+
 class LastCheckpoint:
     """Write everything a training needs to go on, and go on from it.
 
-    Only the same training goes on: the same cases, network, optimizer, processes and ``settings``. The number
-    of epochs, the learning rate and its schedule may be others, and hold as asked for: the schedule is gone
-    through anew to the epoch that was reached, unless it follows the scores and is restored.
+    A checkpoint is written at the end of epochs, and after a step when the process is asked to end (SIGTERM,
+    Ctrl-C): then the training ends, with exit status 143 or 130, and a second signal ends it at once. What
+    goes on from it, in the middle of an epoch too, is bit by bit the training that was left alone: weights,
+    learning curve and scalars are what they were when the checkpoint was written.
+
+    Only the same training goes on: the same cases, processes and config, but for OF_EACH_RESUME of
+    `scripts.recipe`. The number of epochs, the learning rate and its schedule may be others, and hold as
+    asked for: the schedule is gone through anew to the epoch that was reached, unless it follows the scores
+    and is restored.
 
     Args:
         path: the file to write at the end of epochs and to resume from.
@@ -225,8 +263,9 @@ class LastCheckpoint:
         optimizer: the optimizer.
         lr_scheduler: the schedule of the learning rate.
         evaluator: the validation, for the best metric so far.
-        cases: the cases of each section that the training uses, for their ids and the sizes of their files.
-        settings: what else makes the training what it is, by name.
+        cases: the cases of each section that the training uses, for their ids and their files.
+        weights: writes the best weights, and knows the config.
+        curve: the learning curve, which this attaches.
         resume: whether to go on from ``path`` when it exists.
         interval: epochs between two checkpoints.
 
@@ -243,7 +282,8 @@ class LastCheckpoint:
         lr_scheduler: Any,
         evaluator: Engine,
         cases: Mapping[str, Sequence[Mapping[str, Any]]],
-        settings: Mapping[str, Any],
+        weights: WeightsWriter,
+        curve: LearningCurve,
         resume: bool = False,
         interval: int = 1,
     ) -> None:
@@ -253,34 +293,70 @@ class LastCheckpoint:
         self.lr_scheduler = lr_scheduler
         self.evaluator = evaluator
         self.cases = cases
-        self.settings = settings
+        self.weights = weights
+        self.curve = curve
         self.resume = resume
         self.interval = interval
+        self.signals = DeferredSignals()
 
     def attach(self, trainer: Engine) -> None:
-        """Register at the start, and at the end of epochs after validation and schedule, in every process."""
+        """Register in every process; must stand after the handlers of validation and schedule."""
         trainer.add_event_handler(Events.STARTED, self._load)
-        trainer.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self._save)
+        self.curve.attach(trainer)
+        trainer.add_event_handler(Events.STARTED, self.signals.defer)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._stop_within)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        trainer.add_event_handler(Events.COMPLETED, lambda: self._save(trainer, trainer.state.epoch))
+        trainer.add_event_handler(Events.COMPLETED, self.signals.restore)
 
-    def _save(self, trainer: Engine) -> None:
+    def _end_epoch(self, trainer: Engine) -> None:
+        stops = self._is_asked_to_stop()
+        if stops or trainer.state.epoch % self.interval == 0:
+            self._save(trainer, trainer.state.epoch)
+        if stops and trainer.state.epoch != trainer.state.max_epochs:
+            self._stop()
+
+    def _stop_within(self, trainer: Engine) -> None:
+        """After a step that is not the last of its epoch, which is followed by what ends the epoch."""
+        within = trainer.state.iteration % (trainer.state.epoch_length or 1) > 0
+        if within and _sampler(trainer) is not None and self._is_asked_to_stop():
+            self._save(trainer, trainer.state.epoch - 1)
+            self._stop()
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether a signal came, to this process or another one."""
+        self.signals.number = max(gather(self.signals.number))
+        return self.signals.number > 0
+
+    def _stop(self) -> None:
+        self.signals.restore()
+        end(
+            self.signals.number, f"{self.path} has the training: the same command with --resume True goes on"
+        )
+
+    def _save(self, trainer: Engine, epochs: int) -> None:
+        """Write the checkpoint of a training with so many whole epochs behind it, in the first process."""
+        if not is_first():
+            return
         scaler = getattr(trainer, "scaler", None)
         state = {
             "network": unwrap(self.network).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler and scaler.state_dict(),
-            "epoch": trainer.state.epoch,
+            "epoch": epochs,
             "iteration": trainer.state.iteration,
             "best_metric": float(_state(self.evaluator).best_metric),
             "best_metric_epoch": int(_state(self.evaluator).best_metric_epoch),
-            "generators": gather(generator_states(self.network)),
-            "training": self._describe(),
+            "best_weights": self.weights.written,
+            "curve": self.curve.state_dict(),
+            "training": self.described,
         }
-        if is_first():
-            with atomic_write(self.path) as temporary:
-                torch.save(state, temporary)
+        with atomic_write(self.path) as temporary:
+            save_checkpoint(state, temporary)
 
     def _load(self, trainer: Engine) -> None:
+        self.described = self._describe()
         if not self.path.exists():
             if self.resume:
                 logger.warning("nothing to resume in %s: the training starts afresh", self.path)
@@ -291,7 +367,7 @@ class LastCheckpoint:
             )
             return
         state = read_checkpoint(self.path)
-        if "training" not in state:
+        if not {"training", "curve", "best_weights"} <= state.keys():
             raise InputError(
                 f"{self.path}: holds no training that could go on; resume from the last.pt that a training "
                 "of this version wrote"
@@ -304,10 +380,18 @@ class LastCheckpoint:
         if scaler and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         trainer.state.epoch, trainer.state.iteration = state["epoch"], state["iteration"]
+        if sampler := _sampler(trainer):
+            steps = state["iteration"] % (trainer.state.epoch_length or 1)
+            sampler.skip(state["epoch"] + 1, steps * _state(trainer).dataloader.batch_size)
         _state(self.evaluator).best_metric = state["best_metric"]
         _state(self.evaluator).best_metric_epoch = state["best_metric_epoch"]
-        restore_generators(self.network, state["generators"][rank_and_size()[0]])
-        logger.info("going on from %s after epoch %d", self.path, state["epoch"])
+        if is_first():
+            self.curve.load_state_dict(state["curve"])
+            if state["best_weights"] is not None:
+                self.weights.write_again(state["best_weights"])
+        logger.info(
+            "going on from %s after epoch %d, step %d", self.path, state["epoch"], state["iteration"]
+        )
 
     def _reach(self, state: dict) -> list[dict]:
         """Bring the schedule to where the checkpoint is, and give the optimizer's settings that follow."""
@@ -322,11 +406,11 @@ class LastCheckpoint:
 
     def _require_same(self, trainer: Engine, state: dict) -> None:
         check_weights(self.network, state["network"], self.path)
-        here, there = self._describe(), state["training"]
-        differences = [
-            f"{name} is {there.get(name, 'not set')} there and {here.get(name, 'not set')} here"
+        here, there = self.described, state["training"]
+        differences = other_training(there["config"], here["config"]) + [
+            f"{name} was {there.get(name, 'not set')} and is {here.get(name, 'not set')}"
             for name in {**here, **there}
-            if here.get(name) != there.get(name)
+            if name != "config" and here.get(name) != there.get(name)
         ]
         if differences:
             raise InputError(
@@ -339,14 +423,10 @@ class LastCheckpoint:
                 "behind it; ask for as many or more, or give another --output_dir"
             )
 
-    def _describe(self) -> dict[str, str]:
-        """What makes this training what it is, in words and hashes."""
-        network, optimizer = unwrap(self.network), type(self.optimizer).__name__
-        tensors = [len(group["params"]) for group in self.optimizer.param_groups]
-        described = {name: json.dumps(value, default=str) for name, value in self.settings.items()}
-        return described | {
-            "network": f"{type(network).__name__} ({_hash(str(network))})",
-            "optimizer": f"{optimizer} of {tensors} tensors",
+    def _describe(self) -> dict[str, Any]:
+        """What makes this training what it is: its config, and the rest in words and hashes."""
+        return {
+            "config": self.weights.training,
             "number of processes": str(rank_and_size()[1]),
             **{f"data of {name}": _describe_cases(cases) for name, cases in self.cases.items()},
         }
@@ -367,8 +447,11 @@ class EarlyStopping:
         self.patience = patience
 
     def attach(self, trainer: Engine) -> None:
-        """Register at the end of epochs; must stand after the validation handler."""
-        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._judge)
+        """Register at the end of epochs, and at the start for a training that goes on.
+
+        Must stand after the handlers of validation and checkpoint.
+        """
+        trainer.add_event_handler(Events.STARTED | Events.EPOCH_COMPLETED, self._judge)
 
     def _judge(self, trainer: Engine) -> None:
         best = _state(self.evaluator).best_metric_epoch
@@ -416,16 +499,20 @@ class WeightsLoader:
 class LearningCurve:
     """Write loss, validation metric and minutes of every epoch to learning_curve.csv, and learning_curve.png.
 
+    TensorBoard gets the loss of each step, `train_loss`, and all numbers of each validation, by its epoch.
+
     Args:
         evaluator: the validation.
-        output_dir: folder of the files.
+        output_dir: folder of the files, those for TensorBoard in `tensorboard`.
     """
 
     def __init__(self, evaluator: Engine, output_dir: str) -> None:
         self.evaluator = evaluator
         self.output_dir = Path(output_dir)
+        self.scalars = Scalars(self.output_dir / "tensorboard")
         self.rows: list[dict] = []
         self.losses: list[float] = []
+        self.seconds = 0.0  # of this epoch, before the training went on
 
     def attach(self, trainer: Engine) -> None:
         """Register in the first of several processes; must stand after the validation handler."""
@@ -435,23 +522,31 @@ class LearningCurve:
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Rows of the table, losses of the epoch that is not yet in it, and where the scalars end."""
+        seconds = self.seconds + perf_counter() - self.last
+        scalars = self.scalars.state_dict()
+        return {"rows": self.rows, "losses": self.losses, "seconds": seconds, "scalars": scalars}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint: the files are as they were then."""
+        self.rows, self.losses, self.seconds = state["rows"], state["losses"], state["seconds"]
+        self.scalars.load_state_dict(state["scalars"])
+        if self.rows:
+            write_csv(self.output_dir / "learning_curve.csv", self.rows)
+
     def _open(self, trainer: Engine) -> None:
         self.last = perf_counter()
-        self.rows = []
-        table = self.output_dir / "learning_curve.csv"
-        if trainer.state.epoch > 0 and table.exists():
-            with table.open() as file:
-                rows = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
-            self.rows = [{**row, "epoch": int(row["epoch"] or 0)} for row in rows]
-            self.rows = [row for row in self.rows if row["epoch"] <= trainer.state.epoch]
 
     def _collect(self, trainer: Engine) -> None:
         self.losses.append(_loss(trainer))
+        self.scalars.add("train_loss", self.losses[-1], trainer.state.iteration)
 
     def _write(self, trainer: Engine) -> None:
-        metric = _state(self.evaluator).key_metric_name
-        judged = _state(self.evaluator).epoch == trainer.state.epoch
-        value = float(_state(self.evaluator).metrics[metric]) if judged else None
+        state = _state(self.evaluator)
+        metric = state.key_metric_name
+        judged = state.epoch == trainer.state.epoch
+        value = float(state.metrics[metric]) if judged else None
         value = None if value is None or np.isnan(value) else value
         now = perf_counter()
         self.rows.append(
@@ -459,26 +554,29 @@ class LearningCurve:
                 "epoch": trainer.state.epoch,
                 "loss": float(np.mean(self.losses)),
                 metric: value,
-                "minutes": (now - self.last) / 60,
+                "minutes": (self.seconds + now - self.last) / 60,
             }
         )
         self.losses.clear()
-        self.last = now
+        self.last, self.seconds = now, 0.0
         logger.info(
             "epoch %d of %d: loss %.4f", trainer.state.epoch, trainer.state.max_epochs, self.rows[-1]["loss"]
         )
         write_csv(self.output_dir / "learning_curve.csv", self.rows)
         if judged:
+            for name, value in state.metrics.items():
+                if is_scalar(value):
+                    self.scalars.add(name, float(value), trainer.state.epoch)
             draw_learning_curve(self.rows, metric, self.output_dir / "learning_curve.png")
 
 
 def _describe_cases(cases: Sequence[Mapping[str, Any]]) -> str:
-    """How many cases, and a hash of their ids and the sizes of their files, in their order."""
+    """How many cases, and a hash of their ids and of what their files hold, in their order."""
     listed = []
     for case in cases:
         files = [Path(file) for key in ("image", "label") for file in ensure_tuple(case.get(key, ()))]
-        sizes = [file.stat().st_size for file in files if file.is_file()]
-        listed.append([case.get("case", [file.name for file in files]), sizes])
+        contents = [fingerprint(file) for file in files if file.is_file()]
+        listed.append([case.get("case", [file.name for file in files]), contents])
     return f"{len(cases)} cases ({_hash(json.dumps(listed))})"
 
 
@@ -489,6 +587,12 @@ def _hash(text: str) -> str:
 def _state(engine: Engine) -> Any:
     """State of an engine, with the attributes that MONAI adds to ignite's and no type declares."""
     return engine.state
+
+
+def _sampler(trainer: Engine) -> EpochSampler | None:
+    """What can begin in the middle of an epoch, if the training draws its samples so."""
+    sampler = getattr(trainer.state.dataloader, "sampler", None)
+    return sampler if isinstance(sampler, EpochSampler) else None
 
 
 def _loss(engine: Engine) -> float:

@@ -24,6 +24,7 @@ from scripts import locks, machine, settings
 from scripts.errors import Fault, InputError, root_cause
 from scripts.machine import gigabytes
 from scripts.settings import NotRunning, running
+from scripts.signals import end_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def set_up(seed: int) -> None:
         InputError: see `scripts.settings.check` and `scripts.locks.hold`.
     """
     sys.excepthook = _one_sentence
+    end_on_signals()
     with suppress(NotRunning):
         settings.check(running(ConfigParser))
         _hold_output(running(ConfigWorkflow))
@@ -163,21 +165,6 @@ def gather(value: Any) -> list[Any]:
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
-
-
-def generator_states(network: nn.Module) -> dict[str, torch.Tensor | None]:
-    """States of the generators of this process from which a network draws: the CPU's, and that of its GPU."""
-    device = next(network.parameters()).device
-    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"cpu": torch.get_rng_state(), "cuda": own}
-
-
-def restore_generators(network: nn.Module, states: dict[str, Any]) -> None:
-    """Put back what `generator_states` gave; that of a GPU only where the network lies on one."""
-    device = next(network.parameters()).device
-    torch.set_rng_state(states["cpu"])
-    if states["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _leave_distributed() -> None:

@@ -15,6 +15,7 @@ import logging
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -49,6 +50,15 @@ DEFINING = ("network_def", "labels", "preprocessing")
 #: but for what reads a file: a network trained on NIfTI segments DICOM.
 FREE = ("reader",)
 
+#: What may be another when a training goes on, wherever it stands: how long and how fast it learns and when
+#: it is judged, where things lie, which machine, what is told. All else of its config makes it what it is.
+OF_EACH_RESUME = (
+    *("max_epochs", "learning_rate", "lr", "lr_scheduler", "val_interval", "patience", "handlers"),
+    *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "data", "check"),
+    *("device", "device_ids", "memory_format", "compile", "runtime", "memory_gb", "cache_rate"),
+    *("num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "progress"),
+)
+
 #: Differences that are named in a refusal.
 NAMED = 3
 
@@ -79,6 +89,10 @@ class WeightsWriter:
         path: the file, such as model.pt; see `write_weights`.
         training: the cases to train on, `{"image": path or list of paths}` in its `data`.
         validation: the cases to validate on.
+
+    Attributes:
+        written: the weights that were written last, which a checkpoint holds too; None before.
+        training: what makes the training what it is, see `for_resume`.
     """
 
     def __init__(self, network: nn.Module, path: str, training: Dataset, validation: Dataset) -> None:
@@ -86,15 +100,24 @@ class WeightsWriter:
         self.path = Path(path)
         self.counts = {"training": len(training), "validation": len(validation)}  # type: ignore[arg-type]
         self.images = [ensure_tuple(case[Keys.IMAGE])[0] for case in getattr(training, "data", ())]
-        self.config = for_inference(running(ConfigParser).get())
+        config = running(ConfigParser).get()
+        self.config = for_inference(config)
+        self.training = for_resume(config)
         self.facts: Ids = {}
+        self.written: dict[str, torch.Tensor] | None = None
 
     def write(self) -> None:
-        """Write, in the first of several processes."""
-        if not is_first():
-            return
-        self.facts = self.facts or self._facts()
-        write_weights(unwrap(self.network).state_dict(), self.path, Recipe(self.config, self.facts))
+        """Write the network's weights, in the first of several processes."""
+        if is_first():
+            weights = unwrap(self.network).state_dict()
+            self.write_again({name: value.detach().cpu().clone() for name, value in weights.items()})
+
+    def write_again(self, weights: dict[str, torch.Tensor]) -> None:
+        """Write weights that were written before, in the first of several processes."""
+        if is_first():
+            self.facts = self.facts or self._facts()
+            write_weights(weights, self.path, Recipe(self.config, self.facts))
+            self.written = weights
 
     def _facts(self) -> Ids:
         data = {key: self.config.get(key) for key in ("spatial_dims", "in_channels", "labels")}
@@ -111,19 +134,22 @@ class WeightsWriter:
 
 
 def write_weights(weights: Mapping[str, torch.Tensor], path: Path, recipe: Recipe) -> None:
-    """Write weights twice, as PyTorch's file and as safetensors, and then their recipe.
+    """Write weights twice, as PyTorch's file and as safetensors, with their recipe: all of it or nothing.
 
-    A process that dies between two of the files leaves hashes that tell which of them belong together.
+    A process that dies while the four files get their names leaves hashes that tell which belong together.
 
     Args:
         weights: a plain state dictionary.
         path: model.pt; beside it go model.safetensors, inference.json and metadata.json.
         recipe: `weights` and `checkpoint` of it are set here.
     """
-    files = [path, path.with_suffix(".safetensors")]
-    for file in files:
-        save_weights(weights, file)
-    write_recipe(recipe, files)
+    with ExitStack() as stack:
+        hashes = {}
+        for file in (path, path.with_suffix(".safetensors")):
+            temporary = stack.enter_context(atomic_write(file))
+            save_weights(weights, temporary)
+            hashes[file.name] = sha256(temporary)
+        _write_recipe(recipe, path.parent, hashes, stack)
 
 
 def write_recipe(recipe: Recipe, files: Sequence[Path]) -> None:
@@ -134,14 +160,20 @@ def write_recipe(recipe: Recipe, files: Sequence[Path]) -> None:
             to something that JSON does not know becomes text.
         files: in one folder.
     """
-    checkpoint = {"_target_": "scripts.recipe.beside_config", "name": files[0].name}
+    with ExitStack() as stack:
+        _write_recipe(recipe, files[0].parent, {file.name: sha256(file) for file in files}, stack)
+
+
+def _write_recipe(recipe: Recipe, folder: Path, hashes: Mapping[str, str], stack: ExitStack) -> None:
+    """Write the recipe of files by the hash of each; it gets its names when the stack ends."""
+    checkpoint = {"_target_": "scripts.recipe.beside_config", "name": next(iter(hashes))}
     contents = {
         "inference.json": {**recipe.config, "checkpoint": checkpoint},
-        "metadata.json": {**recipe.facts, "weights": {file.name: sha256(file) for file in files}},
+        "metadata.json": {**recipe.facts, "weights": dict(hashes)},
     }
     for name, content in contents.items():
-        with atomic_write(files[0].with_name(name)) as temporary:
-            temporary.write_text(json.dumps(content, indent=4, default=str) + "\n", encoding="utf-8")
+        temporary = stack.enter_context(atomic_write(folder / name))
+        temporary.write_text(json.dumps(content, indent=4, default=str) + "\n", encoding="utf-8")
 
 
 def check_recipe(checkpoint: str | Sequence[str]) -> None:
@@ -212,6 +244,28 @@ def for_inference(config: Mapping[str, Any], configs: Path = CONFIGS) -> Ids:
     return with_references({**config, **made}, list(made))
 
 
+def for_resume(config: Mapping[str, Any]) -> Ids:
+    """What of a training's config makes it what it is, as JSON: `train` and `validate` with what these refer to.
+
+    Args:
+        config: train.json with overlays and ids on top.
+
+    Returns:
+        The ids without those of OF_EACH_RESUME, at any depth.
+    """
+    given: Ids = json.loads(json.dumps(_without(config, OF_EACH_RESUME), default=str))
+    return with_references(given, ["train", "validate"])
+
+
+def other_training(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where two configs of `for_resume` differ: for each id a part of a sentence."""
+    return [
+        f"{name} was {_brief(there)} and is {_brief(here)}"
+        for key in {**before, **now}
+        for name, there, here in _differences(key, before.get(key), now.get(key))
+    ]
+
+
 def with_references(config: Mapping[str, Any], ids: Sequence[str]) -> Ids:
     """Some top-level ids of a config, and those that they refer to."""
     wanted = [key for key in ids if key in config]
@@ -276,6 +330,13 @@ def _differences(key: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any
             yield from _differences(f"{key}::{index}", *both)
     else:
         yield key, one, other
+
+
+def _without(value: Any, names: Sequence[str]) -> Any:
+    """A part of a config without what has one of some names."""
+    if isinstance(value, Mapping):
+        return {key: _without(part, names) for key, part in value.items() if key not in names}
+    return [_without(part, names) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _nested(values: list) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -42,14 +43,17 @@ def config_files(base: str, *overlays: str) -> list[str]:
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Put back what a run changes in the process: the hook for errors, the module path, locks of folders."""
+    """Put back what a run changes in the process: hook for errors, module path, locks, signal handlers."""
     hook, path = sys.excepthook, list(sys.path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         sys.excepthook = hook
         sys.path[:] = path
         let_go()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def run(base: str, *overlays: str, **overrides: Any) -> None:

@@ -124,7 +124,19 @@ class EpochSampler(DistributedSampler):
             shuffle=True,
             seed=seed,
         )
+        self.done: tuple[int, int] | None = None
+
+    def skip(self, epoch: int, samples: int) -> None:
+        """Leave out the first samples of an epoch, which a training that goes on has seen.
+
+        Args:
+            epoch: the epoch.
+            samples: how many of those of this process.
+        """
+        self.done = (epoch, samples)
 
     def __iter__(self) -> Iterator[int]:
+        epoch, samples = self.done or (self.epoch, 0)
         drawn = self.epoch * len(self.dataset)  # type: ignore[arg-type]
-        return (drawn + index for index in super().__iter__())
+        indices = [drawn + index for index in super().__iter__()]
+        return iter(indices[samples if epoch == self.epoch else 0 :])

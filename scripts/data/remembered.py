@@ -21,7 +21,7 @@ from monai.utils import ensure_tuple
 
 from scripts.data.checks import Problem, check_cases
 from scripts.errors import InputError
-from scripts.files import atomic_write, sha256
+from scripts.files import atomic_write, fingerprint, sha256
 from scripts.process import gather, rank_and_size
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,6 @@ logger = logging.getLogger(__name__)
 CODE = [Path(__file__).with_name(f"{name}.py") for name in ("checks", "reader", "nifti", "pictures")]
 
 CHECKS = ("remembered", "always", "never")
-
-#: Bytes at either end of a file that take part in its hash: headers, and the checksum at the end of .gz.
-ENDS = 4096
 
 
 def check_remembered(
@@ -90,12 +87,8 @@ def _hash(case: Mapping[str, Any], folder: Path, rules: Any) -> str:
             path = Path(name)
             described.append([key, os.path.relpath(path, folder)])
             if path.is_file():
-                size, time = path.stat().st_size, path.stat().st_mtime_ns
-                with path.open("rb") as file:
-                    first = file.read(ENDS)
-                    file.seek(max(size - ENDS, 0))
-                    ends = hashlib.sha256(first + file.read()).hexdigest()
-                described.append([size, time, ends])
+                size, ends = fingerprint(path)
+                described.append([size, path.stat().st_mtime_ns, ends])
     return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:32]
 
 
