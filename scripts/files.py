@@ -57,8 +57,8 @@ def disk_space_for(path: str | Path) -> Iterator[None]:
             ) from error
         if number in NOT_TO_BE_WRITTEN:
             raise InputError(
-                f"{path} could not be written ({os.strerror(number)}): correct the folder or its permissions, "
-                "or write elsewhere; what was there before is kept"
+                f"{path} could not be written ({os.strerror(number)}): correct the folder or its "
+                "permissions, or write elsewhere; what was there before is kept"
             ) from error
         raise
 

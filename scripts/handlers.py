@@ -330,9 +330,7 @@ class LastCheckpoint:
 
     def _stop(self) -> None:
         self.signals.restore()
-        end(
-            self.signals.number, f"{self.path} has the training: the same command with --resume True goes on"
-        )
+        end(self.signals.number, f"{self.path} has the training: the same command with --resume True goes on")
 
     def _save(self, trainer: Engine, epochs: int) -> None:
         """Write the checkpoint of a training with so many whole epochs behind it, in the first process."""
@@ -389,9 +387,7 @@ class LastCheckpoint:
             self.curve.load_state_dict(state["curve"])
             if state["best_weights"] is not None:
                 self.weights.write_again(state["best_weights"])
-        logger.info(
-            "going on from %s after epoch %d, step %d", self.path, state["epoch"], state["iteration"]
-        )
+        logger.info("going on from %s after epoch %d, step %d", self.path, state["epoch"], state["iteration"])
 
     def _reach(self, state: dict) -> list[dict]:
         """Bring the schedule to where the checkpoint is, and give the optimizer's settings that follow."""

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
-from torch import nn
 
 from scripts import locks, machine, settings
 from scripts.errors import Fault, InputError, root_cause

@@ -54,7 +54,7 @@ FREE = ("reader",)
 #: it is judged, where things lie, which machine, what is told. All else of its config makes it what it is.
 OF_EACH_RESUME = (
     *("max_epochs", "learning_rate", "lr", "lr_scheduler", "val_interval", "patience", "handlers"),
-    *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "data", "check"),
+    *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "check"),
     *("device", "device_ids", "memory_format", "compile", "runtime", "memory_gb", "cache_rate"),
     *("num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "progress"),
 )
@@ -245,7 +245,7 @@ def for_inference(config: Mapping[str, Any], configs: Path = CONFIGS) -> Ids:
 
 
 def for_resume(config: Mapping[str, Any]) -> Ids:
-    """What of a training's config makes it what it is, as JSON: `train` and `validate` with what these refer to.
+    """What of a training's config makes it what it is: `train`, `validate` and what they refer to, as JSON.
 
     Args:
         config: train.json with overlays and ids on top.

@@ -1,10 +1,11 @@
 """Trainings that are killed at chosen moments, each in a process that is forked from one with all imports.
 
-    python -m tests.faults.killing DATA FOLDER
+    python -m tests.faults.killing
 
-reads a line of JSON for each run from its standard input and answers with one: how the run ended and in which
-phase it was. A moment is an instant in time, or the n-th time that a run is about to open, rename, cut or
-remove a file in its output folder or fires an event of its engines; so a kill may fall between any two writes.
+reads a line of JSON for each run from its standard input and answers with one: how the run ended and in
+which phase it was. A moment is an instant in time, or the n-th time that a run is about to open, rename, cut
+or remove a file in its output folder or fires an event of its engines; so a kill may fall between any two
+writes.
 """
 
 from __future__ import annotations
@@ -181,9 +182,7 @@ def _run(how: dict[str, Any]) -> Ending:
     timer.cancel()
     moments, _, phase = shared[:_ROOM].rstrip(b"\0 ").decode(errors="replace").partition(" ")
     said = log.read_text(errors="replace")[-2000:]
-    return Ending(
-        os.waitstatus_to_exitcode(status), phase, int(moments or 0), time.monotonic() - begun, said
-    )
+    return Ending(os.waitstatus_to_exitcode(status), phase, int(moments or 0), time.monotonic() - begun, said)
 
 
 def _serve() -> None:
@@ -196,7 +195,8 @@ def _serve() -> None:
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        print(json.dumps(vars(_run(json.loads(line)))), flush=True)
+        sys.stdout.write(json.dumps(vars(_run(json.loads(line)))) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import logging
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
@@ -18,9 +19,11 @@ from scripts.handlers import (
     LastCheckpoint,
     LearningCurve,
     ProgressBar,
+    StepSeeds,
     TimeSplit,
     Validation,
 )
+from scripts.recipe import for_resume
 
 
 @pytest.fixture
@@ -109,6 +112,22 @@ def test_evaluator_runs_without_the_training_that_it_belongs_to(tmp_path, caplog
     assert not list(tmp_path.iterdir())
 
 
+#: As much of a config as makes a training what it is, and of what may change.
+CONFIG = {
+    "train": {
+        "dataset": {"data": "$@split['training']", "seed": "@seed", "cache_rate": 1.0},
+        "dataloader": {"batch_size": "@batch_size", "num_workers": 0},
+        "loss_function": {"_target_": "scripts.losses.HeadsLoss", "loss": "@loss"},
+        "trainer": {"optimizer": "@optimizer", "max_epochs": "@max_epochs", "train_handlers": "@elsewhere"},
+        "handlers": ["@elsewhere"],
+    },
+    "optimizer": {"_target_": "torch.optim.SGD", "lr": "@learning_rate"},
+    "loss": {"_target_": "DiceLoss", "sigmoid": True},
+    "split": {"_target_": "scripts.data.read_split", "fold": "@fold", "dataset_dir": "@dataset_dir"},
+    **{"fold": 0, "seed": 1, "batch_size": 2, "max_epochs": 4, "learning_rate": 0.1, "dataset_dir": "here"},
+}
+
+
 class PowerCut(BaseException):
     """Stands for what no handler can catch."""
 
@@ -134,20 +153,25 @@ class Training:
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1, -1
         self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
         self.max_epochs, self.stop = max_epochs, stop
-        given = {"cases": {"training": [{"case": "a"}, {"case": "b"}]}, "settings": {"fold": 0, "seed": 1}}
+        given = {"cases": {"training": [{"case": "a"}, {"case": "b"}]}}
+        config = for_resume(changed.pop("config", CONFIG))
         self.checkpoint = LastCheckpoint(
             str(folder / "last.pt"),
             self.network,
             self.optimizer,
             self.schedule,
             self.evaluator,
+            weights=SimpleNamespace(training=config, written=None),
+            curve=LearningCurve(self.evaluator, str(folder)),
             **{**given, **changed},
         )
+        self.evaluator.state.key_metric_name = "dice"
         self.rates = []
 
     def run(self):
         trainer = Engine(self.step)
         trainer.scaler = self.scaler
+        StepSeeds(1).attach(trainer)
         trainer.add_event_handler(
             "EPOCH_STARTED", lambda: self.rates.append(self.optimizer.param_groups[0]["lr"])
         )
@@ -167,6 +191,7 @@ class Training:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        return {"loss": loss}
 
     def cut(self, engine):
         if engine.state.epoch == self.stop:
@@ -223,24 +248,21 @@ def test_schedule_by_the_scores_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"config": {**CONFIG, "fold": 1}}, r"another training \(fold was 0 and is 1\); resume with"),
         (
-            {"settings": {"fold": 1, "seed": 1}},
-            r"another training \(fold is 0 there and 1 here\); resume with",
+            {"config": {**CONFIG, "seed": 2, "batch_size": 3}},
+            "seed was 1 and is 2; batch_size was 2 and is 3",
         ),
         (
-            {"settings": {"fold": 0, "seed": 2, "batch_size": 3}},
-            r"seed is 1 .* 2 here; batch_size is not set",
+            {"config": {**CONFIG, "loss": {"_target_": "DiceLoss", "sigmoid": False}}},
+            "loss::sigmoid was True and is False",
         ),
+        ({"config": {**CONFIG, "loss": {"_target_": "FocalLoss"}}}, "loss was DiceLoss and is FocalLoss"),
         (
             {"cases": {"training": [{"case": "a"}, {"case": "c"}]}},
-            r"data of training is 2 cases \(\w{8}\) there",
+            r"data of training was 2 cases \(\w{8}\) and is",
         ),
-        ({"optimizer": torch.optim.AdamW}, r"optimizer is SGD of \[4\] tensors there and AdamW"),
         ({"network": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))}, "checkpoint of another network"),
-        (
-            {"network": nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 1))},
-            r"network is Sequential \(\w{8}\) there",
-        ),
         ({"max_epochs": 1}, "max_epochs is 1, and .* has 2 epochs behind it"),
     ],
 )
@@ -252,12 +274,23 @@ def test_another_training_is_not_gone_on_with(changed, message, tmp_path):
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
-def test_other_files_of_the_same_cases_are_another_training(tmp_path):
+@pytest.mark.parametrize(
+    "changed", [{"max_epochs": 4, "learning_rate": 0.3, "dataset_dir": "there"}, {"train": None}]
+)
+def test_what_may_change(changed, tmp_path):
+    Training(tmp_path, stop=2).run()
+    train = {**CONFIG["train"], "dataloader": {"batch_size": "@batch_size", "num_workers": 3}}
+    config = {**CONFIG, **changed, "train": {**train, "handlers": ["@others"]}}
+    assert len(Training(tmp_path, config=config, resume=True).run().rates) == 2
+
+
+@pytest.mark.parametrize("content", [b"123", b"13"])
+def test_other_files_of_the_same_cases_are_another_training(content, tmp_path):
     file = tmp_path / "a.png"
     cases = {"training": [{"case": "a", "image": str(file)}]}
     file.write_bytes(b"12")
     Training(tmp_path, stop=2, cases=cases).run()
-    file.write_bytes(b"123")
+    file.write_bytes(content)
     with pytest.raises(InputError, match="data of training"):
         Training(tmp_path, cases=cases, resume=True).run()
 
@@ -273,18 +306,23 @@ def test_nothing_to_resume_is_said(tmp_path, caplog):
     assert f"nothing to resume in {tmp_path / 'last.pt'}: the training starts afresh" in caplog.text
 
 
-def test_each_process_gets_its_own_generator_back(tmp_path, monkeypatch):
-    """Two processes, of which this one is the second."""
-    states = [torch.Generator().manual_seed(seed).get_state() for seed in (5, 6)]
-    monkeypatch.setattr(handlers, "gather", lambda own: [{"cpu": state, "cuda": None} for state in states])
-    Training(tmp_path, stop=2).run()
-    monkeypatch.setattr(handlers, "rank_and_size", lambda: (1, 1))
-    Training(tmp_path, 2, resume=True).run()
-    assert torch.equal(torch.get_rng_state(), states[1])
+def test_steps_are_seeded_by_seed_step_and_process(monkeypatch):
+    def drawn(seed, rank=0):
+        monkeypatch.setattr(handlers, "rank_and_size", lambda: (rank, 2))
+        numbers = []
+        trainer = Engine(lambda engine, batch: numbers.append((torch.rand(1).item(), np.random.rand())))
+        StepSeeds(seed).attach(trainer)
+        trainer.run(range(3), max_epochs=2)
+        return numbers
+
+    first = drawn(0)
+    torch.rand(7)
+    assert drawn(0) == first
+    assert len({*first, *drawn(1), *drawn(0, rank=1)}) == 3 * 6
 
 
 def test_number_of_processes_belongs_to_a_training(tmp_path, monkeypatch):
     Training(tmp_path, stop=2).run()
     monkeypatch.setattr(handlers, "rank_and_size", lambda: (0, 2))
-    with pytest.raises(InputError, match="number of processes is 1 there and 2 here"):
+    with pytest.raises(InputError, match="number of processes was 1 and is 2"):
         Training(tmp_path, resume=True).run()
