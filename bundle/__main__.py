@@ -6,10 +6,12 @@ import sys
 
 from bundle.cli import app
 from scripts.errors import InputError
+from scripts.signals import end_on_signals
 
 
 def main() -> None:
-    """Run one command; an InputError becomes one sentence and exit status 1."""
+    """Run one command; an InputError becomes one sentence and exit status 1, a signal one and 130 or 143."""
+    end_on_signals()
     try:
         app()
     except InputError as error:

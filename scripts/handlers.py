@@ -297,17 +297,17 @@ class LastCheckpoint:
         self.curve = curve
         self.resume = resume
         self.interval = interval
-        self.signals = DeferredSignals()
+        self.signals = DeferredSignals("ending after this step; a second one ends at once")
 
     def attach(self, trainer: Engine) -> None:
         """Register in every process; must stand after the handlers of validation and schedule."""
         trainer.add_event_handler(Events.STARTED, self._load)
         self.curve.attach(trainer)
-        trainer.add_event_handler(Events.STARTED, self.signals.defer)
+        trainer.add_event_handler(Events.STARTED, self.signals.__enter__)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._stop_within)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
         trainer.add_event_handler(Events.COMPLETED, lambda: self._save(trainer, trainer.state.epoch))
-        trainer.add_event_handler(Events.COMPLETED, self.signals.restore)
+        trainer.add_event_handler(Events.COMPLETED, self.signals.__exit__)
 
     def _end_epoch(self, trainer: Engine) -> None:
         stops = self._is_asked_to_stop()
@@ -329,7 +329,7 @@ class LastCheckpoint:
         return self.signals.number > 0
 
     def _stop(self) -> None:
-        self.signals.restore()
+        self.signals.__exit__()
         end(self.signals.number, f"{self.path} has the training: the same command with --resume True goes on")
 
     def _save(self, trainer: Engine, epochs: int) -> None:

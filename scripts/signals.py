@@ -48,31 +48,40 @@ def end(number: int, sentence: str) -> None:
 class DeferredSignals:
     """Remembers that the process was asked to end, so that it can do so where it suits; once.
 
+    A context, inside which a first signal is remembered and a second one ends the process.
+
+    Args:
+        sentence: what is said of a first signal.
+
     Attributes:
         number: of the signal that came, 0 before.
+        hand_on: is called with the number of each signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
         self.number = 0
+        self.hand_on: Callable[[int], object] = lambda number: None
         self.before: dict[int, Any] = {}
 
-    def defer(self) -> None:
-        """From now on a first signal is remembered, and a second one ends the process."""
+    def __enter__(self) -> DeferredSignals:
         for number in ASKED:
             self.before[number] = signal.getsignal(number)
             _handle(number, self._remember)
+        return self
 
-    def restore(self) -> None:
-        """Signals do again what they did before."""
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
-            _handle(number, handler)
+            if handler is not None:  # of another language
+                _handle(number, handler)
         self.before = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.hand_on(number)
         if self.number:
-            end(number, "at once, as asked for twice; the last checkpoint is kept")
+            end(number, "at once, as asked for twice; what was finished before is kept")
         self.number = number
-        _say(f"{ASKED[signal.Signals(number)]}: ending after this step; a second one ends at once")
+        _say(f"{ASKED[signal.Signals(number)]}: {self.sentence}")
 
 
 def _handle(number: int, handler: Any) -> None:
@@ -87,7 +96,7 @@ def _handle(number: int, handler: Any) -> None:
             os.kill(os.getpid(), number)
 
     try:
-        signal.signal(number, handle if callable(handler) else handler)
+        signal.signal(number, handle if callable(handler) else handler)  # a number stands for the default
     except ValueError:
         return
 
