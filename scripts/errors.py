@@ -38,6 +38,19 @@ class Fault(InputError):
         return f"{self.file + ': ' if self.file else ''}found {found}; {rule}; {fix}."
 
 
+class CaseError(InputError):
+    """What is wrong with a case on its way into a training, in a data worker too.
+
+    PyTorch hands the error of a worker on as the text of its traceback, which ends with the sentence.
+
+    Args:
+        sentence: what is wrong, with the name of the case.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+
+
 def few(values: Sequence[object]) -> str:
     """The first values of a list, and how many more there are."""
     more = len(values) - MOST_LISTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,8 +33,8 @@ from scripts.checkpoints import (
     unwrap,
 )
 from scripts.compute.exported import Exported
-from scripts.data import EpochSampler
-from scripts.errors import InputError
+from scripts.data import CachedCases, EpochSampler
+from scripts.errors import InputError, few
 from scripts.files import atomic_write, fingerprint, write_csv
 from scripts.networks import Ensemble
 from scripts.pictures import draw_learning_curve
@@ -161,6 +162,37 @@ class TimeSplit:
             for part, seconds in self.seconds.items()
         )
         logger.info("%d epochs in %.1f minutes; time of an epoch: %s", epochs, total / 60, ", ".join(parts))
+
+
+class Failures:
+    """Say which case a data worker had when it died, and leave any other error to who asked for it.
+
+    PyTorch knows its process alone, and raises wherever the training happens to be. MONAI's StatsHandler
+    prints a traceback of each error before it hands it on: this stands before it.
+
+    Args:
+        datasets: those that are drawn from.
+    """
+
+    def __init__(self, datasets: Sequence[CachedCases]) -> None:
+        self.datasets = datasets
+
+    def attach(self, engine: Engine) -> None:
+        """Register for errors; must stand before all handlers that do."""
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._explain)
+
+    def _explain(self, engine: Engine, error: BaseException) -> None:
+        engine.fire_event(Events.TERMINATE)  # which closes a progress bar
+        died = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if not died:
+            raise error
+        processes = [int(number) for number in died[1].split(",")]
+        cases = [case for data in self.datasets for pid in processes if (case := data.case_of(pid))]
+        raise InputError(
+            f"a data worker died (process {died[1]}); the latest case that it prepared is "
+            f"{few(cases) if cases else 'not known: it had none yet'}; most often memory runs out: lower "
+            "num_workers or cache_rate, or leave that case out; what was finished before is kept"
+        ) from error
 
 
 class Validation:

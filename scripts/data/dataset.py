@@ -6,20 +6,29 @@ Training samples depend on seed, epoch and case alone, however many processes dr
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import CacheDataset, Dataset
-from torch.utils.data import DistributedSampler
+from monai.utils import ensure_tuple
+from torch.utils.data import DistributedSampler, get_worker_info
 
 from scripts.data.cases import problem_of
 from scripts.data.room import require_room
+from scripts.errors import CaseError, Fault, InputError, root_cause
 from scripts.process import rank_and_size
 
 logger = logging.getLogger(__name__)
+
+#: Data workers whose cases are noted.
+MOST_WORKERS = 256
 
 #: Where `CaseDataset` says what is wrong with a case.
 PROBLEM = "problem"
@@ -46,6 +55,10 @@ class CaseDataset(Dataset):
 class CachedCases(CacheDataset):
     """MONAI's CacheDataset, which asks first whether there is memory for what it is going to hold.
 
+    It says which case an error is about. A file must stay as it was when the data set was made, right after
+    the check: one that changes under a training would be half old and half new, and whatever it holds has not
+    been checked.
+
     Args:
         data: list of case dictionaries.
         transform: composed transforms; those before the first random one are cached.
@@ -55,6 +68,8 @@ class CachedCases(CacheDataset):
 
     Raises:
         InputError: a case is too large, or all that are to be held, see `scripts.data.room`.
+        CaseError: at once for the cases held in memory, for others when they are drawn: a file is not
+            readable, is gone or was changed.
     """
 
     def __init__(
@@ -67,7 +82,59 @@ class CachedCases(CacheDataset):
     ) -> None:
         require_room(data, transform, cache_rate)
         logger.info("caching %d of %d cases in memory", int(len(data) * cache_rate), len(data))
+        #: Of each data worker, by its number: its process, and one more than the index of its latest case.
+        self.at_work = torch.zeros(MOST_WORKERS, 2, dtype=torch.int64).share_memory_()
         super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=progress)
+
+    def set_data(self, data: Sequence) -> None:
+        """Take the cases and fill the cache."""
+        self.found = [_states(case) for case in data]
+        super().set_data(data)
+
+    def case_of(self, process: int) -> str | None:
+        """The case that a data worker prepared last, or None where it has not prepared any.
+
+        Args:
+            process: its number in the system.
+        """
+        latest = {int(pid): int(number) for pid, number in self.at_work if number}
+        return self._name(latest[process] - 1) if process in latest else None
+
+    def _load_cache_item(self, idx: int) -> Any:
+        with self._named(idx):
+            return super()._load_cache_item(idx)
+
+    def _transform(self, index: int) -> Any:
+        if (worker := get_worker_info()) and worker.id < MOST_WORKERS:
+            self.at_work[worker.id] = torch.tensor((os.getpid(), index + 1))
+        with self._named(index, cached=index < self.cache_num):
+            return super()._transform(index)
+
+    def _name(self, index: int) -> str:
+        return str(self.data[index].get("case", index))
+
+    @contextmanager
+    def _named(self, index: int, cached: bool = False) -> Iterator[None]:
+        """Say which case an error is about, and whether its files have changed."""
+        name = self._name(index)
+        try:
+            now = None if cached else _states(self.data[index])
+            for file, state in (now or {}).items():
+                if state is not None and state != self.found[index][file]:
+                    raise Fault(
+                        "a file that was changed since it was checked",
+                        "files must stay as they are as long as a training runs",
+                        "let what writes them end, and start again",
+                        file,
+                    )
+            yield
+        except CaseError:
+            raise
+        except Exception as error:
+            cause = root_cause(error)
+            if isinstance(cause, InputError):
+                raise CaseError(f"case {name}: {cause}") from error
+            raise RuntimeError(f"case {name} could not be prepared: {cause}") from error
 
 
 class SeededCacheDataset(CachedCases):
@@ -140,3 +207,17 @@ class EpochSampler(DistributedSampler):
         drawn = self.epoch * len(self.dataset)  # type: ignore[arg-type]
         indices = [drawn + index for index in super().__iter__()]
         return iter(indices[samples if epoch == self.epoch else 0 :])
+
+
+def _states(case: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:
+    """Size and time of each file of a case; None for one that is not there."""
+    names = [name for key in ("image", "label") for name in ensure_tuple(case.get(key, ()))]
+    return {str(name): _state(Path(name)) for name in names if isinstance(name, str | os.PathLike)}
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    try:
+        about = file.stat()
+    except OSError:
+        return None
+    return about.st_size, about.st_mtime_ns

@@ -61,6 +61,7 @@ def check_remembered(
     mine = {_hash(case, folder, rules): case for case in cases[rank::size]}
     new = {key: case for key, case in mine.items() if key not in known}
     problems = check_cases(list(new.values()), **settings)
+    problems += [_changed(case) for key, case in new.items() if _hash(case, folder, rules) != key]
     faulty = {problem.case for problem in problems}
     passed = [key for key, case in new.items() if str(case["case"]) not in faulty]
     gathered = gather((problems, passed, len(mine) - len(new)))
@@ -72,6 +73,16 @@ def check_remembered(
             )
         _remember(places, [key for _, keys, _ in gathered for key in keys])
     return [problem for found, _, _ in gathered for problem in found]
+
+
+def _changed(case: Mapping[str, Any]) -> Problem:
+    return Problem(
+        str(case["case"]),
+        str(ensure_tuple(case["image"])[0]),
+        "an image or label that was changed while it was checked",
+        "files must stay as they are",
+        "let what writes them end, and start again",
+    )
 
 
 def _cache_file(folder: Path) -> Path:
