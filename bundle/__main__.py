@@ -6,6 +6,7 @@ import sys
 
 from bundle.cli import app
 from scripts.errors import InputError
+from scripts.files import told
 from scripts.signals import end_on_signals
 
 
@@ -14,8 +15,10 @@ def main() -> None:
     end_on_signals()
     try:
         app()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    except (InputError, OSError) as error:
+        if (sentence := told(error)) is None:
+            raise
+        sys.exit(f"error: {sentence}")
 
 
 if __name__ == "__main__":

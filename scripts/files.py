@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from scripts.errors import InputError, root_cause
@@ -23,6 +24,9 @@ _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 #: A disk with less than this is full: not every library says why it could not write. Bytes.
 FULL = 1 << 20
+
+#: How the names of workshops end.
+WORKSHOP = "workshop"
 
 #: Bytes at either end of a file that take part in its fingerprint.
 ENDS = 4096
@@ -39,12 +43,13 @@ def disk_space_for(path: str | Path) -> Iterator[None]:
     """Say in one sentence why something could not be written: a full disk, or a place that takes no files.
 
     Args:
-        path: what is written.
+        path: what is written: a file, or a folder that files go into.
 
     Raises:
         InputError: the disk is full, or the file cannot be written there.
     """
-    folder = Path(path).absolute().parent
+    folder = Path(path).absolute()
+    folder = folder if folder.is_dir() else folder.parent
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -61,6 +66,23 @@ def disk_space_for(path: str | Path) -> Iterator[None]:
                 "permissions, or write elsewhere; what was there before is kept"
             ) from error
         raise
+
+
+def told(error: BaseException) -> str | None:
+    """What is said of an error that a user can mend; None of any other.
+
+    Args:
+        error: at its root an InputError, or the word of the system that there is no more room, which
+            whatever writes without `disk_space_for` hands on.
+    """
+    cause = root_cause(error)
+    if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+        what = cause.filename or "a file"
+        return (
+            f"{what} could not be written, as its disk is full: make room there and run it again, or write "
+            "elsewhere; what was there before is kept"
+        )
+    return str(cause) if isinstance(cause, InputError) else None
 
 
 @contextmanager
@@ -95,12 +117,52 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def workshop(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside another one for what is being made; it is removed at the end.
+
+    So is what killed processes of this machine left of theirs.
+
+    Args:
+        folder: made where missing.
+
+    Yields:
+        The hidden folder.
+
+    Raises:
+        InputError: see `disk_space_for`.
+    """
+    with disk_space_for(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_left(folder / WORKSHOP)
+        with TemporaryDirectory(dir=folder, prefix=f".{_HOST}-{os.getpid()}.", suffix=f".{WORKSHOP}") as made:
+            yield Path(made)
+
+
+def replace_folder(made: Path, place: Path) -> None:
+    """Put a folder that was made in a `workshop` in its place, on the disk before it has its name.
+
+    Args:
+        made: the folder, in the workshop.
+        place: a folder that is there goes with the workshop.
+    """
+    for path in (*made.rglob("*"), made):
+        _to_disk(path)
+    if place.exists():
+        place.rename(made.with_name("replaced"))
+    made.rename(place)
+    _to_disk(place.parent)
+
+
 def _remove_left(path: Path) -> None:
-    """Remove what processes that are no more left of a file, if they ran on this machine."""
+    """Remove what processes that are no more left of a file or workshop, if they ran on this machine."""
     for left in path.parent.glob(f".{_HOST}-*.{glob.escape(path.name)}"):
-        number = left.name.removeprefix(f".{_HOST}-").removesuffix(f".{path.name}")
+        number = left.name.removeprefix(f".{_HOST}-").partition(".")[0]
         if number.isdecimal() and not _runs(int(number)):
-            left.unlink(missing_ok=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _runs(number: int) -> bool:

@@ -20,7 +20,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from scripts import locks, machine, settings
-from scripts.errors import Fault, InputError, root_cause
+from scripts.errors import Fault, InputError
+from scripts.files import told
 from scripts.machine import gigabytes
 from scripts.settings import NotRunning, running
 from scripts.signals import end_on_signals
@@ -126,13 +127,13 @@ def require_memory(size: float, what: str) -> None:
 
 
 def _one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the InputError at the root of an error as one sentence, any other error as ever."""
-    cause = root_cause(error)
-    if not isinstance(cause, InputError):
+    """Print what a user can mend as one sentence, any other error as ever."""
+    sentence = told(error)
+    if sentence is None:
         sys.__excepthook__(kind, error, trace)
     else:
         logging.shutdown()
-        sys.stderr.write(f"error: {cause}\n")
+        sys.stderr.write(f"error: {sentence}\n")
 
 
 def set_up_distributed(seed: int) -> None:

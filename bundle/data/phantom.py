@@ -9,7 +9,6 @@ and the size alone, so a larger phantom repeats the cases of a smaller one.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +25,7 @@ from skimage.segmentation import find_boundaries
 from tqdm import tqdm
 
 from scripts.errors import InputError
+from scripts.files import replace_folder, workshop
 
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 HELD_OUT_EVERY = 5  # one case in five is held out
@@ -390,9 +390,8 @@ def write_phantom(
             "which would be lost: name a new or empty folder."
         )
 
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as workshop:
-        made = Path(workshop) / "made"
+    with workshop(output_dir.parent) as place:
+        made = place / "made"
         for folder in FOLDERS:
             (made / folder).mkdir(parents=True)
         kept = held_out(cases)
@@ -411,9 +410,7 @@ def write_phantom(
             "test": [pair["image"] for pair in pairs["Ts"]],
         }
         (made / "dataset.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if output_dir.exists():
-            output_dir.rename(Path(workshop) / "replaced")
-        made.rename(output_dir)
+        replace_folder(made, output_dir)
     return about
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from tqdm import tqdm
 from bundle.runs.experiments import parser_of, read_experiment
 from scripts.checkpoints import read_checkpoint
 from scripts.errors import InputError
-from scripts.files import atomic_write, write_csv
+from scripts.files import atomic_write, workshop, write_csv
 from scripts.judging import Case, instance_scores, v_rand
 from scripts.judging.tables import mean_of
 from scripts.labels import IGNORE_LABEL, count_classes
@@ -237,8 +236,8 @@ def tune(
         parser[key] = str(path)
     parser.get_parsed_content("set_up")
 
-    with tempfile.TemporaryDirectory(dir=output_dir) as folder:
-        cases = predict(parser, Path(folder))
+    with workshop(output_dir) as folder:
+        cases = predict(parser, folder)
         configured = parser.get_parsed_content("to_labels") if "to_labels" in parser else []
         trials, default = _try_all(cases, configured, measure)
         current = mean_score(cases, Compose(configured), measure) if configured else None

@@ -11,11 +11,9 @@ a token in `DICOMWEB_TOKEN`, or a name and a password for the host in `~/.netrc`
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +25,7 @@ from tqdm import tqdm
 
 from scripts.dicom.silence import silence_pydicom
 from scripts.errors import InputError
-from scripts.files import disk_space_for
+from scripts.files import disk_space_for, replace_folder, workshop
 
 requests, _ = optional_import("requests")
 dicomweb, has_dicomweb = optional_import("dicomweb_client")
@@ -61,23 +59,20 @@ def fetch(url: str, series: str, output_dir: Path, timeout: float) -> None:
         raise InputError(f"{_place(url)} holds no series with this SeriesInstanceUID: compare it")
     study, told = _value(found[0], STUDY_UID), str(_value(found[0], INSTANCES))
     expected = int(told) if told.isdecimal() else None
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(mkdtemp(prefix=".fetch.", dir=output_dir.parent))
-    try:
+    with workshop(output_dir.parent) as place:
+        made = place / "series"
+        made.mkdir()
         count = 0
         with disk_space_for(output_dir), _answers(url, "the series"):
             instances = client.iter_series(study, series, media_types=AS_STORED)
             for count, instance in enumerate(tqdm(instances, "fetching", expected), 1):
-                instance.save_as(beside / f"{count:05}.dcm", enforce_file_format=True)
+                instance.save_as(made / f"{count:05}.dcm", enforce_file_format=True)
         if not count or count != (expected or count):
             raise InputError(
                 f"{_place(url)} sent {count} of {expected} instances of the series, nothing was kept: "
                 "fetch it again"
             )
-        beside.chmod(0o755)
-        os.replace(beside, output_dir)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        replace_folder(made, output_dir)
     typer.echo(f"{count} instances in {output_dir}")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from bundle.runs.experiments import PLACES, parser_of, read_experiment
 from bundle.ship.audit import audit_experiment
 from scripts.checkpoints import check_weights, read_weights
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json, sha256
+from scripts.files import atomic_write, read_json, replace_folder, sha256, workshop
 from scripts.judging.tables import read_means
 from scripts.labels import class_names
 from scripts.networks.sizes import Sizes
@@ -88,9 +87,8 @@ def package(
     place = output_dir / texts["folder"]
     if place.exists() and not (place / "configs" / "metadata.json").is_file() and any(place.iterdir()):
         raise InputError(f"{place} holds something other than an earlier package: give another --output_dir")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir) as workshop:
-        made = Path(workshop) / texts["folder"]
+    with workshop(output_dir) as folder:
+        made = folder / texts["folder"]
         for name in TAKEN_ALONG:
             _copy(Path(bundle_root(), name), made / name)
         for source in sorted(Path(bundle_root(), "scripts").rglob("*.py")):
@@ -108,9 +106,7 @@ def package(
         (made / "docs" / "README.md").write_text(readme, encoding="utf-8")
         (made / "docs" / "data_license.txt").write_text(_lines(texts["data_license"]), encoding="utf-8")
         list_large_files(made, large_files_url)
-        if place.exists():
-            place.rename(Path(workshop) / "replaced")
-        made.rename(place)
+        replace_folder(made, place)
     with atomic_write(output_dir / f"{texts['folder']}.zip") as temporary:
         write_zip(place, temporary)
     typer.echo(f"Wrote {place} and {output_dir / texts['folder']}.zip")

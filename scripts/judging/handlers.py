@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from monai.utils import CommonKeys as Keys
 from scripts.checkpoints import is_first
 from scripts.data.cases import InferenceCases
 from scripts.data.datalist import id_of
+from scripts.files import disk_space_for, workshop
 from scripts.judging.case import Case, case_of
 from scripts.judging.classes import SCORES, class_scores, mean_dice
 from scripts.judging.tables import Row, mean_rows, summarize, write_scores
@@ -116,8 +117,8 @@ class CaseScores:
         self.rows: list[Row] = []
         self.dice: dict[str, float] = {}
         self.slices: dict[str, Path] = {}
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.folder = TemporaryDirectory(dir=self.output_dir, prefix=".slices_")
+        self.folder = ExitStack()
+        self.place = self.folder.enter_context(workshop(self.output_dir))
 
     def _collect(self, evaluator: Engine) -> None:
         for case, image in evaluated(evaluator):
@@ -127,8 +128,9 @@ class CaseScores:
                 for name, row in zip(self.names[1:], scores, strict=True)
             ]
             self.dice[case.id] = mean_dice(case)
-            self.slices[case.id] = Path(self.folder.name, f"{len(self.slices)}.npz")
-            np.savez(self.slices[case.id], **vars(Panel.of(case, image, case.id)))
+            self.slices[case.id] = self.place / f"{len(self.slices)}.npz"
+            with disk_space_for(self.slices[case.id]):
+                np.savez(self.slices[case.id], **vars(Panel.of(case, image, case.id)))
 
     def _write(self, evaluator: Engine) -> None:
         rows = sorted(of_all_processes(self.rows), key=lambda row: row["case"])
@@ -146,7 +148,7 @@ class CaseScores:
                 ]
             )
         )
-        self.folder.cleanup()
+        self.folder.close()
         left_out = len(self.cases.failed()) if self.cases else 0
         if not is_first() or not rows:
             return

@@ -1,4 +1,4 @@
-"""Trainings that are killed at chosen moments, each in a process that is forked from one with all imports.
+"""Commands that are killed at chosen moments, each in a process that is forked from one with all imports.
 
     python -m tests.faults.killing
 
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,16 +54,9 @@ class Ending:
 
 
 class Killer:
-    """A process that has imported everything, and runs trainings in children of its own.
+    """A process that has imported everything, and runs commands in children of its own."""
 
-    Args:
-        data: the data set.
-        overlay: the task's name in configs/task.
-        ids: ids of every run.
-    """
-
-    def __init__(self, data: Path, overlay: str, **ids: Any) -> None:
-        self.about = {"data": str(data), "overlay": overlay, "ids": ids}
+    def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.faults.killing"],
             cwd=Path(__file__).parents[2],
@@ -72,24 +66,35 @@ class Killer:
             text=True,
         )
 
-    def run(self, output: Path, **how: Any) -> Ending:
-        """Train.
+    def run(
+        self,
+        output: Path,
+        files: Sequence[str] = (),
+        arguments: Sequence[object] = (),
+        ids: Mapping[str, Any] | None = None,
+        **how: Any,
+    ) -> Ending:
+        """Run a command.
 
         Args:
-            output: the output folder.
+            output: its output folder.
+            files: those of `python -m monai.bundle run`, which writes into `output`, or
+            arguments: those of `python -m bundle`.
+            ids: of the config.
             **how: `moment`, `phase` (the first whose name has this in it) or `seconds` at which a `signal`
-                (SIGKILL unless given) is sent; `more`, ids of this run alone.
+                (SIGKILL unless given) is sent.
         """
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps({**self.about, "output": str(output), **how}) + "\n")
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("started without pipes")
+        given = {"files": list(files), "arguments": list(map(str, arguments)), "ids": ids or {}}
+        self.process.stdin.write(json.dumps({**given, **how, "output": str(output)}) + "\n")
         self.process.stdin.flush()
         return Ending(**json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin
-        self.process.stdin.close()
+        if self.process.stdin:
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -124,10 +129,12 @@ def _plain(name: str) -> str:
     return "half of " + name.split(".", 2)[2] if name.startswith(".") and name.count(".") > 2 else name
 
 
-def _train(how: dict[str, Any], watch: _Watch) -> None:
+def _carry_out(how: dict[str, Any], watch: _Watch) -> None:
     """The run itself, in the child."""
     import monai.bundle
     from ignite.engine import Engine
+
+    import bundle.__main__
 
     fire = Engine._fire_event
 
@@ -139,12 +146,11 @@ def _train(how: dict[str, Any], watch: _Watch) -> None:
     Engine._fire_event = fire_watched  # type: ignore[method-assign]
     sys.addaudithook(watch.audit)
     watch.reach("start")
-    monai.bundle.run(
-        config_file=["configs/train.json", f"configs/task/{how['overlay']}.json"],
-        dataset_dir=how["data"],
-        output_dir=how["output"],
-        **{**how["ids"], **how.get("more", {})},
-    )
+    if how["arguments"]:
+        sys.argv = ["bundle", *how["arguments"]]
+        bundle.__main__.main()
+    else:
+        monai.bundle.run(config_file=how["files"], output_dir=how["output"], **how["ids"])
 
 
 def _child(how: dict[str, Any], shared: mmap.mmap, log: Path) -> None:
@@ -154,10 +160,12 @@ def _child(how: dict[str, Any], shared: mmap.mmap, log: Path) -> None:
             os.dup2(file.fileno(), stream)
     status = 1
     try:
-        _train(how, _Watch(how["output"], shared, how))
+        _carry_out(how, _Watch(how["output"], shared, how))
         status = 0
     except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 1
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
     except BaseException:
         sys.excepthook(*sys.exc_info())
     atexit._run_exitfuncs()

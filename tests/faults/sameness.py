@@ -11,19 +11,20 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from scripts.files import sha256
-from tests.commands import written
-from tests.faults.killing import Killer
+from tests.commands import config_files, written
+from tests.faults.killing import Ending, Killer
 
 #: Ids of a training of seconds, with dropout and with several steps an epoch.
 IDS: dict[str, Any] = {
     **{"patch_size": [32, 32], "channels": [4, 8, 8, 8], "samples_per_case": 2, "batch_size": 2},
-    **{"max_epochs": 5, "val_interval": 2, "network_def::dropout": 0.2},
+    **{"max_epochs": 4, "val_interval": 2, "network_def::dropout": 0.2},
 }
 
 
-def killer(data: Path, amp: bool) -> Killer:
-    """What trains on a data set, in bfloat16 or in float32."""
-    return Killer(data, "phantom_cells", **IDS, amp=amp)
+def train(runs: Killer, data: Path, output: Path, amp: bool, **how: Any) -> Ending:
+    """Train in bfloat16 or in float32, and go on where there is a checkpoint."""
+    ids = {**IDS, "amp": amp, "dataset_dir": str(data), "resume": True}
+    return runs.run(output, config_files("train", "task/phantom_cells"), ids=ids, **how)
 
 
 def assert_same(found: Path, expected: Path) -> None:

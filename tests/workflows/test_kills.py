@@ -1,4 +1,4 @@
-"""A training that is killed or asked to end, and goes on, is the one that was left alone."""
+"""What is killed or asked to end leaves whole files, and a training that goes on is the one left alone."""
 
 from __future__ import annotations
 
@@ -9,46 +9,62 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import TINY, config_files, written
 from tests.faults.killing import Killer
-from tests.faults.sameness import assert_same, killer
+from tests.faults.sameness import assert_same, train
 
 pytestmark = pytest.mark.workflow
 
-#: Phases in which a training is killed, one after the other: within an epoch, at the end of one, between the
-#: names of the four files of the best weights, in the checkpoint, in a validation and in the curve.
+#: Phases in which a training is killed, one after the other: at the end of an epoch, between the names of the
+#: four files of the best weights, in a checkpoint, in a validation, and in the learning curve.
 KILLS = {
     False: ("trainer EPOCH_COMPLETED", "rename metadata.json", "rename last.pt"),
     True: ("evaluator ITERATION_COMPLETED", "open half of last.pt", "rename learning_curve.csv"),
 }
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["float32", "bfloat16"])
-def trainings(request: pytest.FixtureRequest, cells: Path) -> Iterator[tuple[bool, Killer]]:
-    if request.param and not torch.cpu._is_avx512_bf16_supported():
-        pytest.skip("this processor has no bfloat16")
-    runs = killer(cells, request.param)
-    yield request.param, runs
-    runs.close()
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Killer]:
+    killer = Killer()
+    yield killer
+    killer.close()
 
 
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
 def test_killed_again_and_again_it_ends_as_the_one_left_alone(
-    trainings: tuple[bool, Killer], tmp_path: Path
+    amp: bool, runs: Killer, cells: Path, tmp_path: Path
 ) -> None:
-    amp, runs = trainings
-    assert runs.run(tmp_path / "alone").status == 0
+    if amp and not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this processor has no bfloat16")
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert train(runs, cells, alone, amp).status == 0
     for phase in KILLS[amp]:
-        ended = runs.run(tmp_path / "killed", phase=phase, more={"resume": True})
+        ended = train(runs, cells, killed, amp, phase=phase)
         assert (ended.status, phase in ended.phase) == (-signal.SIGKILL, True), ended
-    # asked to end within an epoch, then left alone
-    ended = runs.run(
-        tmp_path / "killed", phase="trainer FORWARD_COMPLETED", signal=signal.SIGTERM, more={"resume": True}
-    )
+    ended = train(runs, cells, killed, amp, phase="trainer FORWARD_COMPLETED", signal=signal.SIGTERM)
     assert ended.status == 143
-    last = torch.load(tmp_path / "killed/checkpoints/last.pt", weights_only=True)
-    assert last["iteration"] % 3, "not within an epoch"
     assert ended.said.splitlines()[-1] == (
-        f"ended by SIGTERM: {tmp_path}/killed/checkpoints/last.pt has the training: the same command with "
+        f"ended by SIGTERM: {killed}/checkpoints/last.pt has the training: the same command with "
         "--resume True goes on"
     )
-    assert runs.run(tmp_path / "killed", more={"resume": True}).status == 0
-    assert_same(tmp_path / "killed", tmp_path / "alone")
+    last = torch.load(killed / "checkpoints/last.pt", weights_only=True)
+    assert last["iteration"] % 3, "not within an epoch"
+    assert train(runs, cells, killed, amp).status == 0
+    assert_same(killed, alone)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_inference_leaves_whole_files(
+    number: int, status: int, runs: Killer, workshop: Path, cells: Path, tmp_path: Path
+) -> None:
+    ids = {**TINY[2], "dataset_dir": str(cells / "imagesTr"), "checkpoint": str(workshop / "model.pt")}
+    ended = runs.run(
+        tmp_path / "out",
+        config_files("inference", "task/phantom_cells"),
+        ids={key: value for key, value in ids.items() if key != "samples_per_case"},
+        phase="rename cells_002_seg",
+        signal=number,
+    )
+    assert ended.status == status, ended
+    assert written(tmp_path / "out") == ["cells_000_seg.png", "cells_001_seg.png"]
+    assert ended.said.splitlines()[-1].endswith(": what was not finished is not there")
