@@ -71,7 +71,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     head = [
         "# Faults: the last report",
         "",
-        "Written by `make test-faults`; what happens after each fault is in [reference.md](reference.md#faults).",
+        "Written by `make test-faults`; what happens then is in [reference.md](reference.md#faults).",
         "",
         f"- {datetime.date.today()}, {minutes:.0f} minutes, {platform.system()} {platform.machine()}, "
         f"{os.cpu_count()} processors, one thread, seed {os.environ.get('FAULTS_SEED', '0')}",

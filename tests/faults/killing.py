@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -177,7 +178,7 @@ def _child(how: dict[str, Any], shared: mmap.mmap, log: Path) -> None:
 def _run(how: dict[str, Any]) -> Ending:
     """Fork, wait and report."""
     shared = mmap.mmap(-1, _ROOM)
-    log = Path(how["output"] + ".log")
+    log = Path(tempfile.gettempdir(), f"killing-{os.getpid()}.log")
     begun = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -189,7 +190,8 @@ def _run(how: dict[str, Any]) -> Ending:
     _, status = os.waitpid(child, 0)
     timer.cancel()
     moments, _, phase = shared[:_ROOM].rstrip(b"\0 ").decode(errors="replace").partition(" ")
-    said = log.read_text(errors="replace")[-2000:]
+    said = log.read_text(errors="replace")[-3000:]
+    log.unlink()
     return Ending(os.waitstatus_to_exitcode(status), phase, int(moments or 0), time.monotonic() - begun, said)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -75,9 +77,9 @@ def test_killed_at_any_moment(
     report += [
         f"## Killed trainings, {name}",
         "",
-        f"{kills} times SIGKILL and {asked} times SIGTERM in {trainings} trainings of {whole.moments} moments "
-        "each, which went on after each. All ended with the weights, moments, best epoch, recipe, learning "
-        "curve and scalars of the one that was left alone, bit by bit, and with no file more or less.",
+        f"{kills} times SIGKILL and {asked} times SIGTERM in {trainings} trainings of {whole.moments} "
+        "moments each, which went on after each. All ended with the weights, moments, best epoch, recipe, "
+        "learning curve and scalars of the one that was left alone, bit by bit, and with the same files.",
         "",
         "| killed in | times |",
         "|---|---|",
@@ -88,9 +90,6 @@ def test_killed_at_any_moment(
 
 def test_killed_while_it_starts(cells: Path, seed: int, report: list[str], tmp_path: Path) -> None:
     """A process of its own, killed while it imports and begins."""
-    import subprocess
-    import sys
-
     draw = random.Random(seed)
     arguments = bundle_run(
         *("--dataset_dir", str(cells), "--output_dir", str(tmp_path / "out"), "--max_epochs", "1"),
