@@ -3,13 +3,14 @@
 # make test   the whole suite
 # make lint   format, lint and types
 # make test-hosts  both packages in a real MONAI Label server, in an environment of its own (2.4 GB), an archive, and OHIF
+# make test-faults  kills trainings a hundred times and fills disks; writes docs/faults.md
 # make test-real   the trainings on real data that docs/results.md reports, with their figures as assertions
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 HOSTS := .venv-hosts/bin
 
-.PHONY: env demo test lint test-real test-hosts
+.PHONY: env demo test lint test-real test-hosts test-faults
 
 env: .venv/installed
 
@@ -32,6 +33,9 @@ lint: env
 
 test-real: env
 	$(BIN)/python -m pytest tests/real -s
+
+test-faults: env
+	FAULTS_REPORT=docs/faults.md $(BIN)/python -m pytest tests/faults
 
 test-hosts: env .venv-hosts/installed
 	HOSTS_REPORT=docs/monai-label-report.md $(BIN)/python -m pytest tests/hosts

@@ -35,7 +35,10 @@ ENDS = 4096
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: What it answers where a file cannot be written though there is room.
-NOT_TO_BE_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG)
+NOT_TO_BE_WRITTEN = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EEXIST),  # a file where a folder should be
+)
 
 
 @contextmanager
@@ -101,20 +104,41 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises:
         InputError: see `disk_space_for`.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{_HOST}-{os.getpid()}.{path.name}")
+    with atomic_writes(path) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def atomic_writes(*paths: str | Path) -> Iterator[list[Path]]:
+    """`atomic_write` for files that belong together: none is renamed before all are on the disk.
+
+    Args:
+        paths: the files' places, in one folder.
+
+    Yields:
+        Where to write each.
+
+    Raises:
+        InputError: see `disk_space_for`.
+    """
+    places = [Path(path) for path in paths]
+    temporaries = [path.with_name(f".{_HOST}-{os.getpid()}.{path.name}") for path in places]
     try:
-        with disk_space_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_left(path)
-            yield temporary
-            _to_disk(temporary)
-            os.replace(temporary, path)
+        with disk_space_for(places[0]):
+            places[0].parent.mkdir(parents=True, exist_ok=True)
+            for path in places:
+                _remove_left(path)
+            yield temporaries
+            for temporary in temporaries:
+                _to_disk(temporary)
+            for temporary, path in zip(temporaries, places, strict=True):
+                os.replace(temporary, path)
             with suppress(OSError):  # some network disks sync no folders
-                _to_disk(path.parent)
+                _to_disk(places[0].parent)
     finally:
-        with suppress(OSError):  # of a folder that could not be made
-            temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            with suppress(OSError):  # of a folder that could not be made
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager

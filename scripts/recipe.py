@@ -15,7 +15,6 @@ import logging
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -33,10 +32,13 @@ from torch.utils.data import Dataset
 from scripts.checkpoints import is_first, save_weights, unwrap
 from scripts.data.reader import read_spacing
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json, sha256
+from scripts.files import atomic_writes, read_json, sha256
 from scripts.settings import CONFIGS, NotRunning, running
 
 logger = logging.getLogger(__name__)
+
+#: What lies beside weights.
+RECIPE = ("inference.json", "metadata.json")
 
 #: Ids that each run sets for itself: where things lie, which machine, what is done.
 OF_EACH_RUN = (
@@ -143,13 +145,11 @@ def write_weights(weights: Mapping[str, torch.Tensor], path: Path, recipe: Recip
         path: model.pt; beside it go model.safetensors, inference.json and metadata.json.
         recipe: `weights` and `checkpoint` of it are set here.
     """
-    with ExitStack() as stack:
-        hashes = {}
-        for file in (path, path.with_suffix(".safetensors")):
-            temporary = stack.enter_context(atomic_write(file))
-            save_weights(weights, temporary)
-            hashes[file.name] = sha256(temporary)
-        _write_recipe(recipe, path.parent, hashes, stack)
+    files = [path, path.with_suffix(".safetensors")]
+    with atomic_writes(*files, *map(path.with_name, RECIPE)) as (*made, config, facts):
+        for file in made:
+            save_weights(weights, file)
+        _write_recipe(recipe, dict(zip(files, made, strict=True)), config, facts)
 
 
 def write_recipe(recipe: Recipe, files: Sequence[Path]) -> None:
@@ -160,20 +160,26 @@ def write_recipe(recipe: Recipe, files: Sequence[Path]) -> None:
             to something that JSON does not know becomes text.
         files: in one folder.
     """
-    with ExitStack() as stack:
-        _write_recipe(recipe, files[0].parent, {file.name: sha256(file) for file in files}, stack)
+    with atomic_writes(*map(files[0].with_name, RECIPE)) as (config, facts):
+        _write_recipe(recipe, dict(zip(files, files, strict=True)), config, facts)
 
 
-def _write_recipe(recipe: Recipe, folder: Path, hashes: Mapping[str, str], stack: ExitStack) -> None:
-    """Write the recipe of files by the hash of each; it gets its names when the stack ends."""
-    checkpoint = {"_target_": "scripts.recipe.beside_config", "name": next(iter(hashes))}
-    contents = {
-        "inference.json": {**recipe.config, "checkpoint": checkpoint},
-        "metadata.json": {**recipe.facts, "weights": dict(hashes)},
-    }
-    for name, content in contents.items():
-        temporary = stack.enter_context(atomic_write(folder / name))
-        temporary.write_text(json.dumps(content, indent=4, default=str) + "\n", encoding="utf-8")
+def _write_recipe(recipe: Recipe, files: Mapping[Path, Path], config: Path, facts: Path) -> None:
+    """Write a recipe in place.
+
+    Args:
+        recipe: see `write_recipe`.
+        files: what it belongs to, and where that lies at present.
+        config: becomes inference.json.
+        facts: becomes metadata.json.
+    """
+    checkpoint = {"_target_": "scripts.recipe.beside_config", "name": next(iter(files)).name}
+    hashes = {file.name: sha256(made) for file, made in files.items()}
+    for file, content in (
+        (config, {**recipe.config, "checkpoint": checkpoint}),
+        (facts, {**recipe.facts, "weights": hashes}),
+    ):
+        file.write_text(json.dumps(content, indent=4, default=str) + "\n", encoding="utf-8")
 
 
 def check_recipe(checkpoint: str | Sequence[str]) -> None:
@@ -201,7 +207,7 @@ def read_recipe(path: Path, given: Mapping[str, Any]) -> Recipe | None:
     Raises:
         InputError: the config contradicts the recipe; names the ids, both values and the fix.
     """
-    files = [path.with_name(name) for name in ("inference.json", "metadata.json")]
+    files = [path.with_name(name) for name in RECIPE]
     if not (path.is_file() and all(file.is_file() for file in files)):
         logger.info("%s has no recipe beside it: the configs are not compared with its training", path)
         return None

@@ -23,6 +23,9 @@ KILLS = int(os.environ.get("FAULTS_KILLS", "50"))
 #: Share of the kills at an instant; the others fall between two steps of the run, writes among them.
 AT_AN_INSTANT = 0.4
 
+#: Part of a training within which a run is killed, so that a training is killed several times.
+SOON = 0.6
+
 #: Share of the signals that only ask a run to end.
 ASKED = 0.1
 
@@ -59,9 +62,9 @@ def test_killed_at_any_moment(
     while kills < KILLS:
         output, status = tmp_path / f"killed{trainings}", 1
         while status:
-            how: dict[str, float] = {"moment": draw.randrange(2, whole.moments)}
+            how: dict[str, float] = {"moment": draw.randrange(2, int(SOON * whole.moments))}
             if draw.random() < AT_AN_INSTANT:
-                how = {"seconds": draw.uniform(0, whole.seconds)}
+                how = {"seconds": draw.uniform(0, SOON * whole.seconds)}
             number = signal.SIGTERM if draw.random() < ASKED else signal.SIGKILL
             ended = train(runs, cells, output, amp, signal=number, **how)
             status = ended.status

@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json, read_text
+from scripts.files import (
+    atomic_write,
+    atomic_writes,
+    read_json,
+    read_text,
+    replace_folder,
+    told,
+    workshop,
+)
 
 
 def test_writes_the_file_and_makes_its_folder(tmp_path):
@@ -68,7 +76,7 @@ def test_replaces_the_file_only_at_the_end(tmp_path):
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_full_disk_is_one_sentence(tmp_path, number):
     path = tmp_path / "scores.csv"
     path.write_text("old")
@@ -83,6 +91,100 @@ def test_full_disk_is_one_sentence(tmp_path, number):
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_takes_no_files_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+
+    def write() -> None:
+        with atomic_write(tmp_path / "file" / "scores.csv"):
+            pass
+
+    with pytest.raises(
+        InputError, match=r"scores\.csv could not be written \((Not a directory|File exists)\): correct"
+    ):
+        write()
+
+
+def test_data_are_on_the_disk_before_the_name_and_the_name_before_it_returns(tmp_path, monkeypatch):
+    path, done = tmp_path / "model.pt", []
+    sync, replace = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        done.append(
+            f"sync {Path(os.readlink(f'/proc/self/fd/{number}')).name.rpartition('-')[0] or 'folder'}"
+        )
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
+    assert done == [temporary.name, "rename", tmp_path.name]
+
+
+def test_files_that_belong_together_are_all_there_or_none(tmp_path, monkeypatch):
+    """The disk is full when the second is brought to it."""
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path in paths:
+        path.write_text("old")
+    calls, sync = [], os.fsync
+
+    def full(number: int) -> None:
+        calls.append(number)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "no room")
+        sync(number)
+
+    def write() -> None:
+        with atomic_writes(*paths) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text("new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="is full"):
+            write()
+    assert sorted(tmp_path.iterdir()) == paths
+    assert {path.read_text() for path in paths} == {"old"}
+    write()
+    assert {path.read_text() for path in paths} == {"new"}
+
+
+def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path):
+    """That of a living process, of another machine and of another file stays."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with atomic_write(tmp_path / "last.pt") as temporary:
+        temporary.touch()
+    host = temporary.name.partition("-")[0]
+    kept = {f"{host}-{os.getppid()}.last.pt", f".00000000-{dead.pid}.last.pt", f"{host}-{dead.pid}.best.pt"}
+    for name in (*kept, f"{host}-{dead.pid}.last.pt"):
+        (tmp_path / name).touch()
+    (tmp_path / f"{host}-{dead.pid}.abc.workshop").mkdir()
+    with atomic_write(tmp_path / "last.pt") as temporary, workshop(tmp_path) as place:
+        temporary.touch()
+        (place / "half").touch()
+    assert {file.name for file in tmp_path.iterdir()} == {*kept, "last.pt"}
+
+
+def test_a_folder_is_put_in_the_place_of_another(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/old").touch()
+    with workshop(tmp_path) as place:
+        (place / "made/sub").mkdir(parents=True)
+        (place / "made/sub/new").touch()
+        replace_folder(place / "made", tmp_path / "package")
+    assert [file.name for file in tmp_path.rglob("*")] == ["package", "sub", "new"]
+
+
+def test_what_is_told_of_a_full_disk_that_nobody_expected():
+    error = OSError(errno.ENOSPC, "No space left on device", "scores.npz")
+    wrapped = RuntimeError("a transform failed")
+    wrapped.__cause__ = error
+    assert str(told(wrapped)).startswith("scores.npz could not be written, as its disk is full: make room")
+    assert told(InputError("fold is 9")) == "fold is 9"
+    assert told(RuntimeError("a bug")) is None
 
 
 @pytest.fixture
