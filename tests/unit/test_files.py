@@ -111,9 +111,7 @@ def test_data_are_on_the_disk_before_the_name_and_the_name_before_it_returns(tmp
     sync, replace = os.fsync, os.replace
 
     def synced(number: int) -> None:
-        done.append(
-            f"sync {Path(os.readlink(f'/proc/self/fd/{number}')).name.rpartition('-')[0] or 'folder'}"
-        )
+        done.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
         sync(number)
 
     monkeypatch.setattr(os, "fsync", synced)
