@@ -28,9 +28,9 @@ STEP_FACTOR = 2.0
 #: Copies of the weights beside them: gradients, two moments of AdamW.
 STATE_COPIES = 3
 
-#: Copies of the weights on disk: model.pt, model.safetensors, last.pt with the moments, and a new one of the
-#: largest beside it before it is renamed. Bytes of all else: pictures, curves, TensorBoard.
-DISK_COPIES, DISK_BESIDE = 8, 100e6
+#: Copies of the weights on disk: model.pt, model.safetensors, last.pt with the moments and the best weights,
+#: and a new one of the largest beside it before it is renamed. Bytes of all else: pictures, curves and such.
+DISK_COPIES, DISK_BESIDE = 10, 100e6
 
 #: From this share of what is there on it is told.
 NEARLY = 0.8
