@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -55,3 +56,56 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
     paths = re.findall(r"(?<![\w/.])(?:configs|scripts|bundle|tests)/[\w/]+\.(?:json|py|conf)", text)
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def template(node: ast.expr) -> str:
+    """A string in the code as the table writes it: what is filled in is '...'."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(template(part) if isinstance(part, ast.Constant) else "..." for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return template(node.left) + template(node.right)
+    return "..."
+
+
+def faults() -> dict[str, str]:
+    """What a file can be found to hold, and the module that says so."""
+    found_at = {"Fault": 0, "Problem": 2}
+    messages = {}
+    for path in sorted([*(ROOT / "scripts").rglob("*.py"), *(ROOT / "bundle").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            place = found_at.get(node.func.id)
+            if place is None or len(node.args) <= place or isinstance(node.args[place], ast.Starred):
+                continue
+            found = node.args[place]
+            for choice in (found.body, found.orelse) if isinstance(found, ast.IfExp) else (found,):
+                messages[template(choice)] = path.relative_to(ROOT).as_posix()
+    return {text: module for text, module in messages.items() if re.search(r"\w", text)}
+
+
+def rows_of_messages() -> list[str]:
+    """The messages that docs/own-data.md explains, as written there."""
+    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    table = text.split("## What the messages mean")[1].split("Other messages:")[0]
+    cells = re.findall(r"^\| (.+?) \|", table, re.MULTILINE)[1:]
+    return [phrase.strip() for cell in cells for phrase in cell.replace("(warning)", "").split(";")]
+
+
+def says(phrase: str, message: str) -> bool:
+    """Whether all fixed words of a row stand in the message, in their order."""
+    parts = [re.escape(part.strip()) for part in phrase.split("...")]
+    return re.search(".*".join(parts), message) is not None
+
+
+def test_every_message_about_a_file_is_explained() -> None:
+    rows = rows_of_messages()
+    missing = {text: module for text, module in faults().items() if not any(says(row, text) for row in rows)}
+    assert missing == {}
+
+
+def test_every_message_that_is_explained_exists() -> None:
+    messages = faults()
+    assert [row for row in rows_of_messages() if not any(says(row, text) for text in messages)] == []
