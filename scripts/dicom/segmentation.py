@@ -6,6 +6,7 @@ guessed when it is read back. A plane that was never acquired has none.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,6 +23,8 @@ from scripts.dicom.silence import silence_pydicom
 from scripts.errors import InputError
 from scripts.labels import class_names
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import Segmentation
@@ -31,6 +34,9 @@ SERIES_NUMBER = 900
 
 #: Most characters of a long string (PS3.5 6.2).
 LONG_STRING = 64
+
+#: A label without codes: CID 7150 and 7166 (PS3.16).
+TISSUE = dict.fromkeys(("category", "type"), ["85756007", "SCT", "Tissue"])
 
 _EXAMPLE = '["91723000", "SCT", "Anatomical Structure"]', '["5366008", "SCT", "Hippocampus"]'
 
@@ -92,22 +98,24 @@ def make_segments(
 
     Args:
         labels: name to value.
-        codes: for each of these labels, and no other, `category`, `type` and, where it has one, `modifier`;
-            each is code value, coding scheme and meaning.
+        codes: for each of these labels `category`, `type` and, where it has one, `modifier`; each is code
+            value, coding scheme and meaning. A label without codes is a tissue, and the log says so.
 
     Raises:
-        InputError: codes are missing, or are those of another label; a code is not these three texts; a name
-            is too long.
+        InputError: a code is not these three texts, or a name is too long.
     """
     names = class_names(dict(labels))[1:]
     missing = [name for name in names if name not in codes]
     others = [name for name in codes if name not in names]
-    if missing or others:
-        found = f"no codes for {', '.join(missing)}" if missing else f"codes for {', '.join(others)}"
-        raise InputError(
-            f"segments has {found}: a DICOM segment says in codes what it shows, so the task needs them for "
-            f"its labels {', '.join(names)} and no other; write them beside its labels, for example "
-            f'"segments": {{"{names[0]}": {{"category": {_EXAMPLE[0]}, "type": {_EXAMPLE[1]}}}}}'
+    if missing:
+        unused = f" (it has some for {', '.join(others)}, which labels does not name)" if others else ""
+        logger.warning(
+            "segments has no codes for %s%s: written as tissue (85756007, SCT) under the name of the label; "
+            'write what it is beside labels, for example "segments": {"%s": {"category": %s, "type": %s}}',
+            ", ".join(missing),
+            unused,
+            missing[0],
+            *_EXAMPLE,
         )
     segments = []
     for number, name in enumerate(names, start=1):
@@ -116,7 +124,7 @@ def make_segments(
                 f"labels has {name!r}: the label of a DICOM segment has {LONG_STRING} characters at most; "
                 "shorten it"
             )
-        own = {key: _code(name, key, code) for key, code in codes[name].items()}
+        own = {key: _code(name, key, code) for key, code in codes.get(name, TISSUE).items()}
         if not {"category", "type"} <= own.keys() <= {"category", "type", "modifier"}:
             raise InputError(
                 f"segments has {', '.join(own) or 'nothing'} for {name!r}: a label has category and type, "

@@ -110,14 +110,13 @@ def validate(*files: Path) -> None:
         assert [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")] == []
 
 
-def test_a_task_without_codes_is_refused_before_any_work(weights: Path, tmp_path: Path) -> None:
+def test_a_task_without_codes_is_written_as_tissue(weights: Path, tmp_path: Path) -> None:
     study = phantom.write(images("plain"), tmp_path / "study")
-    with pytest.raises(RuntimeError) as caught:
-        segment(study, tmp_path / "out", weights, "dicom", segments={})
-    assert input_error(caught.value).startswith(
-        "segments has no codes for anterior, posterior: a DICOM segment"
-    )
-    assert not (tmp_path / "out").exists()
+    segment(study, tmp_path / "out", weights, "dicom", segments={})
+    (file,) = (tmp_path / "out").glob("*_seg.dcm")
+    types = [s.SegmentedPropertyTypeCodeSequence[0].CodeValue for s in pydicom.dcmread(file).SegmentSequence]
+    assert types == ["85756007", "85756007"]
+    validate(file)
 
 
 @pytest.mark.parametrize("name", ["plain", "oblique", "tilted", "missing", "uneven", "multi"])

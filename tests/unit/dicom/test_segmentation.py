@@ -17,6 +17,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from pydicom import uid
+from pydicom.sr.coding import Code
 
 from scripts.dicom import SaveSegmentationd, Series, SeriesFinder, headers, read_segmentation
 from scripts.dicom import segmentation as writing
@@ -439,10 +440,18 @@ def coded(**changed: Any) -> dict[str, Any]:
     return SEGMENTS | {"anterior": SEGMENTS["anterior"] | changed}
 
 
+def test_a_label_without_codes_is_a_tissue(caplog: pytest.LogCaptureFixture) -> None:
+    only = {"posterior": SEGMENTS["posterior"]}
+    bright, posterior = make_segments({"background": 0, "bright": 1, "posterior": 2}, SEGMENTS)
+    assert (bright.category, bright.type, bright.modifier) == (Code("85756007", "SCT", "Tissue"),) * 2 + (
+        None,
+    )
+    assert "no codes for bright (it has some for anterior, lesion, which labels does not name)" in caplog.text
+    assert posterior.type == make_segments({"background": 0, "posterior": 2}, only)[0].type
+
+
 def test_settings_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for changed, sentence in (
-        ({"segments": {}}, r"no codes for anterior, posterior, lesion: .*\"segments\": \{\"anterior\""),
-        ({"labels": {"background": 0, "anterior": 1}}, "has codes for posterior, lesion: a DICOM segment"),
         ({"segments": coded(type=["5366008", "SCT"])}, "segments has 'type'.* for 'anterior'; it is a list"),
         ({"segments": coded(modifier="Anterior")}, "segments has 'modifier': 'Anterior' for 'anterior'"),
         ({"segments": coded(kind=["1", "SCT", "x"])}, "has category, type, modifier, kind for 'anterior'"),
