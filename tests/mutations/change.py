@@ -20,7 +20,24 @@ import safetensors.torch
 import torch
 
 #: Numbers that headers do not expect.
-ODD = (0, -1, 1, 2, 7, 255, 32767, -32768, 65535, 2**31 - 1, -(2**31), 1e-30, 1e30, math.nan, math.inf, -math.inf)
+ODD = (
+    0,
+    -1,
+    1,
+    2,
+    7,
+    255,
+    32767,
+    -32768,
+    65535,
+    2**31 - 1,
+    -(2**31),
+    1e-30,
+    1e30,
+    math.nan,
+    math.inf,
+    -math.inf,
+)
 
 Rng = np.random.Generator
 
@@ -130,7 +147,9 @@ def change_png(rng: Rng, path: Path) -> str:
     elif kind == "double":
         chunks.insert(which, chunks[which])
     elif kind == "new":
-        chunks.insert(1, (pick(rng, (b"tRNS", b"gAMA", b"tEXt", b"acTL", b"eXIf", b"PLTE")), bytearray(rng.bytes(9))))
+        chunks.insert(
+            1, (pick(rng, (b"tRNS", b"gAMA", b"tEXt", b"acTL", b"eXIf", b"PLTE")), bytearray(rng.bytes(9)))
+        )
     else:
         place = next((i for i, (name, _) in enumerate(chunks) if name == b"IDAT"), 0)
         if kind == "pack":
@@ -141,7 +160,12 @@ def change_png(rng: Rng, path: Path) -> str:
             chunks[place] = (b"IDAT", bytearray(body))
     out = raw[:8]
     for name, body in chunks:
-        out += struct.pack(">I", len(body)) + name + bytes(body) + struct.pack(">I", zlib.crc32(name + bytes(body)))
+        out += (
+            struct.pack(">I", len(body))
+            + name
+            + bytes(body)
+            + struct.pack(">I", zlib.crc32(name + bytes(body)))
+        )
     path.write_bytes(out)
     return f"chunk: {kind}"
 
@@ -184,7 +208,12 @@ def change_dicom(rng: Rng, path: Path) -> str:
         if rng.random() < 0.5:
             names = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
             more = ("BitsAllocated", "BitsStored", "RescaleSlope", "RescaleIntercept", "SOPInstanceUID")
-            last = ("SamplesPerPixel", "PixelRepresentation", "PhotometricInterpretation", "SeriesInstanceUID")
+            last = (
+                "SamplesPerPixel",
+                "PixelRepresentation",
+                "PhotometricInterpretation",
+                "SeriesInstanceUID",
+            )
             element = dataset[pick(rng, (*names, *more, *last))]
         kind = pick(rng, ("delete", "empty", "odd", "odd", "odd", "text"))
         if kind == "delete":

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -82,6 +83,8 @@ def make_trials(
                 with Path(place, f"found{share}").open("w") as file:
                     for number in chosen[share::processes]:
                         found = _try(seed, number, material, Path(place), keep)
+                        if found.wrong:
+                            sys.stderr.write(f"{number} {found.kind} ({found.what}): {found.wrong}\n")
                         file.write(json.dumps(asdict(found)) + "\n")
                         file.flush()
                 os._exit(0)
@@ -158,7 +161,9 @@ def _judge(kind: Kind, folder: Path, file: Path, before: dict, ending: Ending) -
     gone = [name for name in before if name not in after and not name.startswith("run/")]
     if stray or gone:
         return f"outside of output_dir: wrote {stray}, removed {gone}"
-    half = [name for name in after if name.startswith("out/") and any(p.startswith(".") for p in Path(name).parts)]
+    half = [
+        name for name in after if name.startswith("out/") and any(p.startswith(".") for p in Path(name).parts)
+    ]
     if half:
         return f"half-written: {half}"
     if ending.status:
@@ -166,7 +171,8 @@ def _judge(kind: Kind, folder: Path, file: Path, before: dict, ending: Ending) -
             errors = [line for line in said.splitlines() if re.match(r"error: .{20,}", line)]
             if not errors:
                 return f"status {ending.status} without a sentence"
-            if file.stem not in said.split("error", 1)[-1] and file.name not in said:
+            named = (file.name, file.parent.name + "/", f"'{file.stem}'", "series_")
+            if file.suffix != ".json" and not any(name in said for name in named):
                 return f"the sentence does not name {file.name}"
     else:
         wrong = kind.judge(folder, file)

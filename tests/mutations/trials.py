@@ -103,7 +103,7 @@ def make_material(folder: Path) -> None:
             image = maker(values.clip(0, 255).astype(dtype), affine)
             if name.startswith("int16") and which == "a":
                 image.header.set_slope_inter(0.5, -3)
-            nib.save(image, images / f"{which}{name[name.index('.'):]}")
+            nib.save(image, images / f"{which}{name[name.index('.') :]}")
     for ext in (".png", ".tif"):
         (folder / ext[1:]).mkdir()
         for which in "ab":
@@ -130,7 +130,9 @@ def make_material(folder: Path) -> None:
         values = np.rint(ball(0, SHAPE)[0] * 10 + 200).astype(np.int16)
         where = phantom.positions(SHAPE[2], phantom.AXIAL, 1.0)
         identifier = f"1.2.826.0.1.3680043.8.498.7{ord(which)}"
-        images = phantom.series(values, where, phantom.AXIAL, (1.0, 1.0), "CT", [(1, -100)] * SHAPE[2], identifier)
+        images = phantom.series(
+            values, where, phantom.AXIAL, (1.0, 1.0), "CT", [(1, -100)] * SHAPE[2], identifier
+        )
         for index, image in enumerate(images):
             image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"{identifier}.{index}"
         phantom.write(images, folder / "study" / which)
@@ -153,7 +155,11 @@ def _train(folder: Path, output_dir: str = "out", **more: Any) -> None:
 
 def _segment(folder: Path, images: str, dims: int, *overlays: str, **more: Any) -> None:
     places = {"dataset_dir": str(folder / images), "output_dir": str(folder / "out")}
-    run("inference", *overlays, **{**network(dims), **places, "checkpoint": str(folder / f"w{dims}.pt"), **more})
+    run(
+        "inference",
+        *overlays,
+        **{**network(dims), **places, "checkpoint": str(folder / f"w{dims}.pt"), **more},
+    )
 
 
 def _first_batch(folder: Path, data: str, dims: int) -> None:
@@ -189,7 +195,8 @@ def _above_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where values lie above their mean, and where that is not beyond doubt."""
     values = values.astype(float)
     apart = values - values.mean()
-    return apart > 0, np.abs(apart) <= NEAR * max(values.std(), 1e-30)
+    lost = np.abs(values).max() * np.finfo(np.float32).eps * 4  # the network computes in float32
+    return apart > 0, np.abs(apart) <= NEAR * values.std() + lost
 
 
 def right_volume(file: Path, seg: Path) -> str:
@@ -264,6 +271,18 @@ def right_training(folder: Path, file: Path) -> str:
     return f"labels {np.unique(values)}" if label and not set(np.unique(values)) <= {0, 1} else ""
 
 
+def right_listing(folder: Path, file: Path) -> str:
+    """Whether the labels of a list are those of the files."""
+    files = [path for path in file.parent.iterdir() if file.parent.name == "labels"]
+    declared = json.loads((folder / "out/task.json").read_text())["labels"].values()
+    found = set()
+    for path in files:
+        image: Any = nib.load(path) if path.suffix == ".nii" else None
+        values = np.asarray(Image.open(path)) if image is None else np.asanyarray(image.dataobj)
+        found |= set(np.unique(values).tolist())
+    return f"labels {declared} of {found}" if files and set(declared) != found else ""
+
+
 def right_list(folder: Path, file: Path) -> str:
     """Whether as many cases were taken as the list holds."""
     try:
@@ -303,7 +322,9 @@ def right_weights(folder: Path, file: Path) -> str:
     values = np.asanyarray(image.dataobj).astype(float)
     score = (weight[1] - weight[0]) * (values - values.mean()) / values.std() + bias[1] - bias[0]
     made: Any = nib.load(folder / "out/a_seg.nii.gz")
-    wrong = int((np.asanyarray(made.dataobj) != (score > 0))[np.abs(score) > 1e-4 * np.abs(weight).max()].sum())
+    wrong = int(
+        (np.asanyarray(made.dataobj) != (score > 0))[np.abs(score) > 1e-4 * np.abs(weight).max()].sum()
+    )
     return f"{wrong} voxels of the other class" if wrong else ""
 
 
@@ -360,11 +381,13 @@ def _pictures(name: str, how: Callable[[np.random.Generator, Path], str]) -> Kin
     )
 
 
-def _trained(data: str, file: str, dims: int, enter: Callable[[Path], None] | None = None) -> Kind:
+def _trained(data: str, file: str, dims: int) -> Kind:
     how = change.change_nifti if dims == 3 else change.change_png
-    return Kind(
-        f"{data}/{file}", how, enter or (lambda folder: _first_batch(folder, data, dims)), right_training
-    )
+    return Kind(f"{data}/{file}", how, lambda folder: _first_batch(folder, data, dims), right_training)
+
+
+def _listed(data: str, file: str, how: Callable[[np.random.Generator, Path], str]) -> Kind:
+    return Kind(f"{data}/{file}", how, lambda folder: _datalist(folder, data), right_listing)
 
 
 def _weights(name: str) -> Kind:
@@ -384,15 +407,18 @@ KINDS: dict[str, Kind] = {
     "NIfTI, from disk to disk": _volumes("float32", ".nii", "large_volume"),
     "NIfTI to train on": _trained("volumes", "images/a.nii", 3),
     "NIfTI label": _trained("volumes", "labels/b.nii", 3),
-    "NIfTI, listed": _trained("volumes", "labels/c.nii", 3, lambda folder: _datalist(folder, "volumes")),
+    "NIfTI, listed": _listed("volumes", "labels/c.nii", change.change_nifti),
     "PNG": _pictures("png", change.change_png),
     "PNG to train on": _trained("pictures", "images/a.png", 2),
     "PNG label": _trained("pictures", "labels/b.png", 2),
-    "PNG, listed": _trained("pictures", "images/c.png", 2, lambda folder: _datalist(folder, "pictures")),
+    "PNG, listed": _listed("pictures", "images/c.png", change.change_png),
     "TIFF": _pictures("tif", change.change_tiff),
     "DICOM": Kind("study/a/IM0003", change.change_dicom, _dicom, right_series),
     "dataset.json, training": Kind(
-        "volumes/dataset.json", change.change_json, lambda folder: _first_batch(folder, "volumes", 3), right_list
+        "volumes/dataset.json",
+        change.change_json,
+        lambda folder: _first_batch(folder, "volumes", 3),
+        right_list,
     ),
     "dataset.json, inference": Kind(
         "volumes/dataset.json",
