@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 from tests.mutations.trial import Found, make_trials
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    sys.stdout.write(f"{text}\n")
 
 
 def main() -> None:
@@ -27,12 +28,12 @@ def main() -> None:
     began = time.monotonic()
     numbers = options.only or range(options.count)
     found = make_trials(options.seed, numbers, options.processes, options.keep, options.kind)
-    print(summary(found))
+    say(summary(found))
     wrong = [each for each in found if each.wrong]
     for each in wrong:
-        print(f"\n{each.number} {each.kind} ({each.what}): {each.wrong}\n{each.said}")
+        say(f"\n{each.number} {each.kind} ({each.what}): {each.wrong}\n{each.said}")
     minutes = (time.monotonic() - began) / 60
-    print(f"\nseed {options.seed}, {len(found)} mutations in {minutes:.1f} minutes, {len(wrong)} wrong")
+    say(f"\nseed {options.seed}, {len(found)} mutations in {minutes:.1f} minutes, {len(wrong)} wrong")
     sys.exit(1 if wrong else 0)
 
 

@@ -193,6 +193,13 @@ def change_tiff(rng: Rng, path: Path) -> str:
     return f"entry: {kind}"
 
 
+_OF_IMAGES = (
+    *("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("BitsAllocated", "BitsStored", "RescaleSlope", "RescaleIntercept", "SOPInstanceUID"),
+    *("SamplesPerPixel", "PixelRepresentation", "PhotometricInterpretation", "SeriesInstanceUID"),
+)
+
+
 def change_dicom(rng: Rng, path: Path) -> str:
     """Bytes, or attributes of the header."""
     raw = path.read_bytes()

@@ -23,8 +23,11 @@ from tests.mutations.trials import KINDS, Kind, make_material
 #: Lines that Python writes before an error that nobody caught.
 TRACEBACK = "Traceback (most recent call last)"
 
-#: What MONAI says of a config that is no JSON: it reads them before anything of the bundle is there.
-BEFORE_THE_BUNDLE = ("JSONDecodeError", "UnicodeDecodeError")
+#: Configs and args files, which MONAI reads before anything of the bundle is there to say what is wrong.
+CONFIGS = ("task.json", "args.json")
+
+#: The first line of the log that is the bundle's.
+STARTED = "starting: PyTorch"
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def make_trials(
             workers.append(worker)
         for worker in workers:
             os.waitpid(worker, 0)
-        lines = [line for share in range(processes) for line in Path(place, f"found{share}").open()]
+        texts = [Path(place, f"found{share}").read_text() for share in range(processes)]
+        lines = [line for text in texts for line in text.splitlines()]
     return sorted((Found(**json.loads(line)) for line in lines), key=lambda each: each.number)
 
 
@@ -141,14 +145,14 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
 def _judge(kind: Kind, folder: Path, file: Path, before: dict, ending: Ending) -> str:
     """What is wrong, or nothing."""
     said = ending.said
-    early = kind.file.endswith("s.json") or kind.file == "task.json"
     if not ending.in_time:
         return "it hangs"
     if ending.status < 0:
         return f"it was killed by signal {-ending.status}"
     if ending.grown > MEMORY:
         return f"it took {ending.grown / 1e9:.1f} GB"
-    if TRACEBACK in said and not (early and any(name in said for name in BEFORE_THE_BUNDLE)):
+    early = kind.file in CONFIGS and STARTED not in said  # MONAI's own, of a config that it cannot read
+    if TRACEBACK in said and not early:
         return "a traceback"
     after = _stamps(folder)
     stray = [

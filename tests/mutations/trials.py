@@ -24,6 +24,7 @@ from scripts.data.nifti import read_nifti_header
 from tests import dicom_phantom as phantom
 from tests.commands import config_files
 from tests.mutations import change
+from tests.mutations.sandbox import run_in_child
 
 LABELS = {"background": 0, "bright": 1}
 SHAPE, SIZE = (10, 9, 8), (20, 16)
@@ -143,8 +144,8 @@ def make_material(folder: Path) -> None:
     tune_args = {"config_file": config_files("train", str(folder / "tune_task.json")), "max_epochs": 1}
     (folder / "tune_args.json").write_text(json.dumps(tune_args))
     (folder / "tune_task.json").write_text(json.dumps(network(2)))
-    # a training that was ended after its first epoch
-    _train(folder, max_epochs=1)
+    ending = run_in_child(lambda: _train(folder, max_epochs=1), folder)
+    assert ending.status == 0, ending.said
     (folder / "out").rename(folder / "run")
 
 
@@ -294,7 +295,7 @@ def right_list(folder: Path, file: Path) -> str:
 
 def right_files(folder: Path, file: Path) -> str:
     """Whether both images were segmented, whatever the settings are."""
-    outputs = [path for path in folder.rglob("*_seg.nii*")]
+    outputs = list(folder.rglob("*_seg.nii*"))
     if len(outputs) != 2:
         return f"{len(outputs)} segmentations of 2 images"
     for path in outputs:
