@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import resource
 import signal
@@ -11,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from scripts import locks
 
 #: Bytes that a child may take beyond what its parent holds.
 MEMORY = 1_500_000_000
@@ -103,7 +104,7 @@ def _be_a_command(work: Callable[[], None], folder: Path, log: Path) -> None:
         status = 1
         sys.excepthook(*sys.exc_info())
     finally:
-        atexit._run_exitfuncs()
+        locks.let_go()  # as at the end of an interpreter
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
