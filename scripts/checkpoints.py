@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from scripts.errors import InputError
+from scripts.errors import InputError, few
 
 #: What the weights of heads were called before version 0.8, and are called now.
 RENAMED = {f"head.{kind}": f"heads.main.{kind}" for kind in ("weight", "bias")} | {
@@ -57,6 +57,11 @@ def read_weights(path: Path) -> dict:
     """
     state = read_checkpoint(path)
     weights = state.get("network", state.get("model", state))
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        raise InputError(
+            f"{path}: holds no weights by their names; name the model.pt or model.safetensors that a "
+            "training wrote"
+        )
     return {RENAMED.get(name, name): value for name, value in weights.items()}
 
 
@@ -78,6 +83,12 @@ def check_weights(network: nn.Module, weights: dict, path: Path) -> None:
         raise InputError(
             f"{path}: a checkpoint of another network ({len(differences)} of {len(own)} weights differ: "
             f"{'; '.join(differences[:2])}); give the same network and task overlays as in training"
+        )
+    broken = [name for name in given if not weights[name].isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{path}: weights that are no finite numbers ({few(broken)}); the training diverged or the file "
+            "is broken: take another, or train with a lower --learning_rate"
         )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pickletools
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
 import torch
 from torch import nn
 
-from scripts.checkpoints import read_weights, save_weights
+from scripts.checkpoints import check_weights, read_weights, save_weights
 from scripts.errors import InputError
 
 
@@ -49,3 +50,18 @@ def test_what_is_no_safetensors_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"something else")
     with pytest.raises(InputError, match=r"a\.safetensors: not a readable checkpoint \(SafetensorError\)"):
         read_weights(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    network = torch.nn.Linear(2, 1)
+    weights = {"weight": torch.tensor([[1.0, value]]), "bias": torch.zeros(1)}
+    with pytest.raises(InputError, match=r"a\.pt: weights that are no finite numbers \(weight\)"):
+        check_weights(network, weights, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("content", [{"network": -1}, {"model": [torch.zeros(1)]}, {1: torch.zeros(1)}])
+def test_a_dictionary_without_weights_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"a\.pt: holds no weights by their names"):
+        read_weights(tmp_path / "a.pt")
