@@ -73,7 +73,7 @@ class PictureWriter(PILWriter):
         self, data_array: NdarrayOrTensor, **kwargs: Any
     ) -> None:
         """Take the data, (channels, *spatial), if a PNG can hold it, and settle the type to write."""
-        array = convert_to_numpy(data_array)
+        array = np.asarray(convert_to_numpy(data_array))
         if (
             np.issubdtype(array.dtype, np.floating)
             or array.min() < 0
@@ -85,7 +85,7 @@ class PictureWriter(PILWriter):
                 "set output_ext to .nii.gz",
             )
         self.output_dtype = label_type(array)  # before MONAI's writer turns the data to float32
-        super().set_data_array(data_array, **kwargs)
+        self.data_obj = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)  # an axis of 1 stays
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file whole."""

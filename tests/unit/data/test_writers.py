@@ -105,6 +105,13 @@ def test_probabilities_stay_floats(tmp_path):
     np.testing.assert_allclose(written.affine, AFFINE, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (1, 5)])
+def test_a_picture_of_one_row_or_column_keeps_its_shape(tmp_path, shape):
+    values = make_labels(shape, 3)
+    with Image.open(save(make_pred(tmp_path, ".png", values), tmp_path, ".png")) as written:
+        np.testing.assert_array_equal(np.asarray(written), values.T)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
