@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,27 @@ def read_weights(path: Path) -> dict:
             "training wrote"
         )
     return {RENAMED.get(name, name): value for name, value in weights.items()}
+
+
+@contextmanager
+def taken_whole(path: Path) -> Iterator[None]:
+    """Say in one sentence that a checkpoint is broken, if that is why it cannot be gone on from.
+
+    Args:
+        path: the checkpoint.
+
+    Raises:
+        InputError: an entry is missing, or holds something else.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: an entry is missing or holds something else ({type(error).__name__}); resume from the "
+            "last.pt that a training wrote, or start afresh with --resume False"
+        ) from error
 
 
 def check_weights(network: nn.Module, weights: dict, path: Path) -> None:

@@ -30,6 +30,7 @@ from scripts.checkpoints import (
     read_checkpoint,
     read_weights,
     save_checkpoint,
+    taken_whole,
     unwrap,
 )
 from scripts.compute.exported import Exported
@@ -333,7 +334,7 @@ class LastCheckpoint:
 
     def attach(self, trainer: Engine) -> None:
         """Register in every process; must stand after the handlers of validation and schedule."""
-        trainer.add_event_handler(Events.STARTED, self._load)
+        trainer.add_event_handler(Events.STARTED, taken_whole(self.path)(self._load))
         self.curve.attach(trainer)
         trainer.add_event_handler(Events.STARTED, self.signals.__enter__)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._stop_within)
