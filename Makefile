@@ -4,7 +4,7 @@
 # make lint   format, lint and types
 # make test-hosts  both packages in a real MONAI Label server, in an environment of its own (2.4 GB), an archive, and OHIF
 # make test-faults  kills trainings a hundred times and fills disks; writes docs/faults.md
-# make test-mutations  a thousand broken inputs, in ten minutes on 2 cores: SEED=15 COUNT=1000
+# make test-mutations  a thousand broken inputs, in ten minutes on 2 cores: SEED=15 COUNT=1000; writes docs/mutations.md
 # make test-real   the trainings on real data that docs/results.md reports, with their figures as assertions
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -36,7 +36,7 @@ lint: env
 
 # Each is refused in one sentence or done rightly; the inputs of the others lie in runs/mutations.
 test-mutations: env
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.mutations --seed $(SEED) --count $(COUNT) --keep runs/mutations
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.mutations --seed $(SEED) --count $(COUNT) --keep runs/mutations --report docs/mutations.md
 
 test-real: env
 	$(BIN)/python -m pytest tests/real -s
