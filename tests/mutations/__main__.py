@@ -19,8 +19,8 @@ HEADING = " ".join(
         "input: bytes are flipped, cut, grown, zeroed or doubled, fields of headers become huge, negative",
         "or NaN, keys go missing, come twice or hold another type. A real command then reads it, with a",
         "limit of memory and of time. It is done rightly (the result is that of the broken file as another",
-        "reader sees it) or refused in a sentence that names it; never with a traceback, a file elsewhere than in",
-        "`output_dir`, or one that is half written. The sound files beside it are done.\n",
+        "reader sees it) or refused in a sentence that names it; never with a traceback, a file elsewhere",
+        "than in `output_dir`, or one that is half written. The sound files beside it are done.\n",
     )
 )
 
