@@ -36,7 +36,7 @@ SERIES_NUMBER = 900
 LONG_STRING = 64
 
 #: A label without codes: CID 7150 and 7166 (PS3.16).
-TISSUE = dict.fromkeys(("category", "type"), ["85756007", "SCT", "Tissue"])
+TISSUE = {key: ["85756007", "SCT", "Tissue"] for key in ("category", "type")}
 
 _EXAMPLE = '["91723000", "SCT", "Anatomical Structure"]', '["5366008", "SCT", "Hippocampus"]'
 
