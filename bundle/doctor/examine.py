@@ -34,6 +34,9 @@ def _examine(report: Report, args_file: Path | None, ids: Mapping[str, Any], sta
         if run is not None:
             runs.check(report, run)
         report.show(runs.PART)
+    else:
+        runs.refuse_unread(report, ids)
+        report.show(runs.PART)
     if run is None:
         if "dataset_dir" in ids:
             data.check_folder(report, Path(str(ids["dataset_dir"])).expanduser())

@@ -25,11 +25,15 @@ from scripts.machine import usable_cores
 from scripts.networks.heads import main_logits
 from scripts.networks.sizes import Sizes
 from scripts.process import bundle_root
+from scripts.settings import nearest
 
 PART = "configs"
 
 #: An overlay for several processes, which one process cannot try.
 SEVERAL = "multi_gpu_train.json"
+
+#: The id that can be given without configs.
+ALONE = "dataset_dir"
 
 #: Checks without which the network cannot be looked at.
 NEEDED = ("dimensions", "labels", "device")
@@ -109,6 +113,19 @@ def read(report: Report, args_file: Path | None, ids: Mapping[str, Any]) -> Run 
         row.found = f"{run.kind}: ids, arguments, types and ranges are known"
         row.values = {"kind": run.kind}
     return run
+
+
+def refuse_unread(report: Report, ids: Mapping[str, Any]) -> None:
+    """An error for each id that nothing reads where there are no configs."""
+    for name in ids.keys() - {ALONE}:
+        known = nearest(name, ("args_file", "config_file", ALONE))
+        report.add(
+            PART,
+            SETTINGS,
+            f"--{name} {ids[name]}: without configs --{ALONE} is the only id{known}",
+            "error",
+            "correct the name, or give --args_file or --config_file too",
+        )
 
 
 def check(report: Report, run: Run) -> None:

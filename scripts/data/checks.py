@@ -227,8 +227,10 @@ def describe(problems: Sequence[Problem], headline: str) -> str:
 def log_problems(problems: Sequence[Problem]) -> None:
     """Say what is wrong with each of several files, of which the sound ones are used."""
     for problem in problems:
-        level = logging.ERROR if problem.severity == "error" else logging.WARNING
-        logger.log(level, problem.sentence())
+        if problem.severity == "error":
+            logger.error(problem.sentence())
+        else:  # marked, as an inference without a logging file shows no levels
+            logger.warning("(warning) %s", problem.sentence())
 
 
 def require_sound(problems: Sequence[Problem]) -> None:
@@ -440,10 +442,15 @@ def _require_dimensions(
             "save the slices as PNG and work in 2D",
         )
     if len(shape) != spatial_dims or found not in (None, channels):
+        fix = "save one of its volumes to a file of its own, or set --spatial_dims and --in_channels right"
+        if (len(shape), spatial_dims) == (3, 2):
+            fix = "save its slices as PNG, or work in 3D"
+        elif (len(shape), spatial_dims) == (2, 3):
+            fix = "save all slices of a volume in one file, or work in 2D"
         raise Fault(
             f"{len(stored)} dimensions {stored}",
             f"a {spatial_dims}D {'label' if label else 'image'} with {channels} channel(s) is expected",
-            "save one of its volumes to a file of its own, or set --spatial_dims and --in_channels right",
+            fix,
         )
     if found is None and channels > 1:
         raise Fault(

@@ -31,7 +31,7 @@ from scripts.process import available_memory, rank_and_size
 #: volume of 5 mm brought to 0.5 mm 1000 times.
 MOST_OF_ONE = 4096
 
-_FIX = "correct the voxel size in its header, or set another --spacing"
+_FIX = "correct the voxel size in its header, which counts as mm whatever it says, or set another --spacing"
 
 #: Bytes that a voxel takes where MONAI brings an image to a grid: for each it works out where it lies, first
 #: with an entry more than there are axes, in float64.

@@ -125,6 +125,24 @@ def test_an_evaluation(organ: Path, trained: Path, tmp_path: Path) -> None:
     assert written(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "found"),
+    [
+        (
+            "dataset_di",
+            "--dataset_di x: without configs --dataset_dir is the only id; did you mean dataset_dir",
+        ),
+        ("config_files", "did you mean config_file"),
+        ("max_epochs", "--max_epochs x: without configs --dataset_dir is the only id"),
+    ],
+)
+def test_an_id_that_nothing_reads_without_configs(option: str, found: str) -> None:
+    status, _, rows = doctor(f"--{option}", "x")
+    assert status == 1
+    assert rows["configs: settings"]["status"] == "error"
+    assert found in rows["configs: settings"]["found"]
+
+
 def test_a_data_folder_alone(organ: Path, cells: Path, tmp_path: Path) -> None:
     for folder, counts in (
         (organ, {"training": 1, "validation": 1, "testing": 2}),

@@ -20,6 +20,7 @@ from scripts.data.checks import (
     check_image,
     format_table,
     inspect_cases,
+    log_problems,
     require_sound,
 )
 from scripts.data.reader import read_dims
@@ -179,7 +180,9 @@ def test_wrong_dimensions_and_channels(tmp_path: Path) -> None:
     assert "4 dimensions" in image_only(series, in_channels=2)
     assert "one channel (4, 5, 6); in_channels=2" in image_only(volume(tmp_path), in_channels=2)
     assert "a single slice (4, 5, 1)" in image_only(volume(tmp_path, "flat.nii.gz", (4, 5, 1)))
-    assert "3 dimensions (4, 5, 6); a 2D image" in image_only(volume(tmp_path), dims=2)
+    said = image_only(volume(tmp_path), dims=2)
+    assert "3 dimensions (4, 5, 6); a 2D image" in said
+    assert said.endswith("save its slices as PNG, or work in 3D.")
     assert "found a 2D picture" in image_only(write(tmp_path / "i.png", np.ones((4, 5), np.uint8)))
     three = [volume(tmp_path, f"{channel}.nii.gz") for channel in range(3)]
     assert "3 channel files; in_channels=2" in only(check(three, label(tmp_path), in_channels=2))
@@ -363,6 +366,13 @@ def test_many_problems_make_one_table(tmp_path: Path) -> None:
         require_sound(problems[:1])
     assert str(raised.value) == problems[0].sentence()
     require_sound([])
+
+
+def test_a_warning_in_the_log_says_that_it_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    log_problems(
+        [Problem("a", "a.nii", "NaN", "r", "f"), Problem("b", "b.nii", "metres", "r", "f", "warning")]
+    )
+    assert caplog.messages == ["a.nii: found NaN; r; f.", "(warning) b.nii: found metres; r; f."]
 
 
 def test_the_table_is_aligned() -> None:
