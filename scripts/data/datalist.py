@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from monai.transforms import Compose
-from monai.utils import ensure_tuple
 
 from scripts.data.cases import InferenceCases, problem_of
 from scripts.data.checks import (
@@ -565,21 +564,6 @@ def read_entries(description: Mapping[str, Any], path: Path) -> dict[str, list[d
                 '{"image": path, "label": path}, a list of paths for several channels; correct the entry.'
             )
         for entry in listed:
-            for key in ("image", "label"):
-                if not all(isinstance(file, str) for file in ensure_tuple(entry.get(key) or ())):
-                    raise InputError(
-                        f"{path} has {key} {entry[key]!r} under '{name}'; it is a path, or for an image a "
-                        "list of paths; correct the entry."
-                    )
-            if isinstance(entry.get("label"), list):
-                raise InputError(
-                    f"{path} has a list as a label under '{name}'; a label is one file; correct the entry."
-                )
-            if "fold" in entry and (isinstance(entry["fold"], bool) or not isinstance(entry["fold"], int)):
-                raise InputError(
-                    f"{path} has the fold {entry['fold']!r} under '{name}'; a fold is a whole number; "
-                    "correct the entry."
-                )
             if "case" in entry and (not isinstance(entry["case"], str) or not entry["case"]):
                 raise InputError(
                     f"{path} has the case {entry['case']!r} under '{name}'; an id is a text; quote it."
