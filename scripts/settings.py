@@ -34,6 +34,7 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, EXPR_KEY, ID_REF_KEY, ID
 
 from scripts.errors import InputError, few, root_cause
 from scripts.files import read_json
+from scripts.labels import class_names
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -60,6 +61,9 @@ HARMLESS = ("monai", "scripts", "torch")
 
 #: Ids whose rules ask what is here: no matter for a config that is only looked at.
 OF_THE_MACHINE = ("device", "output_dir")
+
+#: More processes that load data than any machine has a use for; a billion take it down.
+MOST_WORKERS = 1024
 
 #: A value in a sentence is cut off here. Characters.
 LONGEST_VALUE = 60
@@ -273,7 +277,7 @@ def _meanings(parser: ConfigParser, trusted: bool) -> Iterator[str]:
         except ValueError as error:
             yield _refusal(name, value, rule, error)
         else:
-            if type(taken) is not type(value) or taken != value:
+            if repr(taken) != repr(value):  # 16.0 equals 16
                 meant[name] = taken
     if meant:
         parsed = bool(parser.ref_resolver.items)
@@ -359,11 +363,15 @@ def _wrong_arguments(
             kind = _kind(named[key])
             if value is True and kind in (WHOLE, NUMBER):
                 yield f"{name} is True: use {kind.says} (was the value forgotten?)"
-            elif isinstance(value, str) and kind is not None and not _is_text_of_monai(value):
+            elif isinstance(value, str | list | float) and kind and not _is_text_of_monai(value):
                 try:
-                    meant[name] = kind.take(value, {})
+                    taken = kind.take(value, {})
                 except ValueError:
+                    if isinstance(value, str) and kind is not FLAG:
+                        yield f"{name} is {_shown(value)}: use {kind.says}"
                     continue  # the component has its own word for it
+                if repr(taken) != repr(value):
+                    meant[name] = taken
             continue
         if not takes_any or difflib.get_close_matches(key, named, 1, MISSPELT):
             said = nearest(key, named) or f"; it takes {few(sorted(named))}"
@@ -371,11 +379,18 @@ def _wrong_arguments(
 
 
 def _kind(parameter: inspect.Parameter) -> Rule | None:
-    """The rule of an argument that is a flag or a number, or nothing, by its annotation."""
+    """The rule of an argument that is a flag, a number or numbers, or nothing, by its annotation."""
     annotation = parameter.annotation
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    parts = set(re.split(r"\s*\|\s*", re.sub(r"(typing\.)?Optional\[(.*)\]", r"\2", text))) - {"None"}
-    return {"bool": FLAG, "int": WHOLE, "float": NUMBER}.get(parts.pop()) if len(parts) == 1 else None
+    parts = set(re.findall(r"\w+", annotation.__name__ if isinstance(annotation, type) else str(annotation)))
+    parts -= {"None", "NoneType", "Optional", "Union", "typing"}
+    if several := parts & {"Sequence", "list", "List", "tuple", "Tuple"}:
+        kinds = {"int": WHOLES, "float": NUMBERS}
+    else:
+        kinds = {"bool": FLAG, "int": WHOLE, "float": NUMBER}
+    parts -= several
+    if parts == {"int", "float"}:
+        parts = {"float"}
+    return kinds.get(parts.pop()) if len(parts) == 1 else None
 
 
 def _signature(parser: ConfigParser, target: str, trusted: bool) -> inspect.Signature | str | None:
@@ -524,7 +539,7 @@ def per_axis(rule: Rule, unit: str, exact: bool) -> Rule:
     Args:
         rule: of each value.
         unit: for the sentence.
-        exact: whether more values than axes are refused.
+        exact: whether the three of a volume are refused for a picture.
     """
 
     def take(value: Any, config: Config) -> list[Any]:
@@ -533,11 +548,48 @@ def per_axis(rule: Rule, unit: str, exact: bool) -> Rule:
             values = [rule.take(value, config)] * dims  # type: ignore[operator]
         except (ValueError, TypeError):
             values = [rule.take(part, config) for part in _as_list(value)]
-        if not values or (exact and isinstance(dims, int) and len(values) != dims):
+        if isinstance(dims, int) and len(values) not in ((dims,) if exact else (dims, 3)):
             raise ValueError(f"there are {dims} spatial axes") from None
-        return value if isinstance(value, list) and value == values else values
+        if not values:
+            raise ValueError
+        return values
 
     return Rule(f"a list of {unit}, one for each of the spatial axes, or one for all", take)
+
+
+def numbers(rule: Rule, says: str) -> Rule:
+    """A value, or a list of values, or of lists."""
+
+    def take(value: Any, config: Config) -> Any:
+        if isinstance(value := _read(value), list | tuple):
+            return [take(part, config) for part in value]
+        return None if value is None else rule.take(value, config)
+
+    return Rule(says, take)
+
+
+def _window(value: Any, config: Config) -> Any:
+    """One number stays one: 0 or less is the size of the image."""
+    sizes = per_axis(WHOLE, "", exact=True).take(value, config)
+    return sizes if isinstance(_read(value), list | tuple) else sizes[0]
+
+
+def _not_from_disk(rule: Rule) -> Rule:
+    """What a rule takes, or, where volumes go from disk to disk, only what is nothing."""
+
+    def take(value: Any, config: Config) -> Any:
+        if (found := rule.take(value, config)) and "segmenter" in config:
+            raise ValueError("large_volume.json has no use for it: leave it out")
+        return found
+
+    return Rule(rule.says, take)
+
+
+def _output_ext(value: Any, config: Config) -> str:
+    ext = choice(*OUTPUT_EXTS).take(value, config)
+    if ext == ".png" and config.get("spatial_dims") == 3:
+        raise ValueError("a .png holds no volume")
+    return str(ext)
 
 
 def _channels(value: Any, config: Config) -> list[Any]:
@@ -563,7 +615,21 @@ def _labels(value: Any, config: Config) -> dict[str, int]:
     value = _read(value)
     if not isinstance(value, dict) or not value:
         raise ValueError
-    return {name: whole().take(number_, config) for name, number_ in value.items()}
+    if not all(isinstance(name, str) for name in value):
+        raise ValueError("names come first, then values")
+    labels: dict[str, int] = {}
+    for name, number_ in value.items():
+        labels[name] = whole().take(number_, config)
+        if labels[name] < 0:
+            raise ValueError(f"{name} is {labels[name]}")
+        if same := [other for other in labels if labels[other] == labels[name] and other != name]:
+            raise ValueError(f"{same[0]} and {name} have the same value")
+    names = class_names(labels)
+    if len(names) < 2:
+        raise ValueError("there are fewer than two classes")
+    if any(name.lower() == "background" for name in names[1:]):
+        raise ValueError(f"the first class is the one that is not scored, {names[0]}, and not background")
+    return labels
 
 
 def _path(value: Any, config: Config) -> str:
@@ -624,8 +690,14 @@ def _reader(value: Any, config: Config) -> str:
 
 FLAG = Rule("true or false", _flag)
 WHOLE, NUMBER = whole(), number()
+WHOLES = numbers(WHOLE, "a whole number, or a list of them")
+NUMBERS = numbers(NUMBER, "a number, or a list of them")
+ONE_IMAGE = Rule(
+    "1, as images have sizes of their own; window_inferer::sw_batch_size is the number of tiles at once",
+    whole(1, 1).take,
+)
+OUTPUT_EXTS = (".nii.gz", ".nii", ".png")
 _TRANSFORMS = Rule("a list of transforms", lambda value, config: _as_list(value))
-_PATH = Rule("the path of a file or folder, without #", _paths)
 
 #: What the ids are; those of other ids are told in their sentences, so their order matters.
 RULES: dict[str, Rule] = {
@@ -633,11 +705,11 @@ RULES: dict[str, Rule] = {
     "in_channels": whole(1),
     "device": Rule("cpu, cuda, cuda:N or mps, of what is there", _device),
     "seed": whole(0, 2**32 - 1),
-    "dataset_dir": _PATH,
+    "dataset_dir": Rule("the path of a folder, without #", _path),
     "output_dir": Rule("a folder that can be written or made, without #", _output),
-    "checkpoint": _PATH,
+    "checkpoint": Rule("the path of a file, without #", _paths),
     "resume": FLAG,
-    "labels": Rule("an object of names and whole numbers", _labels),
+    "labels": Rule("an object of names and whole numbers of 0 or more, background first", _labels),
     "instances": FLAG,
     "patch_size": per_axis(whole(1), "whole numbers above 0", exact=True),
     "spacing": per_axis(number(0, above=True), "numbers above 0 (mm)", exact=False),
@@ -656,15 +728,15 @@ RULES: dict[str, Rule] = {
     "alpha": number(0, 1),
     "channels": Rule("a list of whole numbers above 0, one for each level, such as [16, 32, 64]", _channels),
     "cache_rate": number(0, 1),
-    "num_workers": whole(0),
+    "num_workers": whole(0, MOST_WORKERS),
     "amp": FLAG,
     "memory_format": choice("contiguous", "channels_last"),
     "compile": FLAG,
     "runtime": choice("torch", "compile", "onnxruntime", "openvino", "auto"),
     "memory_gb": optional(number(0, above=True)),
-    "section": optional(choice("testing", "validation", "training")),
-    "output_ext": choice(".nii.gz", ".nii", ".png"),
-    "save_probabilities": FLAG,
+    "section": _not_from_disk(optional(choice("testing", "validation", "training"))),
+    "output_ext": Rule(choice(*OUTPUT_EXTS).says, _output_ext),
+    "save_probabilities": _not_from_disk(FLAG),
     "tolerance": number(0),
     "norm_affine": FLAG,
     "w0": number(0),
@@ -679,12 +751,15 @@ RULES: dict[str, Rule] = {
     ),
     "split::check": choice("remembered", "always", "never"),
     # where hosts and habits set them
+    "window_inferer::roi_size": Rule("a whole number, or one for each of the spatial axes", _window),
     "train::trainer::max_epochs": whole(1),
     "train::dataloader::batch_size": whole(1),
-    "train::dataloader::num_workers": whole(0),
+    "train::dataloader::num_workers": whole(0, MOST_WORKERS),
     "train::sampler::repeats": whole(1),
     "train::dataset::cache_rate": number(0, 1),
     "validate::dataset::cache_rate": number(0, 1),
+    "validate::dataloader::batch_size": ONE_IMAGE,
+    "dataloader::batch_size": ONE_IMAGE,
     "optimizer::lr": number(0),
     "optimizer::weight_decay": number(0),
 }

@@ -74,6 +74,12 @@ class PictureWriter(PILWriter):
     ) -> None:
         """Take the data, (channels, *spatial), if a PNG can hold it, and settle the type to write."""
         array = np.asarray(convert_to_numpy(data_array))
+        if array.ndim > 3 and max(array.shape[3:]) > 1:
+            raise Fault(
+                f"a volume of {array.shape[1:]} voxels to save",
+                "a .png holds one plane",
+                "set output_ext to .nii.gz",
+            )
         if (
             np.issubdtype(array.dtype, np.floating)
             or array.min() < 0

@@ -149,6 +149,9 @@ def test_ids_of_another_bundle_are_those_of_its_own_configs(tmp_path: Path) -> N
         ("patch_size", "[16, 32, 16]", [16, 32, 16]),
         ("patch_size", (16, 32, 16), [16, 32, 16]),
         ("patch_size", ["16", "32", "16"], [16, 32, 16]),
+        ("patch_size", [16.0, 32, 1.6e1], [16, 32, 16]),
+        ("channels", [16.0, 32], [16, 32]),
+        ("labels", {"background": 0.0, "a": 7}, {"background": 0, "a": 7}),
         ("flip_axes", 1, [1]),
         ("flip_axes", "[]", []),
         ("spacing", "1.5", [1.5, 1.5, 1.5]),
@@ -159,15 +162,20 @@ def test_ids_of_another_bundle_are_those_of_its_own_configs(tmp_path: Path) -> N
         ("geometry", "[]", []),
         ("network_def::dropout", "0.25", 0.25),
         ("window_inferer::sw_batch_size", "2", 2),
+        ("window_inferer::overlap", "0.25", 0.25),
+        ("window_inferer::overlap", "[0.5, 0.5, 0]", [0.5, 0.5, 0]),
+        ("window_inferer::roi_size", "[16, 32.0, 16]", [16, 32, 16]),
+        ("window_inferer::roi_size", [16.0, 32, 16], [16, 32, 16]),
+        ("window_inferer::roi_size", "16", 16),
+        ("patch::rotate_range", "0.3", 0.3),
+        ("network_def::strides", "[2, 2]", [2, 2]),
         ("train::trainer::decollate", "true", True),
         ("train::trainer::max_epochs", "7", 7),
         ("normalise::0::channel_wise", "false", False),
     ],
 )
 def test_what_clearly_means_something_is_taken_so(name: str, value: Any, meant: Any) -> None:
-    found = taken(name, value)
-    assert found == meant
-    assert type(found) is type(meant)
+    assert repr(taken(name, value)) == repr(meant)
 
 
 def test_two_axes_make_a_square() -> None:
@@ -186,7 +194,7 @@ def test_two_axes_make_a_square() -> None:
         ("max_epochs", "$2 * 0", "a whole number of 1 or more"),
         ("val_interval", 0, "a whole number of 1 or more"),
         ("samples_per_case", 0, "a whole number of 1 or more"),
-        ("num_workers", -1, "a whole number of 0 or more"),
+        ("num_workers", -1, "a whole number from 0 to 1024"),
         ("seed", -1, "a whole number from 0 to 4294967295"),
         ("learning_rate", -1, "a number of 0 or more"),
         ("learning_rate", float("nan"), "a number of 0 or more"),
@@ -203,8 +211,25 @@ def test_two_axes_make_a_square() -> None:
         ("flip_axes", ["x"], "a list of axes from 0"),
         ("spacing", [1, 1, 0], r"a list of numbers above 0 \(mm\)"),
         ("channels", "[4,8", "a list of whole numbers above 0, one for each level"),
+        ("spacing", [1, 1], r"\(there are 3 spatial axes\): use a list of numbers above 0"),
+        ("spacing", [1, 1, 1, 1], r"\(there are 3 spatial axes\): use a list of numbers above 0"),
         ("channels", 16, "a list of whole numbers above 0, one for each level"),
-        ("labels", ["a", "b"], "an object of names and whole numbers"),
+        ("labels", ["a", "b"], "an object of names and whole numbers of 0 or more, background first"),
+        (
+            "labels",
+            {"background": 0, "a": -1},
+            r"\(a is -1\): use an object of names and whole numbers of 0 or more, background first",
+        ),
+        ("labels", {"background": 0, "a": 1, "b": 1}, r"\(a and b have the same value\)"),
+        ("labels", {"background": 0, "a": 1, "ignore": 1}, r"\(a and ignore have the same value\)"),
+        (
+            "labels",
+            {"a": 1, "background": 0},
+            r"\(the first class is the one that is not scored.*background\)",
+        ),
+        ("labels", {"background": 0, "ignore": 255}, r"\(there are fewer than two classes\)"),
+        ("labels", {0: "background", 1: "a"}, r"\(names come first, then values\)"),
+        ("num_workers", 1e9, "a whole number from 0 to 1024"),
         ("geometry", None, "a list of transforms"),
         ("memory_gb", 0, "a number above 0, or null"),
         ("memory_format", "nhwc", "'contiguous' or 'channels_last'"),
@@ -212,6 +237,12 @@ def test_two_axes_make_a_square() -> None:
         ("device", "gpu", "cpu, cuda, cuda:N or mps"),
         ("device", "cuda:77", "cpu, cuda, cuda:N or mps"),
         ("device", "mps", "cpu, cuda, cuda:N or mps"),
+        ("dataset_dir", ["a", "b"], "the path of a folder"),
+        ("window_inferer::roi_size", [16, 16], r"\(there are 3 spatial axes\): use a whole number, or one"),
+        ("validate::dataloader::batch_size", 2, "1, as images have sizes of their own; window_inferer::sw_b"),
+        ("window_inferer::roi_size", "large", "a whole number, or one"),
+        ("window_inferer::overlap", "half", "a number, or a list of them"),
+        ("window_inferer::overlap", "nan", "a number, or a list of them"),
         ("dataset_dir", "a#1", r"\(MONAI reads # as ::\)"),
         ("checkpoint", ["a.pt", "b::1.pt"], r"\(MONAI reads # as ::\)"),
         ("output_dir", "a::1", r"\(MONAI reads # as ::\)"),
@@ -223,6 +254,20 @@ def test_two_axes_make_a_square() -> None:
 def test_a_value_that_breaks_its_rule_is_named(name: str, value: Any, rule: str) -> None:
     with pytest.raises(InputError, match=rf"{name} is .*{rule}"):
         check(config("train.json", **{name: value}))
+
+
+def test_a_picture_holds_no_volume() -> None:
+    assert "(a .png holds no volume)" in refusal("inference.json", output_ext=".png")
+    check(config("inference.json", output_ext=".png", spatial_dims=2, patch_size=[16, 16]))
+
+
+def test_what_volumes_from_disk_to_disk_do_not_do() -> None:
+    check(config("inference.json", "large_volume.json", section=None, save_probabilities=False))
+    for ids in ({"section": "testing"}, {"save_probabilities": "yes"}):
+        check(config("inference.json", **ids))
+        said = refusal("inference.json", "large_volume.json", **ids)
+        assert said.startswith(f"{next(iter(ids))} is ")
+        assert "(large_volume.json has no use for it: leave it out)" in said
 
 
 def test_an_expression_without_value_is_named() -> None:

@@ -117,6 +117,10 @@ def test_a_picture_of_one_row_or_column_keeps_its_shape(tmp_path, shape):
     [
         (np.full((3, 4), 70000), "int32 data from 70000 to 70000 to save; a .png holds .* set output_ext"),
         (np.full((3, 4), -1), "int32 data from -1 to -1 to save; a .png holds"),
+        (
+            np.ones((3, 4, 2)),
+            r"a volume of \(3, 4, 2\) voxels to save; a .png holds one plane; set output_ext",
+        ),
         (np.full((3, 4), 0.5, np.float32), "float32 data from 0.5 to 0.5 to save; a .png holds"),
     ],
 )
