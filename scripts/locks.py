@@ -54,8 +54,8 @@ def hold(folder: str | Path, work: str, run: object) -> None:
     path = Path(folder).absolute() / f".{work}.lock"
     if fcntl is None:
         return
-    missing = [place for place in path.parents if not place.exists()]
     try:
+        missing = [place for place in path.parents if not place.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _held.get(path) or _Lock(_locked(path), missing)
     except BlockingIOError:

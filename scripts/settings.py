@@ -292,7 +292,7 @@ def _evaluated(parser: ConfigParser) -> Iterator[str]:
         raw = parser.get(name)
         if not isinstance(raw, str) or not raw.startswith((ID_REF_KEY, EXPR_KEY)):
             continue
-        if raw.removeprefix(ID_REF_KEY) in RULES:
+        if raw.removeprefix(ID_REF_KEY) in RULES.keys() - {name}:
             continue  # which is told of itself
         try:
             value = parser.get_parsed_content(name)
@@ -360,14 +360,14 @@ def _wrong_arguments(
             continue
         name = f"{place}{ID_SEP_KEY}{key}"
         if key in named:
-            kind = _kind(named[key])
-            if value is True and kind in (WHOLE, NUMBER):
+            kind = SHARE if key == "prob" or key.endswith("_prob") else _kind(named[key])
+            if value is True and kind in (WHOLE, NUMBER, SHARE):
                 yield f"{name} is True: use {kind.says} (was the value forgotten?)"
-            elif isinstance(value, str | list | float) and kind and not _is_text_of_monai(value):
+            elif isinstance(value, str | list | int | float) and kind and not _is_text_of_monai(value):
                 try:
                     taken = kind.take(value, {})
                 except ValueError:
-                    if isinstance(value, str) and kind is not FLAG:
+                    if kind is SHARE or (isinstance(value, str) and kind is not FLAG):
                         yield f"{name} is {_shown(value)}: use {kind.says}"
                     continue  # the component has its own word for it
                 if repr(taken) != repr(value):
@@ -632,11 +632,21 @@ def _labels(value: Any, config: Config) -> dict[str, int]:
     return labels
 
 
+def _modes(value: Any, config: Config) -> dict[str, Any]:
+    if not isinstance(value := _read(value), dict) or not value:
+        raise ValueError
+    if far := sorted(key for key in value if key not in KEYS and nearest(str(key), KEYS)):
+        raise ValueError(f"there is no {far[0]}{nearest(far[0], KEYS)}")
+    return value
+
+
 def _path(value: Any, config: Config) -> str:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError
+    if "\0" in value:
+        raise ValueError("there is a NUL in it")
     if ID_SEP_KEY in value or "#" in value:
         raise ValueError(f"MONAI reads # as {ID_SEP_KEY}")
     return os.path.expanduser(value)
@@ -690,12 +700,14 @@ def _reader(value: Any, config: Config) -> str:
 
 FLAG = Rule("true or false", _flag)
 WHOLE, NUMBER = whole(), number()
+SHARE = number(0, 1)
 WHOLES = numbers(WHOLE, "a whole number, or a list of them")
 NUMBERS = numbers(NUMBER, "a number, or a list of them")
 ONE_IMAGE = Rule(
     "1, as images have sizes of their own; window_inferer::sw_batch_size is the number of tiles at once",
     whole(1, 1).take,
 )
+KEYS = ("image", "label")
 OUTPUT_EXTS = (".nii.gz", ".nii", ".png")
 _TRANSFORMS = Rule("a list of transforms", lambda value, config: _as_list(value))
 
@@ -749,6 +761,7 @@ RULES: dict[str, Rule] = {
         ),
         _TRANSFORMS,
     ),
+    "interpolation": Rule("an object of keys, such as image and label, and how each is resampled", _modes),
     "split::check": choice("remembered", "always", "never"),
     # where hosts and habits set them
     "window_inferer::roi_size": Rule("a whole number, or one for each of the spatial axes", _window),

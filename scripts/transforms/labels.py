@@ -87,7 +87,7 @@ class ClassesToLabelsd(MapTransform):
         labels: class name to value on disk; an entry "ignore" names the value of unannotated voxels.
 
     Raises:
-        InputError: several channels: probabilities instead of classes.
+        InputError: several channels: probabilities instead of classes; a class that labels does not name.
     """
 
     def __init__(self, keys: KeysCollection, labels: dict[str, int]) -> None:
@@ -100,6 +100,11 @@ class ClassesToLabelsd(MapTransform):
         out = dict(data)
         for key in self.keys:
             restored = torch.zeros_like(class_map(out[key], key), dtype=torch.int32)
+            if restored.numel() and (largest := int(out[key].max())) not in self.values:
+                raise InputError(
+                    f"the network gives class {largest} (from 0), and labels names {len(self.values)}: name "
+                    "all classes of the network in labels, in their order"
+                )
             for index, value in self.values.items():
                 restored[out[key] == index] = value
             out[key] = restored

@@ -89,6 +89,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, run: Run) -> None
         InputError, match=r"output_dir is .*file/out, where nothing can be written \(Not a dir"
     ):
         hold(tmp_path / "file/out", "training", run)
+    with pytest.raises(InputError, match=r"where nothing can be written \(File name too long\)"):
+        hold(tmp_path / ("x" * 260), "training", run)
 
 
 def test_a_run_is_refused_before_it_reads_anything(other: subprocess.Popen[str], tmp_path: Path) -> None:

@@ -237,6 +237,11 @@ def test_two_axes_make_a_square() -> None:
         ("device", "gpu", "cpu, cuda, cuda:N or mps"),
         ("device", "cuda:77", "cpu, cuda, cuda:N or mps"),
         ("device", "mps", "cpu, cuda, cuda:N or mps"),
+        ("patch::affine_prob", 50, "0 to 1"),
+        ("intensity::0::prob", "0,5", "0 to 1"),
+        ("interpolation::imagee", "bilinear", "there is no imagee; did you mean image"),
+        ("interpolation", "bilinear", "an object of keys"),
+        ("output_dir", "a\0b", "there is a NUL in it"),
         ("dataset_dir", ["a", "b"], "the path of a folder"),
         ("window_inferer::roi_size", [16, 16], r"\(there are 3 spatial axes\): use a whole number, or one"),
         ("validate::dataloader::batch_size", 2, "1, as images have sizes of their own; window_inferer::sw_b"),
@@ -248,11 +253,12 @@ def test_two_axes_make_a_square() -> None:
         ("output_dir", "a::1", r"\(MONAI reads # as ::\)"),
         ("output_dir", str(Path(__file__)), "a folder that can be written or made"),
         ("output_dir", str(Path(__file__) / "a"), "is no folder"),
-        ("patch::affine_prob", True, r"a number \(was the value forgotten\?\)"),
+        ("patch::affine_prob", True, r"0 to 1 \(was the value forgotten\?\)"),
+        ("patch::elastic_std", True, r"a number \(was the value forgotten\?\)"),
     ],
 )
 def test_a_value_that_breaks_its_rule_is_named(name: str, value: Any, rule: str) -> None:
-    with pytest.raises(InputError, match=rf"{name} is .*{rule}"):
+    with pytest.raises(InputError, match=rf"{name.removesuffix('::imagee')} is .*{rule}"):
         check(config("train.json", **{name: value}))
 
 
@@ -271,6 +277,7 @@ def test_what_volumes_from_disk_to_disk_do_not_do() -> None:
 
 
 def test_an_expression_without_value_is_named() -> None:
+    assert refusal("train.json", seed="@seed").startswith("seed is '@seed', which has no value (")
     assert refusal("train.json", max_epochs="$five").startswith("max_epochs is '$five', which has no value")
 
 

@@ -73,3 +73,11 @@ def test_probabilities_are_no_class_map():
         InputError, match=r"^scan_7\.png has 3 channels where a class map has one: put AsDisc"
     ):
         ClassesToLabelsd("label", {"a": 0, "b": 1, "c": 2})({"label": tracked(torch.rand(3, 4, 4))})
+
+
+def test_a_class_that_labels_do_not_name_is_no_background():
+    restore = ClassesToLabelsd("label", {"a": 0, "b": 7})
+    found = restore({"label": tracked(torch.tensor([[[0, 1, 1]]]))})["label"]
+    assert found.flatten().tolist() == [0, 7, 7]
+    with pytest.raises(InputError, match=r"the network gives class 2 .from 0., and labels names 2: name all"):
+        restore({"label": tracked(torch.tensor([[[0, 2, 1]]]))})
