@@ -33,6 +33,9 @@ BACKGROUND_ALONE = "an empty label (nothing but background)"
 MAX_ROWS = 20
 """Rows of a problem table in an error message or a log entry."""
 
+INTENSITIES = (1e-30, 1e30)
+"""Limits of the largest intensity of an image: float32, in which it is normalised, holds sums of such."""
+
 _THREADS = 2
 _COUNTED_SPAN, _COUNTED_AT_ONCE = 1 << 16, 1 << 20  # values that are counted in a table, voxels at once
 _Result = TypeVar("_Result")
@@ -126,6 +129,7 @@ def check_series(
         values, padding = series.load()
         _require_dimensions(values.shape, values.shape, None, spatial_dims, in_channels)
         _finite(values)
+        _in_range(values)
     except Fault as fault:
         return [Problem(name, path, *fault.args)]
     for note in (*series.notes, *padding_note(padding), *left_empty):
@@ -398,6 +402,7 @@ def _inspect_image(
             grid = grid or here
             problems += check_form(name, path)
             _finite(file.values)
+            _in_range(file.values)
         except Fault as fault:
             problems.append(Problem(name, path, *fault.args))
     return problems, grid
@@ -494,6 +499,20 @@ def _finite(values: np.ndarray) -> None:
             f"{' and '.join(counts)} voxels",
             "every voxel must be a finite number",
             "replace them, for example with numpy.nan_to_num, and save the file again",
+        )
+
+
+def _in_range(values: np.ndarray) -> None:
+    """Refuse intensities that become infinite, NaN or 0 in float32, in which they are normalised."""
+    if values.dtype.kind != "f" or not values.size:
+        return
+    largest = max(abs(float(values.min())), abs(float(values.max())))
+    low, high = INTENSITIES
+    if largest > high or 0 < largest < low:
+        raise Fault(
+            f"intensities up to {largest:.3g}",
+            f"the largest of an image lies between {low:g} and {high:g}, which 32-bit real numbers hold",
+            "look whether they are meant, and save them in another unit",
         )
 
 

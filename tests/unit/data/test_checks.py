@@ -233,6 +233,22 @@ def test_non_finite_voxels_are_counted(tmp_path: Path) -> None:
     assert "found 3 NaN and 2 infinite voxels" in image_only(write(tmp_path / "i.nii.gz", array))
 
 
+@pytest.mark.parametrize("scale", [1e200, 1e36, 1e-40, 1e-300])
+def test_intensities_that_float32_loses_are_refused(scale: float, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((4, 5, 6)) * scale
+    said = image_only(write(tmp_path / "i.nii.gz", array))
+    assert "found intensities up to" in said
+    assert "between 1e-30 and 1e+30" in said
+
+
+@pytest.mark.parametrize("scale", [1e29, 1e-29, 0.0])
+def test_intensities_of_any_other_unit_are_read(scale: float, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((4, 5, 6)) * scale
+    case = {"image": write(tmp_path / "i.nii.gz", array), "case": "c"}
+    problems = check_image(case, spatial_dims=3, in_channels=1)
+    assert not [problem for problem in problems if problem.severity == "error"]
+
+
 def test_grids_that_differ(tmp_path: Path) -> None:
     image = volume(tmp_path)
     truth = np.asarray(nib.Nifti1Image.from_filename(label(tmp_path)).dataobj)
