@@ -171,7 +171,7 @@ def threads(report: Report) -> None:
     row.values["load"] = busy
     if busy > cores:
         row.status = "warning"
-        row.found += f", and {busy:.1f} programs that want them: times given here are too long"
+        row.found += f", and {busy:.1f} programs that want them: times given here can be far off"
         row.fix = "; ".join(filter(None, [row.fix, "wait until the others are done"]))
     report.rows.append(row)
 
