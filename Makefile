@@ -42,7 +42,7 @@ test-real: env
 	$(BIN)/python -m pytest tests/real -s
 
 test-faults: env
-	FAULTS_REPORT=docs/faults.md $(BIN)/python -m pytest tests/faults
+	FAULTS_REPORT=docs/faults.md $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults
 
 test-hosts: env .venv-hosts/installed
 	HOSTS_REPORT=docs/monai-label-report.md $(BIN)/python -m pytest tests/hosts

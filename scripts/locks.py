@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from scripts.errors import InputError
+from scripts.files import NO_ROOM
 
 try:
     import fcntl
@@ -64,9 +65,12 @@ def hold(folder: str | Path, work: str, run: object) -> None:
             "end, or give another --output_dir"
         ) from None
     except OSError as error:
+        _remove_empty(missing)
+        full = error.errno in NO_ROOM
         raise InputError(
-            f"output_dir is {path.parent}, where nothing can be written ({error.strerror}): give a folder "
-            "that can be written or made"
+            f"output_dir is {path.parent}, where nothing can be written "
+            f"({'its disk is full' if full else error.strerror}): "
+            f"{'make room there, or ' if full else ''}give a folder that can be written or made"
         ) from error
     _held[path] = lock
     lock.runs += 1
@@ -89,9 +93,14 @@ def _let_go(path: Path, lock: _Lock) -> None:
     with suppress(OSError):
         path.unlink()  # before the lock ends: who has opened this file looks whether it is still there
     lock.file.close()
-    with suppress(OSError):  # not empty
-        for place in lock.made:
-            place.rmdir()
+    _remove_empty(lock.made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, up to one that is not empty."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _locked(path: Path) -> IO[str]:
@@ -112,9 +121,13 @@ def _locked(path: Path) -> IO[str]:
             logger.warning("%s cannot be locked (%s): see that no other run writes there", path, error)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
+                try:
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                    file.flush()
+                except OSError:
+                    path.unlink()  # nothing of a run that does not begin
+                    raise
                 return file
         file.close()  # of a run that has just ended
 

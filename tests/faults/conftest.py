@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +15,47 @@ import pytest
 from bundle.data.phantom import Kind, write_phantom
 from tests.faults.killing import Killer
 
-REPORT = pytest.StashKey[list[str]]()
-STARTED = pytest.StashKey[float]()
+
+class Report:
+    """Collects what the tests report, in this process or in those that run tests for it."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, list[str]] = {}
+        self.started = time.monotonic()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.lines[report.nodeid] = [str(line) for name, line in report.user_properties if name == "line"]
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the report where FAULTS_REPORT says, if everything passed."""
+        path = os.environ.get("FAULTS_REPORT")
+        lines = [line for test in sorted(self.lines) for line in self.lines[test]]
+        if path and lines and not exitstatus:
+            Path(path).write_text("\n".join([*self._head(), *lines]) + "\n", encoding="utf-8")
+
+    def _head(self) -> list[str]:
+        minutes = (time.monotonic() - self.started) / 60
+        return [
+            "# Faults: the last report",
+            "",
+            "Written by `make test-faults`; what happens then is in [reference.md](reference.md#faults).",
+            "",
+            f"- {datetime.date.today()}, {minutes:.0f} minutes, {platform.system()} {platform.machine()}, "
+            f"{os.cpu_count()} processors, one thread a training, seed {os.environ.get('FAULTS_SEED', '0')}",
+            "",
+        ]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[REPORT], config.stash[STARTED] = [], time.monotonic()
+    if not hasattr(config, "workerinput"):  # of pytest-xdist: runs tests for another process
+        config.pluginmanager.register(Report())
 
 
-@pytest.fixture(scope="session")
-def report(request: pytest.FixtureRequest) -> list[str]:
-    """Lines of the report."""
-    return request.config.stash[REPORT]
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Adds lines to the report."""
+    return lambda *lines: request.node.user_properties.extend(("line", line) for line in lines)
 
 
 @pytest.fixture(scope="session")
@@ -60,21 +89,3 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
     yield tmp_path
     subprocess.run(["umount", tmp_path], check=True)
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the report where FAULTS_REPORT says, if everything passed."""
-    lines, path = session.config.stash[REPORT], os.environ.get("FAULTS_REPORT")
-    if not path or not lines or exitstatus:
-        return
-    minutes = (time.monotonic() - session.config.stash[STARTED]) / 60
-    head = [
-        "# Faults: the last report",
-        "",
-        "Written by `make test-faults`; what happens then is in [reference.md](reference.md#faults).",
-        "",
-        f"- {datetime.date.today()}, {minutes:.0f} minutes, {platform.system()} {platform.machine()}, "
-        f"{os.cpu_count()} processors, one thread, seed {os.environ.get('FAULTS_SEED', '0')}",
-        "",
-    ]
-    Path(path).write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")

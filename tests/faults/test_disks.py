@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_full_disk(
     cells: Path,
     disk: Path,
     seed: int,
-    report: list[str],
+    report: Callable[..., None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     output = disk / "out"
@@ -139,6 +140,4 @@ def test_full_disk(
         assert any("disk" in line and "full" in line for line in lines[-3:]), ended
         assert before.keys() <= set(written(output)) if before else True
     assert refused, "no disk was small enough"
-    report.append(
-        f"- full disk, {name}: {refused} of {DISKS} disks were too small; each said so in a sentence."
-    )
+    report(f"- full disk, {name}: {refused} of {DISKS} disks were too small; each said so in a sentence.")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def kind_of(phase: str) -> str:
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
 def test_killed_at_any_moment(
-    amp: bool, runs: Killer, cells: Path, seed: int, report: list[str], tmp_path: Path
+    amp: bool, runs: Killer, cells: Path, seed: int, report: Callable[..., None], tmp_path: Path
 ) -> None:
     if amp and not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor has no bfloat16")
@@ -77,7 +78,7 @@ def test_killed_at_any_moment(
         trainings += 1
     assert {"checkpoint", "validation"} <= kinds.keys() or kills < 20
     name = "bfloat16" if amp else "float32"
-    report += [
+    report(
         f"## Killed trainings, {name}",
         "",
         f"{kills} times SIGKILL and {asked} times SIGTERM in {trainings} trainings of {whole.moments} "
@@ -88,10 +89,10 @@ def test_killed_at_any_moment(
         "|---|---|",
         *(f"| {kind} | {count} |" for kind, count in kinds.most_common()),
         "",
-    ]
+    )
 
 
-def test_killed_while_it_starts(cells: Path, seed: int, report: list[str], tmp_path: Path) -> None:
+def test_killed_while_it_starts(cells: Path, seed: int, report: Callable[..., None], tmp_path: Path) -> None:
     """A process of its own, killed while it imports and begins."""
     draw = random.Random(seed)
     arguments = bundle_run(
@@ -107,4 +108,4 @@ def test_killed_while_it_starts(cells: Path, seed: int, report: list[str], tmp_p
         process.wait()
     assert subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=False).returncode == 0
     assert (tmp_path / "out/model.pt").is_file()
-    report += ["Three more were killed while they imported their libraries, and began anew.", ""]
+    report("Three more were killed while they imported their libraries, and began anew.", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -103,3 +104,23 @@ def test_a_run_is_refused_before_it_reads_anything(other: subprocess.Popen[str],
         monai_run("train", "evaluate", **places, checkpoint="none.pt")
     assert "dataset_dir" in input_error(caught.value)
     assert written(tmp_path) == ["out/.training.lock"]
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "folder of results"])
+def test_a_full_disk_is_told_and_leaves_no_lock(there: bool, tmp_path: Path, run: Run) -> None:
+    """A limit of the process stands for the disk."""
+    output = tmp_path / "results/out"
+    if there:
+        output.mkdir(parents=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(
+            InputError, match=r"results/out, where nothing .* \(its disk is full\): make room"
+        ):
+            hold(output, "training", run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.rglob("*")) == ([tmp_path / "results", output] if there else [])
+    hold(output, "training", run)
+    assert written(output) == [".training.lock"]
