@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from scripts.errors import InputError, few
+from scripts.files import disk_space_for, workshop
 
 #: What the weights of heads were called before version 0.8, and are called now.
 RENAMED = {f"head.{kind}": f"heads.main.{kind}" for kind in ("weight", "bias")} | {
@@ -21,6 +22,9 @@ RENAMED = {f"head.{kind}": f"heads.main.{kind}" for kind in ("weight", "bias")} 
     for index in range(8)
     for kind in ("weight", "bias")
 }
+#: The folder in PyTorch's file of weights that all its parts lie in, whatever the file is called.
+ROOT = "model"
+
 #: Ends a file that holds tensors and nothing that could run.
 SAFETENSORS = ".safetensors"
 
@@ -127,7 +131,10 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
         }
         path.write_bytes(safetensors.torch.save(dense))
     else:
-        save_checkpoint(weights, path)
+        with workshop(path.parent) as folder, disk_space_for(path):
+            file = folder / f"{ROOT}.pt"  # PyTorch writes the name too
+            torch.save(dict(weights), file)
+            file.replace(path)
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:

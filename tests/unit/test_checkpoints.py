@@ -65,3 +65,11 @@ def test_a_dictionary_without_weights_is_refused(tmp_path: Path, content: Any) -
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"a\.pt: holds no weights by their names"):
         read_weights(tmp_path / "a.pt")
+
+
+def test_the_bytes_are_those_that_pytorch_writes_for_model_pt(tmp_path: Path) -> None:
+    weights = network().state_dict()
+    torch.save(dict(weights), tmp_path / "model.pt")
+    save_weights(weights, tmp_path / "other.pt")
+    assert (tmp_path / "other.pt").read_bytes() == (tmp_path / "model.pt").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
