@@ -17,13 +17,13 @@ from tests.faults.killing import Ending, Killer
 #: Ids of a training of seconds, with dropout and with several steps an epoch.
 IDS: dict[str, Any] = {
     **{"patch_size": [32, 32], "channels": [4, 8, 8, 8], "samples_per_case": 2, "batch_size": 2},
-    **{"max_epochs": 4, "val_interval": 2, "network_def::dropout": 0.2},
+    **{"val_interval": 2, "network_def::dropout": 0.2},
 }
 
 
-def train(runs: Killer, data: Path, output: Path, amp: bool, **how: Any) -> Ending:
+def train(runs: Killer, data: Path, output: Path, amp: bool, epochs: int = 4, **how: Any) -> Ending:
     """Train in bfloat16 or in float32, and go on where there is a checkpoint."""
-    ids = {**IDS, "amp": amp, "dataset_dir": str(data), "resume": True}
+    ids = {**IDS, "max_epochs": epochs, "amp": amp, "dataset_dir": str(data), "resume": True}
     return runs.run(output, config_files("train", "task/phantom_cells"), ids=ids, **how)
 
 
