@@ -292,14 +292,24 @@ def beside_config(name: str) -> str:
     """The path of a file in the folder of the config that is being run.
 
     Raises:
-        InputError: the config was not read by `monai.bundle run` or a ConfigWorkflow.
+        InputError: the config was not read by `monai.bundle run` or a ConfigWorkflow; the metadata.json
+            beside it says that the file is not the one that the config was written for.
     """
     try:
-        return str(running(ConfigWorkflow).config_root_path / name)
+        path = Path(running(ConfigWorkflow).config_root_path / name)
     except NotRunning as error:
         raise InputError(
             f"checkpoint is {name} in the folder of the config, which only monai.bundle knows: set checkpoint"
         ) from error
+    facts = path.with_name(RECIPE[1])
+    meant = read_json(facts).get("weights", {}).get(name) if facts.is_file() else None
+    if meant and path.is_file() and sha256(path) != meant:
+        raise InputError(
+            f"{path}: not the weights that {RECIPE[0]} beside it was written for, by their SHA-256 in "
+            f"{RECIPE[1]}: a training was cut while it wrote them, or a file was replaced; go on with the "
+            "training (--resume True), or give --checkpoint if they do belong together"
+        )
+    return str(path)
 
 
 def _carry(base: Any, given: Any, own: Any) -> Any:

@@ -18,8 +18,8 @@ from bundle.runs.experiments import parser_of, read_experiment
 from scripts.data.reader import read_spacing
 from scripts.errors import InputError
 from scripts.files import sha256
-from scripts.recipe import Recipe, for_inference, read_recipe, write_weights
-from tests.commands import CONFIGS, input_error
+from scripts.recipe import RECIPE, Recipe, for_inference, read_recipe, write_weights
+from tests.commands import CONFIGS, input_error, run
 
 TRAIN, INFERENCE = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
 EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.json"))
@@ -86,8 +86,9 @@ def test_what_an_id_refers_to_goes_along() -> None:
 def trained(tmp_path: Path) -> Path:
     """A network of one layer with the recipe of the phantom organ."""
     config = for_inference(training("task/phantom_organ"))
-    write_weights(nn.Linear(2, 1).state_dict(), tmp_path / "model.pt", Recipe(config, {"version": "1"}))
-    return tmp_path / "model.pt"
+    path = tmp_path / "trained/model.pt"
+    write_weights(nn.Linear(2, 1).state_dict(), path, Recipe(config, {"version": "1"}))
+    return path
 
 
 def test_both_files_of_weights_have_the_recipe(trained: Path) -> None:
@@ -178,6 +179,25 @@ def test_the_folder_of_the_config_is_what_monai_bundle_read() -> None:
     with pytest.raises(RuntimeError) as error:
         parser.get_parsed_content("checkpoint")
     assert "checkpoint is model.pt in the folder of the config, which only" in input_error(error.value)
+
+
+@pytest.mark.parametrize("names", [1, 2, 3, 4])
+def test_a_recipe_is_refused_with_weights_of_another_training(
+    names: int, trained: Path, tmp_path: Path
+) -> None:
+    """The process died after so many of the four new files had got their names."""
+    folder = tmp_path / "other"
+    write_weights({"weight": torch.ones(1)}, folder / "model.pt", Recipe({"of": "the other"}, {}))
+    for name in ("model.pt", "model.safetensors", *RECIPE)[:names]:
+        (folder / name).replace(trained.with_name(name))
+    (tmp_path / "only.json").write_text('{"only": ["@checkpoint"]}')
+    files = [str(trained.with_name("inference.json")), str(tmp_path / "only.json")]
+    if names == 4:
+        run(*files, run_id="only")
+        return
+    with pytest.raises(RuntimeError) as error:
+        run(*files, run_id="only")
+    assert f"{trained}: not the weights that inference.json beside it" in input_error(error.value)
 
 
 def test_spacing_by_the_header_follows_the_axes_of_the_patient(tmp_path: Path) -> None:
