@@ -79,6 +79,7 @@ def test_killed_at_any_moment(
     assert {"checkpoint", "validation"} <= kinds.keys() or kills < 20
     name = "bfloat16" if amp else "float32"
     report(
+        "",
         f"## Killed trainings, {name}",
         "",
         f"{kills} times SIGKILL and {asked} times SIGTERM in {trainings} trainings of {whole.moments} "
@@ -88,7 +89,6 @@ def test_killed_at_any_moment(
         "| killed in | times |",
         "|---|---|",
         *(f"| {kind} | {count} |" for kind, count in kinds.most_common()),
-        "",
     )
 
 
@@ -108,4 +108,4 @@ def test_killed_while_it_starts(cells: Path, seed: int, report: Callable[..., No
         process.wait()
     assert subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=False).returncode == 0
     assert (tmp_path / "out/model.pt").is_file()
-    report("Three more were killed while they imported their libraries, and began anew.", "")
+    report("", "Three more were killed while they imported their libraries, and began anew.")
