@@ -55,6 +55,7 @@ def hold(folder: str | Path, work: str, run: object) -> None:
     path = Path(folder).absolute() / f".{work}.lock"
     if fcntl is None:
         return
+    missing: list[Path] = []
     try:
         missing = [place for place in path.parents if not place.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)

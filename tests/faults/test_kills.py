@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_killed_at_any_moment(
     while kills < KILLS:
         output, status = tmp_path / f"killed{trainings}", 1
         while status:
-            how: dict[str, float] = {"moment": draw.randrange(2, int(SOON * whole.moments))}
+            how: dict[str, Any] = {"moment": draw.randrange(2, int(SOON * whole.moments))}
             if draw.random() < AT_AN_INSTANT:
                 how = {"seconds": draw.uniform(0, SOON * whole.seconds)}
             number = signal.SIGTERM if draw.random() < ASKED else signal.SIGKILL
