@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +40,10 @@ NOT_TO_BE_WRITTEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG),
     *(errno.ENOTDIR, errno.EEXIST),  # a file where a folder should be
 )
+
+
+#: What MONAI says of a component that it cannot make.
+_NOT_MADE = re.compile(r"Failed to instantiate component '(?P<name>[^']*)' with keywords: (?P<values>[^\n]*)")
 
 
 @contextmanager
@@ -85,7 +90,26 @@ def told(error: BaseException) -> str | None:
             f"{what} could not be written, as its disk is full: make room there and run it again, or write "
             "elsewhere; what was there before is kept"
         )
-    return str(cause) if isinstance(cause, InputError) else None
+    return str(cause) if isinstance(cause, InputError) else _of_component(error)
+
+
+def _of_component(error: BaseException | None) -> str | None:
+    """What is said of a component of others that the values in a config do not make; ours tell it."""
+    sentence = None
+    while error is not None:
+        made = _NOT_MADE.match(str(error))
+        if made and not made["name"].startswith("scripts."):
+            cause = error.__cause__ or error.__context__ or error
+            text = " ".join(str(cause).split())[:200]
+            values = made["values"].replace(",", ", ")
+            sentence = (
+                f"{made['name']} cannot be made of {values or 'nothing'} as the configs have it "
+                f"({type(cause).__name__}: {text}): correct these values"
+            )
+        if isinstance(error, ModuleNotFoundError) and str(error).startswith("Cannot locate"):
+            sentence = f"_target_ in a config names nothing that is there ({error}): correct it"
+        error = error.__cause__ or error.__context__
+    return sentence
 
 
 @contextmanager

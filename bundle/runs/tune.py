@@ -227,6 +227,12 @@ def tune(
 ) -> None:
     """Carry out `bundle.cli.tune`, whose arguments these are."""
     parser = parser_of(read_experiment(args_file, ids))
+    missing = sorted({"set_up", "split", "validate", "network_def"} - parser.get().keys())
+    if missing:
+        raise InputError(
+            f"{args_file} names configs without {', '.join(missing)}: put configs/train.json first under "
+            "'config_file'"
+        )
     read_checkpoint(checkpoint)
     read_recipe(checkpoint, for_inference(parser.get()))
     if output_dir.exists() and not output_dir.is_dir():

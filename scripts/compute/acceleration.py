@@ -86,8 +86,12 @@ def accelerate(
         ``network``.
 
     Raises:
-        InputError: an unknown memory format.
+        InputError: an unknown memory format; no network.
     """
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"network_def is {network!r:.60}, which is no network: give it a _target_, as configs/network do"
+        )
     if memory_format not in MEMORY_FORMATS:
         raise InputError(f"memory_format is {memory_format!r}: give one of {', '.join(MEMORY_FORMATS)}")
     device = torch.device(device)

@@ -214,6 +214,13 @@ def _read_header(file: BinaryIO) -> NiftiHeader:
             "a NIfTI file holds both",
             "convert the pair to one .nii.gz file, for example with nibabel.load and nibabel.save",
         )
+    begin, first = float(raw["vox_offset"]), maker.single_vox_offset
+    if not first <= begin < 2**62:
+        raise Fault(
+            f"voxels that begin at byte {begin:.6g} (vox_offset)",
+            f"they begin after the header, at byte {first} or later, and readers differ where it says less",
+            "save it again with the program that wrote it, or correct the header",
+        )
     pixdim = raw["pixdim"][1:4].astype(float)
     raw.check_fix(logger=_SILENT)
     if raw.get_data_dtype().kind not in "biuf":

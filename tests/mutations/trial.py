@@ -30,6 +30,10 @@ CONFIGS = ("task.json", "args.json")
 STARTED = "starting: PyTorch"
 
 
+#: What PyTorch seldom says in a forked child, whatever it does.
+BY_FORK = "Invalid thread pool"
+
+
 @dataclass(frozen=True)
 class Found:
     """What came of a mutation.
@@ -124,6 +128,8 @@ def _try(seed: int, number: int, material: Path, place: Path, keep: Path | None)
             break
     before, broken = _stamps(folder), file.read_bytes()
     ending = run_in_child(lambda: kind.enter(folder), folder)
+    if BY_FORK in ending.said:
+        ending = run_in_child(lambda: kind.enter(folder), folder)
     moved = file if file.exists() else folder / "out" / file.relative_to(folder / "run")
     wrong = _judge(kind, folder, moved, before, ending)
     outcome = "wrong" if wrong else "done" if ending.status == 0 else "refused"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
 from scripts.files import (
@@ -239,3 +241,22 @@ def test_lists_that_are_none(content, message, tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            {"_target_": "torch.nn.Conv3d", "in_channels": -1, "out_channels": 2, "kernel_size": 1},
+            r"torch\.nn\.Conv3d cannot be made of in_channels, out_channels, kernel_size as the configs "
+            r"have it \(RuntimeError: .*negative dimension",
+        ),
+        ({"_target_": "torch.nn.Conv9d"}, r"_target_ in a config names nothing .*torch\.nn\.Conv9d"),
+        ({"_target_": "scripts.networks.UNet"}, None),  # ours say it themselves
+    ],
+)
+def test_a_component_that_its_values_do_not_make_is_told(config: dict, sentence: str | None) -> None:
+    with pytest.raises((RuntimeError, ModuleNotFoundError)) as caught:
+        ConfigParser({"network": config}).get_parsed_content("network")
+    said = told(caught.value)
+    assert said is None if sentence is None else re.match(sentence, str(said))

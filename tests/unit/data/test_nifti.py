@@ -11,7 +11,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from scripts.data.checks import check_image
-from scripts.data.nifti import is_invertible, read_nifti_header, write_result
+from scripts.data.nifti import is_invertible, read_nifti, read_nifti_header, write_result
 from scripts.data.reader import read_spacing
 from tests.unit.data.test_reader import patch
 
@@ -137,3 +137,20 @@ def test_an_image_of_another_format_gives_both_forms_where_they_can_say_it(
     assert (header["sform_code"], header["qform_code"]) == (1, code)
     assert header.get_xyzt_units()[0] == "mm"
     assert not code or np.allclose(header.get_qform(), affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("begin", [0, 348, -1, NAN, INF])
+def test_voxels_that_begin_in_the_header_are_refused(file: Path, begin: float) -> None:
+    """nibabel would read them from byte 0, niftilib from 348, and NIfTI-1 has none before 352."""
+    ((severity, sentence),) = found(patch(file, vox_offset=[begin]))
+    assert severity == "error"
+    assert f"a.nii: found voxels that begin at byte {begin:g} (vox_offset)" in sentence
+
+
+def test_voxels_may_begin_later(file: Path) -> None:
+    raw = file.read_bytes()
+    values = np.arange(120, dtype=np.uint8)
+    file.write_bytes(raw[:352] + bytes(48) + values.tobytes())
+    np.testing.assert_array_equal(
+        read_nifti(patch(file, vox_offset=[400])).values, values.reshape((4, 5, 6), order="F")
+    )

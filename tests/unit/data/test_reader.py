@@ -18,6 +18,7 @@ from scripts.errors import Fault
 
 AFFINE = np.array([[0.0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 4.0, 11], [0, 0, 0, 1]])
 WHERE = {
+    "vox_offset": (108, "f"),
     "pixdim": (76, "f"),
     "codes": (252, "h"),
     "quatern": (256, "f"),
