@@ -123,7 +123,7 @@ def last_line(completed: subprocess.CompletedProcess[str]) -> str:
 def read_array(file: Path) -> np.ndarray:
     """Voxels of a NIfTI file, (x, y, z), or pixels of a picture, (rows, columns)."""
     if file.name.endswith(".nii.gz"):
-        return np.asarray(nib.Nifti1Image.from_filename(file).dataobj)
+        return np.asarray(nib.load(file).dataobj)  # type: ignore[attr-defined]
     return np.asarray(Image.open(file))
 
 

@@ -330,7 +330,7 @@ def test_faults_of_weights(organ: Path, trained: Path, tmp_path: Path) -> None:
     weights[next(iter(weights))].fill_(torch.nan)
     save_weights(weights, tmp_path / "nan.pt")
     row = found("weights", checkpoint=str(tmp_path / "nan.pt"))
-    assert (row.status, "not finite" in row.found) == ("error", True)
+    assert (row.status, "no finite numbers" in row.found) == ("error", True)
     assert found("weights", channels=[4, 8, 8, 16]).status == "error"
     row = found("recipe", spacing=[2.0, 2.0, 2.0])
     assert (row.status, "trained with other settings" in row.found) == ("error", True)

@@ -125,7 +125,7 @@ def test_estimate_is_near_the_peak_that_the_system_counts(tmp_path: Path) -> Non
     context = multiprocessing.get_context("fork")
     child = context.Process(target=_peak, args=(case, there))
     child.start()
-    assert here.poll(60)
+    assert here.poll(240)
     peak, shape = here.recv()
     child.join()
     grids = Room(preprocessing(0.5), 0).grids(case)
