@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_checkpoint(path: Path) -> dict:
     Raises:
         InputError: the file is missing, or not a checkpoint of weights.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # of a name that no file can have, too
         raise InputError(f"{path}: no such checkpoint; train first, or name one with --checkpoint")
     try:
         if path.suffix == SAFETENSORS:

@@ -97,7 +97,7 @@ def _hash(case: Mapping[str, Any], folder: Path, rules: Any) -> str:
         for name in ensure_tuple(case.get(key) or ()):
             path = Path(name)
             described.append([key, os.path.relpath(path, folder)])
-            if path.is_file():
+            if os.path.isfile(path):
                 size, ends = fingerprint(path)
                 described.append([size, path.stat().st_mtime_ns, ends])
     return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:32]

@@ -145,3 +145,11 @@ def test_values_are_counted_as_numpy_counts_them(values):
         checks._count_values(values), np.unique(values, return_counts=True), strict=True
     ):
         assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".nii", "a\x00.nii"])
+def test_a_name_that_no_file_can_have_is_told(tmp_path: Path, name: str) -> None:
+    case = {"image": str(tmp_path / name), "label": str(tmp_path / name), "case": "a"}
+    about: dict[str, Any] = {"spatial_dims": 3, "in_channels": 1, "labels": None}
+    problems = check_remembered([case], tmp_path, "remembered", **about)
+    assert [problem.severity for problem in problems] == ["error", "error"]
