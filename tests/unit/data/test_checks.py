@@ -131,7 +131,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "found an empty file (0 bytes)" in image_only(tmp_path / "empty.nii.gz")
     assert "found a Git LFS pointer" in image_only(tmp_path / "lfs.nii.gz")
     assert "truncated or corrupt .nii.gz file (Not a gzipped file" in image_only(tmp_path / "text.nii.gz")
-    assert "truncated or corrupt .nii file" in image_only(tmp_path / "zeros.nii")
+    assert "found voxels that begin at byte 0" in image_only(tmp_path / "zeros.nii")
     assert "found the unknown suffix '.mha'" in image_only(tmp_path / "scan.mha")
 
 
