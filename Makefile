@@ -27,8 +27,7 @@ demo: env
 
 # Two files of tests at a time; threads that wait leave their core to the other.
 test: env
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/workflows/test_one_bad_case.py
-	$(BIN)/python -m pytest tests/workflows/test_one_bad_case.py
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .
