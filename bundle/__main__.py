@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 from bundle.cli import app
-from scripts.errors import InputError
-from scripts.files import told
+from scripts.errors import InputError, told
 from scripts.signals import end_on_signals
 
 

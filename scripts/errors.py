@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+#: What the system answers where there is no more room: on the disk, in a quota, in a limit of the process.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+#: What MONAI says of a component that it cannot make.
+_NOT_MADE = re.compile(r"Failed to instantiate component '(?P<name>[^']*)' with keywords: (?P<values>[^\n]*)")
 
 #: Most values that a message lists.
 MOST_LISTED = 20
@@ -75,3 +83,39 @@ def require_within(name: str, value: float, low: float, high: float = math.inf) 
     if not low <= value <= high:
         limits = f"{low} or more" if high == math.inf else f"{low} to {high}"
         raise InputError(f"{name} is {value!r}: use {limits}")
+
+
+def told(error: BaseException) -> str | None:
+    """What is said of an error that a user can mend; None of any other.
+
+    Args:
+        error: at its root an InputError, or the word of the system that there is no more room, which
+            whatever writes without `scripts.files.disk_space_for` hands on.
+    """
+    cause = root_cause(error)
+    if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+        what = cause.filename or "a file"
+        return (
+            f"{what} could not be written, as its disk is full: make room there and run it again, or write "
+            "elsewhere; what was there before is kept"
+        )
+    return str(cause) if isinstance(cause, InputError) else _of_component(error)
+
+
+def _of_component(error: BaseException | None) -> str | None:
+    """What is said of a component of others that the values in a config do not make; ours tell it."""
+    sentence = None
+    while error is not None:
+        made = _NOT_MADE.match(str(error))
+        if made and not made["name"].startswith("scripts."):
+            cause = error.__cause__ or error.__context__ or error
+            text = " ".join(str(cause).split())[:200]
+            values = made["values"].replace(",", ", ")
+            sentence = (
+                f"{made['name']} cannot be made of {values or 'nothing'} as the configs have it "
+                f"({type(cause).__name__}: {text}): correct these values"
+            )
+        if isinstance(error, ModuleNotFoundError) and str(error).startswith("Cannot locate"):
+            sentence = f"_target_ in a config names nothing that is there ({error}): correct it"
+        error = error.__cause__ or error.__context__
+    return sentence

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from scripts.errors import InputError, root_cause
+from scripts.errors import NO_ROOM, InputError, root_cause
 
 #: This machine, in names of files.
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -32,18 +31,11 @@ WORKSHOP = "workshop"
 #: Bytes at either end of a file that take part in its fingerprint.
 ENDS = 4096
 
-#: What the system answers where there is no more room: on the disk, in a quota, in a limit of the process.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 #: What it answers where a file cannot be written though there is room.
 NOT_TO_BE_WRITTEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG),
     *(errno.ENOTDIR, errno.EEXIST),  # a file where a folder should be
 )
-
-
-#: What MONAI says of a component that it cannot make.
-_NOT_MADE = re.compile(r"Failed to instantiate component '(?P<name>[^']*)' with keywords: (?P<values>[^\n]*)")
 
 
 @contextmanager
@@ -74,42 +66,6 @@ def disk_space_for(path: str | Path) -> Iterator[None]:
                 "permissions, or write elsewhere; what was there before is kept"
             ) from error
         raise
-
-
-def told(error: BaseException) -> str | None:
-    """What is said of an error that a user can mend; None of any other.
-
-    Args:
-        error: at its root an InputError, or the word of the system that there is no more room, which
-            whatever writes without `disk_space_for` hands on.
-    """
-    cause = root_cause(error)
-    if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-        what = cause.filename or "a file"
-        return (
-            f"{what} could not be written, as its disk is full: make room there and run it again, or write "
-            "elsewhere; what was there before is kept"
-        )
-    return str(cause) if isinstance(cause, InputError) else _of_component(error)
-
-
-def _of_component(error: BaseException | None) -> str | None:
-    """What is said of a component of others that the values in a config do not make; ours tell it."""
-    sentence = None
-    while error is not None:
-        made = _NOT_MADE.match(str(error))
-        if made and not made["name"].startswith("scripts."):
-            cause = error.__cause__ or error.__context__ or error
-            text = " ".join(str(cause).split())[:200]
-            values = made["values"].replace(",", ", ")
-            sentence = (
-                f"{made['name']} cannot be made of {values or 'nothing'} as the configs have it "
-                f"({type(cause).__name__}: {text}): correct these values"
-            )
-        if isinstance(error, ModuleNotFoundError) and str(error).startswith("Cannot locate"):
-            sentence = f"_target_ in a config names nothing that is there ({error}): correct it"
-        error = error.__cause__ or error.__context__
-    return sentence
 
 
 @contextmanager

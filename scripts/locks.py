@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from scripts.errors import InputError
-from scripts.files import NO_ROOM
+from scripts.errors import NO_ROOM, InputError
 
 try:
     import fcntl

@@ -20,8 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from scripts import locks, machine, settings
-from scripts.errors import Fault, InputError
-from scripts.files import told
+from scripts.errors import Fault, InputError, told
 from scripts.machine import gigabytes
 from scripts.settings import NotRunning, running
 from scripts.signals import end_on_signals

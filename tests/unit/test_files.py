@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
 from scripts.files import (
@@ -20,7 +18,6 @@ from scripts.files import (
     read_json,
     read_text,
     replace_folder,
-    told,
     workshop,
 )
 
@@ -178,15 +175,6 @@ def test_a_folder_is_put_in_the_place_of_another(tmp_path):
     assert [file.name for file in tmp_path.rglob("*")] == ["package", "sub", "new"]
 
 
-def test_what_is_told_of_a_full_disk_that_nobody_expected():
-    error = OSError(errno.ENOSPC, "No space left on device", "scores.npz")
-    wrapped = RuntimeError("a transform failed")
-    wrapped.__cause__ = error
-    assert str(told(wrapped)).startswith("scores.npz could not be written, as its disk is full: make room")
-    assert told(InputError("fold is 9")) == "fold is 9"
-    assert told(RuntimeError("a bug")) is None
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 2 MB."""
@@ -241,22 +229,3 @@ def test_lists_that_are_none(content, message, tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_json(path)
-
-
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        (
-            {"_target_": "torch.nn.Conv3d", "in_channels": -1, "out_channels": 2, "kernel_size": 1},
-            r"torch\.nn\.Conv3d cannot be made of in_channels, out_channels, kernel_size as the configs "
-            r"have it \(RuntimeError: .*negative dimension",
-        ),
-        ({"_target_": "torch.nn.Conv9d"}, r"_target_ in a config names nothing .*torch\.nn\.Conv9d"),
-        ({"_target_": "scripts.networks.UNet"}, None),  # ours say it themselves
-    ],
-)
-def test_a_component_that_its_values_do_not_make_is_told(config: dict, sentence: str | None) -> None:
-    with pytest.raises((RuntimeError, ModuleNotFoundError)) as caught:
-        ConfigParser({"network": config}).get_parsed_content("network")
-    said = told(caught.value)
-    assert said is None if sentence is None else re.match(sentence, str(said))

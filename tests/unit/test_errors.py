@@ -1,0 +1,39 @@
+"""What is said of an error that a user can mend."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+import pytest
+from monai.bundle import ConfigParser
+
+from scripts.errors import InputError, told
+
+
+def test_what_is_told_of_a_full_disk_that_nobody_expected():
+    error = OSError(errno.ENOSPC, "No space left on device", "scores.npz")
+    wrapped = RuntimeError("a transform failed")
+    wrapped.__cause__ = error
+    assert str(told(wrapped)).startswith("scores.npz could not be written, as its disk is full: make room")
+    assert told(InputError("fold is 9")) == "fold is 9"
+    assert told(RuntimeError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            {"_target_": "torch.nn.Conv3d", "in_channels": -1, "out_channels": 2, "kernel_size": 1},
+            r"torch\.nn\.Conv3d cannot be made of in_channels, out_channels, kernel_size as the configs "
+            r"have it \(RuntimeError: .*negative dimension",
+        ),
+        ({"_target_": "torch.nn.Conv9d"}, r"_target_ in a config names nothing .*torch\.nn\.Conv9d"),
+        ({"_target_": "scripts.networks.UNet"}, None),  # ours say it themselves
+    ],
+)
+def test_a_component_that_its_values_do_not_make_is_told(config: dict, sentence: str | None) -> None:
+    with pytest.raises((RuntimeError, ModuleNotFoundError)) as caught:
+        ConfigParser({"network": config}).get_parsed_content("network")
+    said = told(caught.value)
+    assert said is None if sentence is None else re.match(sentence, str(said))
