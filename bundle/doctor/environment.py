@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -90,27 +91,53 @@ def installed(package: str) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A requirements file against what is installed.
+
+    Attributes:
+        wanted: packages and their versions.
+        found: the same with the versions installed, None where there is none.
+    """
+
+    wanted: dict[str, str]
+    found: dict[str, str | None]
+
+    @classmethod
+    def of(cls, name: str) -> Compared:
+        """That of a file."""
+        wanted = pins(name)
+        return cls(wanted, {package: installed(package) for package in wanted})
+
+    @property
+    def absent(self) -> str:
+        """What is not installed."""
+        return ", ".join(package for package, version_ in self.found.items() if version_ is None)
+
+    @property
+    def other(self) -> str:
+        """What is installed in another version, and in which."""
+        return "; ".join(
+            f"{package} {self.found[package]}, not {version_}"
+            for package, version_ in self.wanted.items()
+            if self.found[package] not in (None, version_)
+        )
+
+
 def versions(report: Report) -> None:
     """What requirements.txt asks for against what is installed."""
-    wanted = pins("requirements.txt")
-    found = {name: installed(name) for name in wanted}
-    absent = [name for name in wanted if found[name] is None]
-    other = [
-        f"{name} {found[name]}, not {wanted[name]}"
-        for name in wanted
-        if found[name] not in (None, wanted[name])
-    ]
-    told = [f"not installed: {', '.join(absent)}"] * bool(absent) + [
-        f"other versions: {'; '.join(other)}"
-    ] * bool(other)
+    name = "requirements.txt"
+    here = Compared.of(name)
+    told = [f"not installed: {here.absent}"] * bool(here.absent)
+    told += [f"other versions: {here.other}"] * bool(here.other)
     report.add(
         PART,
         "versions",
-        "; ".join(told) or f"all {len(wanted)} packages of requirements.txt as pinned",
-        "error" if absent else "warning" if other else "ok",
-        "run pip install -r requirements.txt" if told else "",
-        installed=found,
-        pinned=wanted,
+        "; ".join(told) or f"all {len(here.wanted)} packages of {name} as pinned",
+        "error" if here.absent else "warning" if here.other else "ok",
+        f"run pip install -r {name}" if told else "",
+        installed=here.found,
+        pinned=here.wanted,
     )
 
 
@@ -118,22 +145,15 @@ def extras(report: Report) -> None:
     """Requirements that only some commands need; absent ones are no fault."""
     for extra, without in EXTRAS.items():
         name = f"requirements-{extra}.txt"
-        wanted = pins(name)
-        found = {package: installed(package) for package in wanted}
-        absent = [package for package in wanted if found[package] is None]
-        other = [
-            f"{package} {found[package]}, not {wanted[package]}"
-            for package in wanted
-            if found[package] not in (None, wanted[package])
-        ]
-        if absent:
-            told = f"{name}: without {', '.join(absent)} there is no, or not all of: {without}"
-        elif other:
-            told = f"{name}: other versions: {'; '.join(other)}"
+        here = Compared.of(name)
+        if here.absent:
+            told = f"{name}: without {here.absent} there is no, or not all of: {without}"
+        elif here.other:
+            told = f"{name}: other versions: {here.other}"
         else:
-            told = f"{name}: all {len(wanted)} packages as pinned"
-        fix = f"run pip install -r {name}" if other else ""
-        report.add(PART, extra, told, "warning" if other else "ok", fix, installed=found)
+            told = f"{name}: all {len(here.wanted)} packages as pinned"
+        fix = f"run pip install -r {name}" if here.other else ""
+        report.add(PART, extra, told, "warning" if here.other else "ok", fix, installed=here.found)
 
 
 def processor(report: Report) -> None:
