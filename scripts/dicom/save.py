@@ -19,11 +19,13 @@ from scripts.dicom.headers import AS_NIFTI, source_headers
 from scripts.dicom.report import make_report, measure, summary
 from scripts.dicom.segmentation import (
     LONG_STRING,
+    TISSUE,
     Algorithm,
     Segment,
     make_segmentation,
     make_segments,
     require_highdicom,
+    tell_missing_codes,
 )
 from scripts.dicom.series import PADDING_SHARE, SERIES_DIGEST, Series, SeriesFinder, gone, padding_note
 from scripts.dicom.silence import silence_pydicom
@@ -36,10 +38,6 @@ logger = logging.getLogger(__name__)
 
 #: How far the affines of a label map and of its series may differ, in mm a voxel and in mm.
 AFFINE_TOLERANCE = 1e-3
-
-
-#: What a series is tried with.
-_ANYTHING = {"category": ["85756007", "SCT", "Tissue"], "type": ["85756007", "SCT", "Tissue"]}
 
 
 class SaveSegmentationd(MapTransform):
@@ -72,6 +70,7 @@ class SaveSegmentationd(MapTransform):
         super().__init__(keys)
         require_highdicom()
         make_segments(labels, segments)
+        tell_missing_codes(labels, segments)
         self.output_dir = Path(output_dir)
         self.labels = dict(labels)
         self.codes = segments
@@ -146,7 +145,7 @@ def try_headers(series: Series) -> tuple[str, ...]:
         Fault: they cannot refer to the images.
     """
     require_highdicom()
-    segments = make_segments({"background": 0, "any": 1}, {"any": _ANYTHING})
+    segments = make_segments({"background": 0, "any": 1}, {"any": TISSUE})
     slices = np.ones((len(series.slices), 1, 1), np.uint8)
     with _without_its_text(series):
         headers, left_empty = source_headers(series)

@@ -91,19 +91,8 @@ def require_highdicom() -> None:
         )
 
 
-def make_segments(
-    labels: Mapping[str, int], codes: Mapping[str, Mapping[str, Sequence[str]]]
-) -> list[Segment]:
-    """The segments of a task: every label but the first, which is the background, and `ignore`.
-
-    Args:
-        labels: name to value.
-        codes: for each of these labels `category`, `type` and, where it has one, `modifier`; each is code
-            value, coding scheme and meaning. A label without codes is a tissue, and the log says so.
-
-    Raises:
-        InputError: a code is not these three texts, or a name is too long.
-    """
+def tell_missing_codes(labels: Mapping[str, int], codes: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """Say in the log which labels have no codes and become a `TISSUE`; arguments as for `make_segments`."""
     names = class_names(dict(labels))[1:]
     missing = [name for name in names if name not in codes]
     others = [name for name in codes if name not in names]
@@ -117,6 +106,22 @@ def make_segments(
             missing[0],
             *_EXAMPLE,
         )
+
+
+def make_segments(
+    labels: Mapping[str, int], codes: Mapping[str, Mapping[str, Sequence[str]]]
+) -> list[Segment]:
+    """The segments of a task: every label but the first, which is the background, and `ignore`.
+
+    Args:
+        labels: name to value.
+        codes: for each of these labels `category`, `type` and, where it has one, `modifier`; each is code
+            value, coding scheme and meaning. A label without codes is a `TISSUE`.
+
+    Raises:
+        InputError: a code is not these three texts, or a name is too long.
+    """
+    names = class_names(dict(labels))[1:]
     segments = []
     for number, name in enumerate(names, start=1):
         if len(name) > LONG_STRING:

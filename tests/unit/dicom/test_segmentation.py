@@ -21,7 +21,7 @@ from pydicom.sr.coding import Code
 
 from scripts.dicom import SaveSegmentationd, Series, SeriesFinder, headers, read_segmentation
 from scripts.dicom import segmentation as writing
-from scripts.dicom.segmentation import make_segments
+from scripts.dicom.segmentation import make_segments, tell_missing_codes
 from scripts.errors import Fault, InputError
 from tests import dicom_phantom as phantom
 from tests.commands import CONFIGS, written
@@ -440,7 +440,10 @@ def coded(**changed: Any) -> dict[str, Any]:
 
 def test_a_label_without_codes_is_a_tissue(caplog: pytest.LogCaptureFixture) -> None:
     only = {"posterior": SEGMENTS["posterior"]}
-    bright, posterior = make_segments({"background": 0, "bright": 1, "posterior": 2}, SEGMENTS)
+    labels = {"background": 0, "bright": 1, "posterior": 2}
+    bright, posterior = make_segments(labels, SEGMENTS)
+    assert caplog.text == ""
+    tell_missing_codes(labels, SEGMENTS)
     assert (bright.category, bright.type, bright.modifier) == (Code("85756007", "SCT", "Tissue"),) * 2 + (
         None,
     )
