@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 #: What the system answers where there is no more room: on the disk, in a quota, in a limit of the process.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: What MONAI says of a component that it cannot make.
 _NOT_MADE = re.compile(r"Failed to instantiate component '(?P<name>[^']*)' with keywords: (?P<values>[^\n]*)")
+
+#: From this likeness on, 0 to 1, a known name may have been meant by an unknown one.
+ALIKE = 0.6
+
+#: A value in a sentence is cut off here. Characters.
+LONGEST_VALUE = 60
 
 #: Most values that a message lists.
 MOST_LISTED = 20
@@ -63,6 +71,37 @@ def few(values: Sequence[object]) -> str:
     """The first values of a list, and how many more there are."""
     more = len(values) - MOST_LISTED
     return ", ".join(map(str, values[:MOST_LISTED])) + (f" and {more} more" if more > 0 else "")
+
+
+def brief(value: Any) -> str:
+    """A value for a sentence, of a component its name."""
+    if isinstance(value, dict) and "_target_" in value:
+        value = value["_target_"]
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
+
+
+def nearest(name: str, known: Collection[str], others: Collection[str] = ()) -> str:
+    """The known name that is most like one, as "; did you mean ...", or "" where none is.
+
+    Args:
+        name: what was given.
+        known: names that are looked at first.
+        others: those that count where none of these is like it.
+    """
+    for names in (known, others):
+        plain = {each: _plain(each) for each in names}
+        if found := difflib.get_close_matches(_plain(name), plain.values(), 1, ALIKE):
+            best = [each for each in plain if plain[each] == found[0]]
+            best.sort(key=lambda each: -difflib.SequenceMatcher(None, name, each).ratio())
+            return f"; did you mean {best[0]}"
+    ends = sorted(each for each in others if each.rpartition("::")[2] == name)
+    return f"; did you mean {ends[0]}" if ends else ""
+
+
+def _plain(name: str) -> str:
+    """A name without case, hyphens and dots, which people write in place of `_` and `::`."""
+    return re.sub(r"[\W_]+", "", name).lower() or name
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -22,6 +22,7 @@ from monai.utils import set_determinism
 from scripts import locks, machine, settings
 from scripts.errors import Fault, InputError, told
 from scripts.machine import gigabytes
+from scripts.rules import meant
 from scripts.settings import NotRunning, running
 from scripts.signals import end_on_signals
 
@@ -57,7 +58,7 @@ def set_up(seed: int) -> None:
     with suppress(NotRunning):
         settings.check(running(ConfigParser))
         _hold_output(running(ConfigWorkflow))
-    seed = settings.meant("seed", seed)
+    seed = meant("seed", seed)
     logger.info(
         "starting: PyTorch %s on %d threads, seed %d", torch.__version__, torch.get_num_threads(), seed
     )

@@ -18,14 +18,13 @@ from scripts import locks, settings
 from scripts.checkpoints import check_weights, read_weights
 from scripts.compute.acceleration import can_compile, mixed_precision
 from scripts.compute.memory import dry_run
-from scripts.errors import InputError
+from scripts.errors import InputError, nearest
 from scripts.files import read_json
 from scripts.labels import class_names, count_classes
 from scripts.machine import usable_cores
 from scripts.networks.heads import main_logits
 from scripts.networks.sizes import Sizes
 from scripts.process import bundle_root
-from scripts.settings import nearest
 
 PART = "configs"
 

@@ -24,11 +24,9 @@ from scripts.data.cases import problem_of
 from scripts.data.room import require_room
 from scripts.errors import CaseError, Fault, InputError, root_cause
 from scripts.process import rank_and_size
+from scripts.rules import MOST_WORKERS
 
 logger = logging.getLogger(__name__)
-
-#: Data workers whose cases are noted.
-MOST_WORKERS = 256
 
 #: Where `CaseDataset` says what is wrong with a case.
 PROBLEM = "problem"

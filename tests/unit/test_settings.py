@@ -14,8 +14,9 @@ from scripts.compute.acceleration import MEMORY_FORMATS
 from scripts.compute.runtimes import RUNTIMES
 from scripts.data.remembered import CHECKS
 from scripts.data.writers import writer_for
-from scripts.errors import InputError
-from scripts.settings import CONFIGS, RULES, check, nearest
+from scripts.errors import InputError, nearest
+from scripts.rules import RULES
+from scripts.settings import CONFIGS, check
 from tests.commands import ROOT
 
 OVERLAYS = [
