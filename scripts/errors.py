@@ -6,12 +6,22 @@ import difflib
 import errno
 import math
 import re
+import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 #: What the system answers where there is no more room: on the disk, in a quota, in a limit of the process.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+#: What the system answers about a path, whatever it is used for: no right, no such path can be, no answer.
+OF_THE_PATH = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EIO, errno.ESTALE),
+)
+
+#: What MONAI says of an expression that fails.
+_FAILED = re.compile(r"Failed to evaluate ConfigExpression: *\s*(?P<expression>.*)", re.DOTALL)
 
 #: What MONAI says of a component that it cannot make.
 _NOT_MADE = re.compile(r"Failed to instantiate component '(?P<name>[^']*)' with keywords: (?P<values>[^\n]*)")
@@ -21,6 +31,9 @@ ALIKE = 0.6
 
 #: A value in a sentence is cut off here. Characters.
 LONGEST_VALUE = 60
+
+#: And a path here. Characters.
+LONGEST_PATH = 300
 
 #: Most values that a message lists.
 MOST_LISTED = 20
@@ -128,8 +141,8 @@ def told(error: BaseException) -> str | None:
     """What is said of an error that a user can mend; None of any other.
 
     Args:
-        error: at its root an InputError, or the word of the system that there is no more room, which
-            whatever writes without `scripts.files.disk_space_for` hands on.
+        error: at its root an InputError, or the word of the system that there is no more room or about a
+            path, which whatever opens files by itself hands on; or a part of a config that makes nothing.
     """
     cause = root_cause(error)
     if isinstance(cause, OSError) and cause.errno in NO_ROOM:
@@ -138,6 +151,9 @@ def told(error: BaseException) -> str | None:
             f"{what} could not be written, as its disk is full: make room there and run it again, or write "
             "elsewhere; what was there before is kept"
         )
+    if isinstance(cause, OSError) and cause.errno in OF_THE_PATH and cause.filename:
+        path = str(cause.filename)[:LONGEST_PATH]
+        return f"{path} cannot be used ({cause.strerror}): correct the path, or mend its rights"
     return str(cause) if isinstance(cause, InputError) else _of_component(error)
 
 
@@ -154,7 +170,21 @@ def _of_component(error: BaseException | None) -> str | None:
                 f"{made['name']} cannot be made of {values or 'nothing'} as the configs have it "
                 f"({type(cause).__name__}: {text}): correct these values"
             )
+        failed = _FAILED.match(str(error))
+        if failed and _fails_by_itself(error.__cause__):
+            text = " ".join(str(error.__cause__).split())[:200]
+            sentence = (
+                f"the expression {brief(failed['expression'])} of a config fails "
+                f"({type(error.__cause__).__name__}: {text}): correct it"
+            )
         if isinstance(error, ModuleNotFoundError) and str(error).startswith("Cannot locate"):
             sentence = f"_target_ in a config names nothing that is there ({error}): correct it"
         error = error.__cause__ or error.__context__
     return sentence
+
+
+def _fails_by_itself(error: BaseException | None) -> bool:
+    """Whether an expression of a config raised an error, and not code that it called."""
+    if error is None or error.__traceback__ is None:
+        return False
+    return traceback.extract_tb(error.__traceback__)[-1].filename == "<string>"

@@ -24,6 +24,9 @@ from scripts.labels import class_names
 #: More processes that load data than any machine has a use for; a billion take it down.
 MOST_WORKERS = 1024
 
+#: Bytes of a name, on the file systems of all common machines.
+LONGEST_NAME = 255
+
 Config = Mapping[str, Any]
 
 
@@ -246,6 +249,8 @@ def _path(value: Any, config: Config) -> str:
         raise ValueError("there is a NUL in it")
     if ID_SEP_KEY in value or "#" in value:
         raise ValueError(f"MONAI reads # as {ID_SEP_KEY}")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(value).parts):
+        raise ValueError(f"the name of a file or folder has at most {LONGEST_NAME} bytes")
     return os.path.expanduser(value)
 
 

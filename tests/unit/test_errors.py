@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 
 import pytest
@@ -37,3 +38,36 @@ def test_a_component_that_its_values_do_not_make_is_told(config: dict, sentence:
         ConfigParser({"network": config}).get_parsed_content("network")
     said = told(caught.value)
     assert said is None if sentence is None else re.match(sentence, str(said))
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.EACCES, "a/b.pt cannot be used (Permission denied): correct the path, or mend its rights"),
+        (errno.ENAMETOOLONG, "a/b.pt cannot be used (File name too long): correct the path"),
+        (errno.ENOENT, None),  # ours look first whether a file is there
+    ],
+)
+def test_what_the_system_says_of_a_path_is_told(number: int, sentence: str | None) -> None:
+    error = RuntimeError("a component failed")
+    error.__cause__ = OSError(number, os.strerror(number), "a/b.pt")
+    said = told(error)
+    assert said is None if sentence is None else str(said).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("expression", "sentence"),
+    [
+        ("$1/0", "the expression '$1/0' of a config fails (ZeroDivisionError: division by zero): correct it"),
+        ("$torch.device('tpu7')", "the expression \"$torch.device('tpu7')\" of a config fails (RuntimeErr"),
+        ("$nobody", "the expression '$nobody' of a config fails (NameError: name 'nobody' is not defined)"),
+        ("$json.loads('{')", None),  # what it calls fails
+    ],
+)
+def test_an_expression_that_fails_is_told(expression: str, sentence: str | None) -> None:
+    imports = ["$import torch", "$import json"]
+    parser = ConfigParser({"imports": imports, "width": expression, "run": ["$print(@width)"]})
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("run")
+    said = told(caught.value)
+    assert said is None if sentence is None else str(said).startswith(sentence)

@@ -252,6 +252,8 @@ def test_two_axes_make_a_square() -> None:
         ("dataset_dir", "a#1", r"\(MONAI reads # as ::\)"),
         ("checkpoint", ["a.pt", "b::1.pt"], r"\(MONAI reads # as ::\)"),
         ("output_dir", "a::1", r"\(MONAI reads # as ::\)"),
+        ("checkpoint", "a/" + "x" * 256 + ".pt", r"\(the name of a file or folder has at most 255 bytes\)"),
+        ("dataset_dir", "ä" * 128, r"\(the name of a file or folder has at most 255 bytes\)"),
         ("output_dir", str(Path(__file__)), "a folder that can be written or made"),
         ("output_dir", str(Path(__file__) / "a"), "is no folder"),
         ("patch::affine_prob", True, r"0 to 1 \(was the value forgotten\?\)"),
