@@ -208,12 +208,23 @@ def tune(
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the results go")],
     measure: Annotated[
-        Literal["ap50", "ap75", "ap", "precision50", "recall50", "f1_50", "pq", "sq", "rq", "seg", "v_rand"],
-        typer.Option("--measure", help="What should be highest"),
-    ] = "ap50",
+        Literal["ap50", "ap75", "ap", "precision50", "recall50", "f1_50", "pq", "sq", "rq", "seg", "v_rand"]
+        | None,
+        typer.Option("--measure", help="What should be highest; ap50 unless given"),
+    ] = None,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="How fast inference gets, at what loss in Dice: writes overlays")
+    ] = False,
+    cases: Annotated[
+        int | None, typer.Option("--cases", min=1, help="With --speed: the first so many; all if absent")
+    ] = None,
     ids: Ids = None,
 ) -> None:
-    """Choose the parameters of WatershedInstancesd on the validation cases; write postprocessing.json."""
+    """Choose on validation cases: parameters of WatershedInstancesd, or with --speed those of inference."""
+    if speed and measure:
+        raise InputError(f"--measure {measure} is for instances; --speed judges by Dice; drop one.")
+    if cases and not speed:
+        raise InputError(f"--cases {cases} goes with --speed; tune takes all cases; drop it.")
 
 
 @command(RUNS, "runs.study")

@@ -42,13 +42,14 @@ def bundle_root() -> str:
     return str(Path(__file__).resolve().parents[1])
 
 
-def set_up(seed: int) -> None:
+def set_up(seed: int, threads: int | None = None) -> None:
     """Prepare the process: check the settings, hold output_dir, seed every generator, keep freed memory.
 
     Wrong input is reported in one sentence from here on. The first line of the log that is ours.
 
     Args:
         seed: seed of Python, NumPy and torch.
+        threads: that compute, of PyTorch and OpenVINO; None: as many as PyTorch takes, one a core.
 
     Raises:
         InputError: see `scripts.settings.check` and `scripts.locks.hold`.
@@ -59,6 +60,8 @@ def set_up(seed: int) -> None:
         settings.check(running(ConfigParser))
         _hold_output(running(ConfigWorkflow))
     seed = meant("seed", seed)
+    if threads is not None:
+        torch.set_num_threads(meant("threads", threads))
     logger.info(
         "starting: PyTorch %s on %d threads, seed %d", torch.__version__, torch.get_num_threads(), seed
     )
@@ -136,7 +139,7 @@ def _one_sentence(kind: type[BaseException], error: BaseException, trace: Traceb
         sys.stderr.write(f"error: {sentence}\n")
 
 
-def set_up_distributed(seed: int) -> None:
+def set_up_distributed(seed: int, threads: int | None = None) -> None:
     """As set_up, in each process that torchrun started: join the others first.
 
     Raises:
@@ -151,7 +154,7 @@ def set_up_distributed(seed: int) -> None:
         local_device()  # which the messages of this process go by
         dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
         atexit.register(_leave_distributed)
-    set_up(seed)
+    set_up(seed, threads)
 
 
 def rank_and_size() -> tuple[int, int]:

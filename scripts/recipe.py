@@ -43,7 +43,7 @@ RECIPE = ("inference.json", "metadata.json")
 #: Ids that each run sets for itself: where things lie, which machine, what is done.
 OF_EACH_RUN = (
     *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "device", "amp", "memory_format", "runtime"),
-    *("memory_gb", "set_up", "network", "initialize", "run"),
+    *("memory_gb", "threads", "set_up", "network", "initialize", "run"),
 )
 
 #: What weights depend on, with all that these ids refer to,
@@ -57,8 +57,8 @@ FREE = ("reader",)
 OF_EACH_RESUME = (
     *("max_epochs", "learning_rate", "lr", "lr_scheduler", "val_interval", "patience", "handlers"),
     *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "check"),
-    *("device", "device_ids", "memory_format", "compile", "runtime", "memory_gb", "cache_rate"),
-    *("num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "progress"),
+    *("device", "device_ids", "memory_format", "compile", "runtime", "memory_gb", "threads"),
+    *("cache_rate", "num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "progress"),
 )
 
 #: Differences that are named in a refusal.
@@ -182,19 +182,34 @@ def _write_recipe(recipe: Recipe, files: Mapping[Path, Path], config: Path, fact
         file.write_text(json.dumps(content, indent=4, default=str) + "\n", encoding="utf-8")
 
 
-def check_recipe(checkpoint: str | Sequence[str]) -> None:
+def check_recipe(checkpoint: str | Sequence[str], tuned_for: Sequence[str] = ()) -> None:
     """Refuse the config that is being run where it contradicts what its weights were trained with.
 
     Args:
         checkpoint: the file of weights, or several.
+        tuned_for: SHA-256 of the weights that an overlay was tuned for, see `hashes_of`; () holds for any.
 
     Raises:
-        InputError: see `read_recipe`.
+        InputError: see `read_recipe`; an overlay that was tuned for other weights.
     """
     config = running(ConfigParser).get()
     given = for_inference(config) if "train" in config else config
     for path in ensure_tuple(checkpoint):
         read_recipe(Path(path), given)
+    for path in ensure_tuple(checkpoint) if tuned_for else ():
+        if not set(hashes_of(Path(path))) & set(tuned_for):
+            raise InputError(
+                f"{path}: not the weights that the overlay was tuned for, by their SHA-256, so that neither "
+                "its speed nor its loss is known: run python -m bundle tune --speed with these, or leave it "
+                "out"
+            )
+
+
+def hashes_of(path: Path) -> list[str]:
+    """SHA-256 of a file of weights, and of the other files with the same weights that its recipe names."""
+    own, facts = sha256(path), path.with_name(RECIPE[1])
+    beside = list(read_json(facts).get("weights", {}).values()) if facts.is_file() else []
+    return sorted(beside) if own in beside else [own]
 
 
 def read_recipe(path: Path, given: Mapping[str, Any]) -> Recipe | None:

@@ -21,7 +21,7 @@ from monai.bundle.utils import ID_SEP_KEY
 from scripts.errors import InputError, brief, nearest
 from scripts.labels import class_names
 
-#: More processes that load data than any machine has a use for; a billion take it down.
+#: More processes that load data, or threads, than any machine has a use for; a billion take it down.
 MOST_WORKERS = 1024
 
 #: Bytes of a name, on the file systems of all common machines.
@@ -348,6 +348,7 @@ RULES: dict[str, Rule] = {
     "compile": FLAG,
     "runtime": choice("torch", "compile", "onnxruntime", "openvino", "auto"),
     "memory_gb": optional(number(0, above=True)),
+    "threads": optional(whole(1, MOST_WORKERS)),
     "section": _not_from_disk(optional(choice("testing", "validation", "training"))),
     "output_ext": Rule(choice(*OUTPUT_EXTS).says, _output_ext),
     "save_probabilities": _not_from_disk(FLAG),

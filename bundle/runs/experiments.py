@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.bundle.utils import merge_kv
+from monai.data import Dataset
+from torch import Tensor
 
 from scripts import settings
-from scripts.errors import InputError
+from scripts.data.cases import InferenceCases
+from scripts.data.checks import Problem
+from scripts.data.dataset import PROBLEM
+from scripts.errors import InputError, root_cause
 from scripts.files import read_json
 from scripts.process import bundle_root
 from scripts.recipe import Ids
 from scripts.settings import CONFIGS
+from scripts.tables import Row
 
 #: Arguments of `monai.bundle run` that are no ids of a config.
 OF_THE_RUN = ("config_file", "meta_file", "logging_file", "tracking", "run_id", "init_id", "final_id")
@@ -63,22 +71,99 @@ def parser_of(experiment: Mapping[str, Any]) -> ConfigParser:
         InputError: a config that cannot be read, an id that goes down into what is not there, or see
             `scripts.settings.check`.
     """
-    parser = ConfigParser({})
     files = [Path(bundle_root(), name) for name in experiment["config_file"]]
     given = {key: value for key, value in experiment.items() if key not in OF_THE_RUN}
-    for source, content in [*((file, _read(file)) for file in files), ("", given)]:
+    parser = merged([*((f"{file}: ", _read(file)) for file in files), ("--", given)])
+    own = [folder for folder in {file.parent for file in files[:1]} if folder.name == CONFIGS.name]
+    settings.check(parser, configs=[CONFIGS, *own], trusted=False)
+    return parser
+
+
+def merged(configs: Iterable[tuple[str, Mapping[str, Any]]]) -> ConfigParser:
+    """Configs on top of each other, as `monai.bundle run` merges them.
+
+    Args:
+        configs: each with what stands before its ids in messages; it is not changed.
+
+    Raises:
+        InputError: an id that goes down into what is not there.
+    """
+    parser = ConfigParser({})
+    for place, content in configs:
         for key, value in content.items():
             try:
-                merge_kv(parser, key, value)
+                merge_kv(parser, key, copy.deepcopy(value))
             except (KeyError, ValueError) as error:
-                place = f"{source}: " if source else "--"
                 raise InputError(
                     f"{place}{key} {value}: no such id, as nothing is there that it could lie in "
                     f"({error.args[0]}): correct its name"
                 ) from error
-    own = [folder for folder in {file.parent for file in files[:1]} if folder.name == CONFIGS.name]
-    settings.check(parser, configs=[CONFIGS, *own], trusted=False)
     return parser
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Cases and how they are segmented and judged, as `configs/evaluate.json` has it.
+
+    Attributes:
+        cases: what is wrong with those that are left out goes there.
+        dataset: cases, each a dictionary of image and label.
+        inferer: from an image, (B, C, *spatial), and a network to logits.
+        postprocessing: from logits to classes on the grid of the file.
+    """
+
+    cases: InferenceCases
+    dataset: Dataset
+    inferer: Callable[..., Tensor]
+    postprocessing: Callable[[Row], Row]
+
+    def sound(self) -> Iterator[Row]:
+        """The cases; one that cannot be loaded is told and left out from then on."""
+        index = 0
+        while index < len(self.dataset):
+            case = self.dataset[index]
+            if PROBLEM in case:
+                self.cases.leave_out(Problem(**case[PROBLEM]))
+                self.dataset.data = [*self.dataset.data[:index], *self.dataset.data[index + 1 :]]
+            else:
+                yield case
+                index += 1
+
+
+def read_evaluation(experiment: Ids, dataset_dir: Path, section: str, cases: int | None) -> Evaluation:
+    """Cases of a section of a data set, on the CPU in single precision.
+
+    Args:
+        experiment: its configs say how cases are read.
+        dataset_dir: folder with dataset.json.
+        section: "testing", "validation" or "training".
+        cases: how many of them, or None for all.
+
+    Raises:
+        InputError: no data set, no such section, bad cases.
+    """
+    files = [*experiment["config_file"], "configs/evaluate.json"]
+    places = {"dataset_dir": str(dataset_dir), "section": section}
+    plain = {"runtime": "torch", "amp": False, "memory_gb": None, "device": "$torch.device('cpu')"}
+    parser = parser_of({**experiment, "config_file": files, **places, **plain})
+    try:
+        parser.get_parsed_content("set_up")
+        listed = parser.get_parsed_content("validate::dataset::data")
+        parser["validate::dataset::data"] = listed[:cases]
+        return Evaluation(
+            parser.get_parsed_content("cases"),
+            parser.get_parsed_content("validate::dataset"),
+            parser.get_parsed_content("validate::inferer"),
+            parser.get_parsed_content("validate::postprocessing"),
+        )
+    except Exception as error:
+        root = root_cause(error)
+        if isinstance(root, InputError):
+            raise root from None
+        raise InputError(
+            f"--dataset_dir is {dataset_dir}, whose cases cannot be read ({' '.join(str(root).split())}): "
+            "leave it out, or correct the data or the configs"
+        ) from error
 
 
 def _read(file: Path) -> Ids:

@@ -1,5 +1,7 @@
 """`python -m bundle tune`: the parameters of WatershedInstancesd that suit a trained network best.
 
+With `--speed` what makes inference fast, see `bundle.runs.speed`.
+
 The network predicts every validation case once. Then parameters are tried, one at a time, and judged by the
 instances that come out. Only the validation cases are read, never the test cases: a parameter chosen on those
 would make their scores worthless. The score of the best parameters flatters, as they were chosen by it.
@@ -26,6 +28,7 @@ from skimage.measure import label as connected_components
 from tqdm import tqdm
 
 from bundle.runs.experiments import parser_of, read_experiment
+from bundle.runs.speed import tune_speed
 from scripts.checkpoints import read_checkpoint
 from scripts.errors import InputError
 from scripts.files import atomic_write, workshop, write_csv
@@ -222,11 +225,15 @@ def tune(
     dataset_dir: Path,
     checkpoint: Path,
     output_dir: Path,
-    measure: str,
+    measure: str | None,
+    speed: bool,
+    cases: int | None,
     ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.tune`, whose arguments these are."""
-    parser = parser_of(read_experiment(args_file, ids))
+    measure = measure or "ap50"
+    experiment = read_experiment(args_file, ids)
+    parser = parser_of(experiment)
     missing = sorted({"set_up", "split", "validate", "network_def"} - parser.get().keys())
     if missing:
         raise InputError(
@@ -238,15 +245,18 @@ def tune(
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output_dir {output_dir} is a file: give a folder")
     output_dir.mkdir(parents=True, exist_ok=True)
+    if speed:
+        tune_speed(experiment, dataset_dir, checkpoint, output_dir, cases)
+        return
     for key, path in (("dataset_dir", dataset_dir), ("checkpoint", checkpoint), ("output_dir", output_dir)):
         parser[key] = str(path)
     parser.get_parsed_content("set_up")
 
     with workshop(output_dir) as folder:
-        cases = predict(parser, folder)
+        predicted = predict(parser, folder)
         configured = parser.get_parsed_content("to_labels") if "to_labels" in parser else []
-        trials, default = _try_all(cases, configured, measure)
-        current = mean_score(cases, Compose(configured), measure) if configured else None
+        trials, default = _try_all(predicted, configured, measure)
+        current = mean_score(predicted, Compose(configured), measure) if configured else None
     best = trials[0]
     step = {"_target_": "scripts.transforms.WatershedInstancesd", "keys": "pred", **best.parameters}
     with atomic_write(output_dir / "postprocessing.json") as temporary:
@@ -256,7 +266,7 @@ def tune(
     draw_trials(trials, measure, output_dir / "tune.png")
 
     typer.echo(table([measure, *best.parameters], rows[:TABLE_ROWS], names=0))
-    typer.echo(f"\n{measure}, mean over {len(cases)} validation cases:")
+    typer.echo(f"\n{measure}, mean over {len(predicted)} validation cases:")
     typer.echo(f"  {best.score:.4f} with the best of {len(trials)} combinations")
     typer.echo(f"  {default.score:.4f} with the defaults of WatershedInstancesd")
     if current is not None:
