@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import typer
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from monai.bundle import ConfigParser
 from monai.utils import CommonKeys as Keys
 from tqdm import tqdm
@@ -58,6 +59,12 @@ ROUNDS = 3
 #: They are those that no faster one beats, and this many of the fastest within each loss.
 FASTEST = 2
 
+#: Name of the setting that changes nothing.
+AS_CONFIGURED = "as configured"
+
+#: Orientations whose mean is tried: those that the training mirrored to, and all that there are.
+MIRRORED, ALL = ORIENTATIONS = ("mirrored as in training", "all orientations")
+
 #: Columns of the table and of speed.csv.
 COLUMNS = (
     *("setting", "dice", "loss", "largest loss", "seconds a case", "times as fast"),
@@ -74,14 +81,14 @@ class Setting:
         threads: of PyTorch, which OpenVINO takes too.
         tile: voxels of a window.
         overlap: share of a window that its neighbour covers too.
-        orientations: whether the mean of all orientations of the image is taken.
+        orientations: of the image, whose mean is taken: one of ORIENTATIONS.
     """
 
     computed: tuple[tuple[str, Any], ...] = ()
     threads: int | None = None
     tile: Axes | None = None
     overlap: float | None = None
-    orientations: bool | None = None
+    orientations: str | None = None
 
     @property
     def name(self) -> str:
@@ -93,11 +100,16 @@ class Setting:
         parts += [f"{self.threads} threads"] if self.threads else []
         parts += [f"tile {'x'.join(map(str, self.tile))}"] if self.tile else []
         parts += [f"overlap {self.overlap:g}"] if self.overlap is not None else []
-        parts += [{True: "all orientations", False: "one orientation"}.get(self.orientations)]  # type: ignore[arg-type]
+        parts += [self.orientations]
         return ", ".join(part for part in parts if part) or AS_CONFIGURED
 
-    def ids(self, config: Ids) -> Ids:
-        """What it sets in an inference config, as an overlay has it."""
+    def ids(self, config: Ids, flips: Sequence[int]) -> Ids:
+        """What it sets in an inference config, as an overlay has it.
+
+        Args:
+            config: the inference config.
+            flips: spatial axes that the training mirrored.
+        """
         set_: Ids = dict(self.computed)
         if self.threads:
             set_["threads"] = self.threads
@@ -105,14 +117,11 @@ class Setting:
             set_[f"window_inferer::{_tile_key(config)}"] = list(self.tile)
         if self.overlap is not None:
             set_["window_inferer::overlap"] = self.overlap
-        if self.orientations is not None:
-            averaged = read_json(CONFIGS / "inferer" / "orientations.json")["inferer"]
-            set_["inferer"] = averaged if self.orientations else "@window_inferer"
+        if self.orientations:
+            set_["inferer"] = read_json(CONFIGS / "inferer" / "orientations.json")["inferer"]
+        if self.orientations == MIRRORED:
+            set_["inferer"] |= {"flip_axes": list(flips), "transpose": False}
         return set_
-
-
-#: Name of the setting that changes nothing.
-AS_CONFIGURED = "as configured"
 
 
 @dataclass
@@ -150,10 +159,14 @@ class Bench:
         evaluation: the cases, and how their logits become classes on the grid of the file.
         weights: of the network.
         checkpoint: where they come from, for messages.
+        flips: spatial axes that the training mirrored.
     """
 
-    def __init__(self, config: Ids, evaluation: Evaluation, weights: Ids, checkpoint: Path) -> None:
+    def __init__(
+        self, config: Ids, evaluation: Evaluation, weights: Ids, checkpoint: Path, flips: Sequence[int]
+    ) -> None:
         self.config = config
+        self.flips = flips
         self.evaluation = evaluation
         self.weights = weights
         self.checkpoint = checkpoint
@@ -179,7 +192,9 @@ class Bench:
 
     def measure(self, trial: Trial) -> None:
         """One more round of a setting; a conversion for the size of its tiles does not count."""
-        parser = merged([("tune", self.config), (trial.setting.name, trial.setting.ids(self.config))])
+        parser = merged(
+            [("tune", self.config), (trial.setting.name, trial.setting.ids(self.config, self.flips))]
+        )
         dice, seconds = [], []
         with _threads(trial.setting.threads):
             try:
@@ -222,9 +237,11 @@ def tune_speed(
         InputError: no or bad validation cases; a checkpoint of another network.
     """
     evaluation = read_evaluation(experiment, dataset_dir, "validation", cases)
-    config = {**for_inference(parser_of(experiment).get()), "checkpoint": str(checkpoint)}
+    training = parser_of(experiment)
+    config = {**for_inference(training.get()), "checkpoint": str(checkpoint)}
     read_recipe(checkpoint, config)
-    bench = Bench(config, evaluation, read_weights(checkpoint), checkpoint)
+    flips = training.get_parsed_content("patch::flip_axes") if "patch::flip_axes" in training else ()
+    bench = Bench(config, evaluation, read_weights(checkpoint), checkpoint, flips)
     configured, trials, finalists = search(bench)
     chosen = choose(finalists)
     best = max(finalists, key=lambda trial: trial.mean)
@@ -277,7 +294,8 @@ def search(bench: Bench) -> tuple[Trial, list[Trial], list[Trial]]:
         attempt(*(replace(one, tile=t, overlap=o) for one in fastest for t in shapes for o in overlaps))
         one_way = [trial for trial in bench.trials.values() if not trial.note]
         turned = {trial.setting for trial in choose(one_way).values()} | fastest
-        attempt(*(replace(setting, orientations=True) for setting in turned))
+        kinds = ORIENTATIONS if bench.flips else (ALL,)
+        attempt(*(replace(setting, orientations=kind) for setting in turned for kind in kinds))
         works = [trial for trial in bench.trials.values() if not trial.note]
         final = promising(works, configured)
         bar.total += len(final) * ROUNDS
@@ -372,7 +390,10 @@ def overlay_of(trial: Trial, row: Row, bench: Bench) -> Ids:
         f"case, {row['times as fast']:.2f} times as fast as configured."
     )
     check = {"_target_": "scripts.recipe.check_recipe", "_desc_": cost, "checkpoint": "@checkpoint"}
-    return {"recipe": {**check, "tuned_for": hashes_of(bench.checkpoint)}, **trial.setting.ids(bench.config)}
+    return {
+        "recipe": {**check, "tuned_for": hashes_of(bench.checkpoint)},
+        **trial.setting.ids(bench.config, bench.flips),
+    }
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -397,11 +418,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 name.replace(" ", ", "),
                 (row["seconds a case"], row["dice"]),
                 textcoords="offset points",
-                xytext=(4, -12),
+                xytext=(5, 7) if row["setting"] == AS_CONFIGURED else (5, -13),
             )
     low = max(dice.min(), best[-1] - 4 * LOSSES["fast"])
     axis.set_ylim(low - 0.001, best[-1] + 0.001)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axis.set_xlabel("seconds a case")
     axis.set_ylabel("mean Dice of the validation cases")
     axis.grid(alpha=0.3)

@@ -18,9 +18,11 @@ from monai.bundle import ConfigParser
 from PIL import Image
 from skimage.measure import label as connected_components
 
+from bundle.runs import speed
 from bundle.runs.tune import Predicted, predict
 from scripts.data import read_split
-from scripts.judging import Case, instance_scores
+from scripts.judging import Case, instance_scores, mean_dice
+from scripts.transforms import InstancesToClassesd
 from tests.commands import (
     CONFIGS,
     as_options,
@@ -126,6 +128,57 @@ def test_tune_chooses_on_validation_alone_and_inference_agrees(trained: Path, tm
     ]
     assert np.mean(found) == pytest.approx(scores[0])
     assert scores[0] > 0  # a network that found nothing would agree as well
+
+
+def test_speed_is_tuned_on_validation_alone_and_inference_takes_the_overlays(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The held-out files are gone. What an overlay says of Dice is what inference with it gives."""
+    monkeypatch.setattr(speed, "OVERLAPS", (0.0, 0.5))
+    monkeypatch.setattr(speed, "TILES", (1.0,))
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    files = config_files("train", "task/phantom_cells", str(trained / "overlay.json"))
+    places = {"dataset_dir": trained / "data", "checkpoint": trained / "run/model.pt"}
+    done = tune(tmp_path, *files, **places, output_dir=tmp_path / "out", speed=True, cases=2)
+    assert done.exit_code == 0, done.exception
+    names = ["balanced.json", "best.json", "fast.json", "speed.csv", "speed.png"]
+    assert written(tmp_path / "out") == names
+    with (tmp_path / "out/speed.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"as configured", "torch, float32"} <= {row["setting"] for row in rows}
+    assert sorted(" ".join(row["overlay"] for row in rows).split()) == ["balanced", "best", "fast"]
+    highest = max(float(row["dice"]) for row in rows)
+    for row in rows:
+        assert float(row["loss"]) == pytest.approx(highest - float(row["dice"]))
+        for name in row["overlay"].split():
+            assert float(row["loss"]) <= speed.LOSSES[name]
+
+    (row,) = (row for row in rows if "best" in row["overlay"].split())
+    best = str(tmp_path / "out/best.json")
+    assert f"mean Dice {float(row['dice']):.4f}" in json.loads(Path(best).read_text())["recipe"]["_desc_"]
+    cases = read_split(
+        trained / "data", spatial_dims=2, in_channels=1, labels=LABELS, instances=True, check="never"
+    )["validation"][:2]
+    (tmp_path / "images").mkdir()
+    for case in cases:
+        shutil.copy(case["image"], tmp_path / "images")
+    classes = overlay(tmp_path, to_labels=[{"_target_": "AsDiscreted", "keys": "pred", "argmax": True}])
+    settings = ("inference", "task/phantom_cells", str(trained / "overlay.json"), classes, best)
+    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "seg")}
+    run(*settings, **folders, checkpoint=str(trained / "run/model.safetensors"))
+    found = []
+    for case in cases:
+        pred = read_array(tmp_path / "seg" / f"{Path(case['image']).stem}_seg.png").T
+        cells = torch.as_tensor(read_array(Path(case["label"])).T.astype(np.int64))[None]
+        truth = InstancesToClassesd("label", thickness=2)({"label": cells})["label"][0]
+        found.append(mean_dice(Case("", pred, np.asarray(truth))))
+    assert np.mean(found) == pytest.approx(float(row["dice"]), abs=2e-3)
+
+    other = torch.load(trained / "run/model.pt", weights_only=True)
+    torch.save({name: value + 1e-3 for name, value in other.items()}, tmp_path / "other.pt")
+    with pytest.raises(RuntimeError) as caught:
+        run(*settings, **folders, checkpoint=str(tmp_path / "other.pt"))
+    assert input_error(caught.value).startswith(f"{tmp_path / 'other.pt'}: not the weights that the overlay")
 
 
 @pytest.fixture

@@ -1,0 +1,74 @@
+"""What `python -m bundle tune --speed` chooses; tests/workflows/test_tune.py runs the command."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundle.runs.speed import LOSSES, Setting, Trial, choose, draw, front, promising, row_of, within
+from scripts.files import write_csv
+
+
+def trial(number: int, dice: float, seconds: float) -> Trial:
+    """A trial whose cases lie 0.1 to both sides of the mean."""
+    return Trial(Setting(threads=number), [dice - 0.1, dice + 0.1], [seconds])
+
+
+def test_front_holds_what_no_faster_trial_beats() -> None:
+    best, beaten, middling, slow, fast = (
+        trial(1, 0.9, 8),
+        trial(2, 0.85, 4),
+        trial(3, 0.88, 2),
+        trial(4, 0.9, 9),
+        trial(5, 0.7, 1),
+    )
+    assert front([best, beaten, middling, slow, fast]) == [fast, middling, best]
+
+
+@pytest.mark.parametrize(
+    ("losses", "chosen"),
+    [
+        ({1: 0.0, 2: 0.0009, 3: 0.0049, 4: 0.0051}, {"best": 1, "balanced": 2, "fast": 3}),
+        ({1: 0.0, 2: 0.0011, 3: 0.0052, 4: 0.2}, {"best": 1, "balanced": 1, "fast": 2}),
+        ({1: 0.0, 2: 0.00005}, {"best": 2, "balanced": 2, "fast": 2}),
+    ],
+)
+def test_each_overlay_is_the_fastest_within_its_loss(
+    losses: dict[int, float], chosen: dict[str, int]
+) -> None:
+    """The larger the number, the faster."""
+    trials = [trial(number, 0.9 - loss, 10 / number) for number, loss in losses.items()]
+    assert {name: found.setting.threads for name, found in choose(trials).items()} == chosen
+
+
+def test_turns_are_taken_by_the_configured_setting_and_what_could_be_chosen() -> None:
+    configured = trial(1, 0.5, 100)
+    others = [trial(number, 0.9 - 0.0001 * number, 10 / number) for number in range(2, 60)]
+    found = promising([configured, *others], configured)
+    assert found[0] is configured
+    assert len(set(map(id, found))) == len(found)
+    for loss in LOSSES.values():
+        assert within(others, loss)[0] in found
+
+
+def test_row_has_the_loss_of_the_worst_case(tmp_path: Path) -> None:
+    best = Trial(Setting(), [0.9, 0.8, float("nan")], [2.0, 4.0, 3.0])
+    other = Trial(Setting(threads=1), [0.8, 0.9, float("nan")], [1.5])
+    row = row_of(other, best, best, {"fast": other, "best": best, "balanced": other})
+    assert row == {
+        "setting": "1 threads",
+        "dice": pytest.approx(0.85),
+        "loss": pytest.approx(0.0),
+        "largest loss": pytest.approx(0.1),
+        "seconds a case": 1.5,
+        "times as fast": 2.0,
+        "overlay": "fast balanced",
+    }
+    draw([row, row_of(best, best, best, {"best": best})], tmp_path / "speed.png")
+    assert np.asarray(Image.open(tmp_path / "speed.png")).std() > 0
+    write_csv(tmp_path / "speed.csv", [row])
+    assert next(csv.DictReader((tmp_path / "speed.csv").open()))["overlay"] == "fast balanced"
