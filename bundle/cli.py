@@ -37,6 +37,11 @@ OWN_RUNS = Path(__file__).resolve().parents[1] / "runs"
 #: What predictions are judged as.
 Measure = Literal["classes", "instances", "membranes"]
 
+#: What instances are tuned for.
+InstanceMeasure = Literal[
+    "ap50", "ap75", "ap", "precision50", "recall50", "f1_50", "pq", "sq", "rq", "seg", "v_rand"
+]
+
 #: Cases of a data set.
 Section = Literal["testing", "validation", "training"]
 
@@ -208,8 +213,7 @@ def tune(
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the results go")],
     measure: Annotated[
-        Literal["ap50", "ap75", "ap", "precision50", "recall50", "f1_50", "pq", "sq", "rq", "seg", "v_rand"]
-        | None,
+        InstanceMeasure | None,
         typer.Option("--measure", help="What should be highest; ap50 unless given"),
     ] = None,
     speed: Annotated[

@@ -162,7 +162,7 @@ def test_speed_is_tuned_on_validation_alone_and_inference_takes_the_overlays(
     (tmp_path / "images").mkdir()
     for case in cases:
         shutil.copy(case["image"], tmp_path / "images")
-    classes = overlay(tmp_path, to_labels=[{"_target_": "AsDiscreted", "keys": "pred", "argmax": True}])
+    classes = overlay(tmp_path, to_labels=json.loads((CONFIGS / "inference.json").read_text())["to_labels"])
     settings = ("inference", "task/phantom_cells", str(trained / "overlay.json"), classes, best)
     folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "seg")}
     run(*settings, **folders, checkpoint=str(trained / "run/model.safetensors"))

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from bundle.cli import ContestName, FigureName, FormatName, Measure, app, read_ids
+from bundle.cli import ContestName, FigureName, FormatName, InstanceMeasure, Measure, app, read_ids
 from bundle.data.phantom import Kind
 from bundle.figures import FIGURES
 from bundle.runs.study import SHOWN
@@ -82,7 +82,7 @@ def test_names_that_can_be_given_are_those_there_are() -> None:
     assert list(FigureName) == list(FIGURES)
     assert list(get_args(Measure)) == list(SHOWN)
     assert choices("phantom", "kind") == tuple(Kind)
-    assert choices("tune", "measure") == (*INSTANCE_SCORES, "v_rand")
+    assert list(get_args(InstanceMeasure)) == [*INSTANCE_SCORES, "v_rand"]
     for name in ContestName:
         assert callable(importlib.import_module(f"bundle.benchmark.{name}").contests)
 
