@@ -27,6 +27,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
+from scripts.affines import require_sound
 from scripts.data.grids import GRID_TOLERANCE, distance
 from scripts.errors import Fault
 from scripts.process import require_memory
@@ -36,12 +37,6 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 #: Lengths that are not in mm, by the bits of xyzt_units that name the unit of space.
 OTHER_UNITS = {1: "metre", 3: "micrometre"}
 SPATIAL_UNITS = 7
-
-#: Edges of a voxel in mm that are taken for true: from a hundredth of an atom to ten metres.
-SMALLEST, LARGEST = 1e-9, 1e4
-
-#: How small the volume of a voxel may be for the product of its edges: 0 has axes that lie in a plane.
-FLATTEST = 1e-4
 
 #: What of a header says where the voxels lie, in the order of `NiftiHeader.form`: names and numbers of each.
 FIELDS = {
@@ -260,19 +255,8 @@ def _affine(raw: Any, pixdim: np.ndarray, axes: int) -> np.ndarray:
             "write the true size into the header, for example with nibabel's header.set_zooms",
         )
     affine = np.array(raw.get_best_affine(), dtype=float)
-    if not is_invertible(affine):
-        raise Fault(
-            "an affine that is not invertible",
-            "the header must say where each voxel lies in mm",
-            "write a correct affine into the header",
-        )
+    require_sound(affine, axes)
     edges = nib.affines.voxel_sizes(affine)[:axes]
-    if not SMALLEST <= edges.min() <= edges.max() <= LARGEST:
-        raise Fault(
-            f"a voxel of {' x '.join(f'{size:.4g}' for size in edges)} mm",
-            f"an edge has {SMALLEST:g} to {LARGEST:g} mm",
-            "write the true size into the header",
-        )
     raw["pixdim"][1 : 1 + axes] = np.where(wrong, edges, raw["pixdim"][1 : 1 + axes])
     return affine
 
@@ -283,14 +267,6 @@ def _qform(raw: Any) -> np.ndarray:
         return raw.get_qform()
     except (ValueError, HeaderDataError):
         return np.full((4, 4), np.nan)
-
-
-def is_invertible(affine: np.ndarray) -> bool:
-    """Whether an affine, (4, 4), tells voxels apart: finite, and its axes in no plane."""
-    if not np.isfinite(affine).all():
-        return False
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(edges.min() > 0 and abs(np.linalg.det(affine[:3, :3] / edges)) > FLATTEST)
 
 
 def header_of_result(

@@ -18,11 +18,12 @@ from monai.transforms import Transform
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from scripts.affines import require_sound
 from scripts.data.cases import InferenceCases
 from scripts.data.checks import Problem, check_form, describe, log_problems
 from scripts.data.datalist import file_stem, group_channels, list_images, without_results
 from scripts.data.names import require_short
-from scripts.data.nifti import is_invertible, read_nifti_header
+from scripts.data.nifti import read_nifti_header
 from scripts.data.reader import image_suffix, require_content
 from scripts.data.room import Grids
 from scripts.errors import Fault, InputError
@@ -100,14 +101,10 @@ def open_volume(path: str | Path, in_channels: int) -> Volume:
             "save it so, or set --in_channels right",
             path,
         )
-    affine = volume.affine
-    if affine.shape != (4, 4) or not is_invertible(affine):
-        raise Fault(
-            "an affine that is not invertible",
-            "it must say where each voxel lies in mm",
-            "write a correct affine",
-            path,
-        )
+    try:
+        require_sound(volume.affine)
+    except Fault as fault:
+        raise fault.of(path) from None
     return volume
 
 

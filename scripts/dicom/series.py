@@ -32,6 +32,7 @@ import pydicom
 from pydicom import Dataset, uid
 from pydicom.errors import InvalidDicomError
 
+from scripts.affines import require_sound
 from scripts.dicom.silence import silence_pydicom
 from scripts.errors import Fault, InputError, few
 
@@ -485,6 +486,10 @@ def arrange(path: Path, files: Sequence[tuple[Source, Dataset]]) -> Series:
     affine[:3, :2] = first.directions.T * first.spacing
     affine[:3, 2] = step
     affine[:3, 3] = kept[0].position
+    try:
+        require_sound(affine)
+    except Fault as fault:
+        raise fault.of(path) from None
     return Series(path, tuple(kept), planes, _LPS_TO_RAS @ affine, tuple(notes))
 
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from scripts.data.checks import check_image
-from scripts.data.nifti import is_invertible, read_nifti, read_nifti_header, write_result
+from scripts.data.nifti import read_nifti, read_nifti_header, write_result
 from scripts.data.reader import read_spacing
 from tests.unit.data.test_reader import patch
 
@@ -90,15 +90,6 @@ def test_units(file: Path, unit: int, name: str) -> None:
     assert [severity for severity, _ in said] == (["warning"] if name else [])
     assert not name or f"lengths in {name} (xyzt_units); they count as mm" in said[0][1]
     assert read_spacing(file) == [1, 1, 1]
-
-
-def test_an_affine_is_invertible_whatever_the_size_of_a_voxel() -> None:
-    flat = np.eye(4)
-    flat[:3, 2] = flat[:3, 0] + flat[:3, 1]
-    for size in (1e-8, 1.0, 1e3):
-        assert is_invertible(np.diag([size, size, size, 1.0]))
-        assert not is_invertible(np.diag([size, size, 0, 1.0]))
-        assert not is_invertible(flat * size)
 
 
 @pytest.mark.parametrize(

@@ -404,6 +404,11 @@ def give(keyword: str, value: Any) -> Any:
     return lambda images: setattr(images[2], keyword, value)
 
 
+def send_away(images: Any) -> None:
+    for image in images:
+        image.ImagePositionPatient = ["1e30", *image.ImagePositionPatient[1:]]
+
+
 BAD = {
     "no_position": (drop("ImagePositionPatient"), "no usable ImagePositionPatient .instance number 3."),
     "no_orientation": (drop("ImageOrientationPatient"), "no usable ImageOrientationPatient"),
@@ -420,6 +425,7 @@ BAD = {
     "part": (give("ConcatenationUID", "1.2.3"), "a part of a concatenation"),
     "table": (give("ModalityLUTSequence", [pydicom.Dataset()]), "a modality lookup table"),
     "beside": (give("ImagePositionPatient", [-15, 15, 44]), "beside the line"),
+    "far": (send_away, "a first voxel that lies 1e.30 mm away from the origin"),
     "two_frames": (give("NumberOfFrames", 2), "no usable NumberOfFrames"),
     "infinite": (give("RescaleSlope", "1e999"), "no usable RescaleSlope"),
 }
