@@ -7,8 +7,16 @@ all tests.
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 
 from absl import logging
+
+#: What is remembered between runs is not remembered beyond the tests; matplotlib keeps its fonts.
+_cache = tempfile.TemporaryDirectory(prefix="cache-")
+_usual = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+os.environ.setdefault("MPLCONFIGDIR", os.path.join(_usual, "matplotlib"))
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 logging.get_absl_handler().python_handler.stream = sys.__stderr__

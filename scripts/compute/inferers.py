@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from heapq import nsmallest
-from itertools import product
+from itertools import pairwise, product
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
@@ -45,6 +45,9 @@ OUTPUTS = ("logits", "labels")
 
 #: Tiles from the middle of an image by which runtime "auto" may choose; corners rarely show foreground.
 MIDDLE_TILES = 8
+
+#: Voxels whose classes are compared at once.
+AT_ONCE = 1 << 18
 
 #: Norms whose statistics depend on which part of the image they see.
 LOCAL_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -227,13 +230,14 @@ class SlabInferer(Inferer):
                 total[place] += importance((*beside[:axis], *ends, *beside[axis + 1 :]))
             return total
 
-        seen = [[corner] * min(batch_size, len(across)) for corner in _from_the_middle(layout.corners)]
+        abreast = 1 if self.memory_gb is not None else self.runtime.abreast(network, tile, len(across))
+        batches = _batches(len(across), batch_size, abreast)
+        seen = [[corner] * len(batches[0]) for corner in _from_the_middle(layout.corners)]
         self.runtime.look(network, (_read(source, corners, layout, device) for corners in seen))
 
         sums = torch.empty(0)
         for index, top in enumerate(walked):
-            for some in range(0, len(across), batch_size):
-                chosen = range(some, min(some + batch_size, len(across)))
+            for chosen in batches:
                 corners = [(*across[i][:axis], top, *across[i][axis + 1 :]) for i in chosen]
                 tiles = _read(source, corners, layout, device)
                 logits = self.runtime(network, tiles, *args, **kwargs)
@@ -288,8 +292,7 @@ class SlabInferer(Inferer):
                         dtype=torch.uint8 if labels else logits.dtype,
                     )
                 if labels:
-                    for plane in range(start, stop):
-                        output[index, 0, plane] = most_probable(logits[:, plane - start])
+                    output[index, 0, start:stop] = most_probable(logits)
                 else:
                     output[index, :, start:stop] = logits
         return MetaTensor(output).copy_meta_from(inputs, copy_attr=False) if images is not inputs else output
@@ -392,6 +395,7 @@ class SlidingWindowSlabInferer(SlabInferer):
         self.roi_size = roi_size
         self.overlap = overlap
         self.mode = mode
+        self._weights: tuple[Axes, torch.Tensor] | None = None  # of the window of the last image
 
     def full_tile(self, spatial: Axes) -> Axes:
         """The tile that was asked for, for an image of this size."""
@@ -405,7 +409,9 @@ class SlidingWindowSlabInferer(SlabInferer):
 
     def importance(self, layout: Windows, ends: Ends) -> torch.Tensor:
         """MONAI's weights for the mode of blending."""
-        return compute_importance_map(layout.window, mode=self.mode)
+        if self._weights is None or self._weights[0] != layout.window:
+            self._weights = layout.window, compute_importance_map(layout.window, mode=self.mode)
+        return self._weights[1]
 
 
 class OverlapTileInferer(SlabInferer):
@@ -609,11 +615,14 @@ def most_probable(logits: torch.Tensor) -> torch.Tensor:
     Returns:
         (*spatial), uint8.
     """
-    best = logits[0].clone()
-    classes = torch.zeros_like(best, dtype=torch.uint8)
-    for index in range(1, len(logits)):
-        classes.masked_fill_(logits[index] > best, index)
-        torch.maximum(best, logits[index], out=best)
+    classes = torch.zeros(logits.shape[1:], dtype=torch.uint8, device=logits.device)
+    step = max(AT_ONCE // max(classes[:1].numel(), 1), 1)
+    for start in range(0, len(classes), step):  # what is compared stays in the processor's cache
+        some = slice(start, start + step)
+        best = logits[0, some].clone()
+        for index in range(1, len(logits)):
+            classes[some].masked_fill_(logits[index, some] > best, index)
+            torch.maximum(best, logits[index, some], out=best)
     return classes
 
 
@@ -630,6 +639,20 @@ def _starts(length: int, window: int, overlap: float) -> list[int]:
         return [-((window - length) // 2)]
     step = max(int(window * (1 - overlap)), 1)
     return [part.start for (part,) in dense_patch_slices((length,), (window,), (step,))]
+
+
+def _batches(count: int, batch_size: int, abreast: int) -> list[range]:
+    """Which of so many windows pass the network together.
+
+    Args:
+        count: windows that start on a plane.
+        batch_size: that was asked for.
+        abreast: windows that are faster together; none is left to pass alone then.
+    """
+    if abreast <= batch_size:
+        return [range(some, min(some + batch_size, count)) for some in range(0, count, batch_size)]
+    ends = [count * part // (count // abreast) for part in range(count // abreast + 1)]
+    return [range(*pair) for pair in pairwise(ends)]
 
 
 def _from_the_middle(corners: Sequence[list[int]]) -> list[Axes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.compute.acceleration import can_compile, mixed_precision, unwrap
+from scripts.compute.kept import compile_kept
 from scripts.compute.memory import forward_bytes, resident_bytes
 from scripts.errors import InputError
 from scripts.networks.heads import main_logits
@@ -48,6 +50,9 @@ CODE_BYTES = {
     "auto": 300_000_000,
 }
 WEIGHT_COPIES = 3
+
+#: Voxels of a tile up to which threads compute one each rather than one together.
+SMALL_TILE = 64**3
 
 Predict = Callable[[Tensor], Tensor]
 Choice = tuple[str, torch.dtype | None]  # a runtime and its type of mixed precision
@@ -118,8 +123,8 @@ class Runtime:
             ):
                 return _run_torch(network, self._precision(tile.device), tile, *args, **kwargs)
             self._follow(network)
-            if self._choice is not None and tuple(tile.shape) in self._converted:
-                return self._converted[tuple(tile.shape)](tile)
+            if self._choice is not None and (key := _key(self._choice, tile)) in self._converted:
+                return self._converted[key](tile)
             before = resident_bytes()
             if self._choice is None and self.runtime == "auto" and tile.device.type == "cpu":
                 logits = self._judge(network, tile)
@@ -129,6 +134,25 @@ class Runtime:
             if self._converted:
                 self.reserved += max(resident_bytes() - before - logits.nbytes, 0)
             return logits
+
+    def abreast(self, network: Callable[..., Any], tile: Sequence[int], count: int) -> int:
+        """How many of the tiles of an image are computed faster together, each by a thread of its own.
+
+        Two threads are little faster than one on a small tile; OpenVINO computes two of them in the time.
+
+        Args:
+            network: see `__call__`.
+            tile: voxels, (*spatial).
+            count: tiles that can be computed together.
+
+        Returns:
+            1 where there is nothing to gain.
+        """
+        threads = torch.get_num_threads()
+        on_cpu = isinstance(network, nn.Module) and all(p.device.type == "cpu" for p in network.parameters())
+        if self.runtime not in ("openvino", "auto") or not find_spec("openvino") or not on_cpu:
+            return 1
+        return min(threads, count) if math.prod(tile) <= SMALL_TILE and 2 * count > threads else 1
 
     def look(self, network: Callable[..., Any], tiles: Iterable[Tensor]) -> None:
         """Let "auto" choose by tiles that are likely to show foreground.
@@ -237,12 +261,12 @@ class Runtime:
 
     def _convert(self, network: nn.Module, tile: Tensor, choice: Choice) -> Predict:
         """The network in a runtime, converted at the first tile of a size."""
-        size = tuple(tile.shape)
-        if size not in self._converted:
+        key = _key(choice, tile)
+        if key not in self._converted:
             if choice[0] not in ("torch", "float32"):
-                logger.info("runtime: preparing %s for tiles of %s", _describe(choice), list(size))
-            self._converted[size] = _CONVERTERS[choice[0]](network, tile, choice[1])
-        return self._converted[size]
+                logger.info("runtime: preparing %s for tiles of %s", _describe(choice), list(tile.shape))
+            self._converted[key] = _CONVERTERS[choice[0]](network, tile, choice[1])
+        return self._converted[key]
 
     def _precision(self, device: torch.device) -> torch.dtype | None:
         dtype = mixed_precision(device) if self.amp else None
@@ -276,6 +300,12 @@ def agreement(logits: Tensor, reference: Tensor) -> dict[int, tuple[float, float
         dice = 2 * (mine & its).sum() / (mine.sum() + its.sum())
         found[label] = float(dice), float(apart[:, label][mine | its].mean())
     return found
+
+
+def _key(choice: Choice, tile: Tensor) -> tuple[int, ...]:
+    """What a conversion holds for: tiles of a size; with OpenVINO one of them, or several at once."""
+    batch = min(len(tile), 2) if choice[0] == "openvino" else len(tile)
+    return (batch, *tile.shape[1:])
 
 
 def _describe(choice: Choice) -> str:
@@ -352,32 +382,55 @@ def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Pr
         warnings.simplefilter("ignore")  # of torch.jit.trace: that it is old, and that sizes become constants
         decoder = TorchScriptPythonDecoder(
             unwrap(network),
-            example_input=(tile,),
+            example_input=(tile[:1],),
             shared_memory=True,
             trace_kwargs={"check_trace": False},  # which would compute the network three times more
         )
     model = frontend.convert(frontend.load(decoder))
-    model.reshape(list(tile.shape))
-    return openvino_model(model, dtype)
+    model.reshape([1, *tile.shape[1:]])
+    return openvino_model(model, dtype, apart=len(tile) > 1)
 
 
-def openvino_model(model: Any, dtype: torch.dtype | None = None) -> Predict:
+def openvino_model(model: Any, dtype: torch.dtype | None = None, apart: bool = False) -> Predict:
     """A model in OpenVINO on the CPU, on as many threads as PyTorch has.
 
     Args:
         model: path of an .xml or .onnx file, or a model of OpenVINO.
         dtype: type of mixed precision, or None for float32.
+        apart: the model takes one tile; of several at once each thread computes its own.
     """
-    compiled = openvino_core().compile_model(
-        model,
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
-        },
-    )
-    return lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0])
+    threads = torch.get_num_threads()
+    settings = {
+        "PERFORMANCE_HINT": "THROUGHPUT" if apart else "LATENCY",
+        "NUM_STREAMS": threads if apart else 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+    }
+    compiled = compile_kept(lambda more: openvino_core().compile_model(model, "CPU", {**settings, **more}))
+    if not apart:
+        return lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0])
+    return _Apart(compiled, threads)
+
+
+class _Apart:
+    """Several tiles at once, each on a thread of its own."""
+
+    def __init__(self, compiled: Any, threads: int) -> None:
+        from openvino import AsyncInferQueue
+
+        self.queue = AsyncInferQueue(compiled, threads)
+        self.queue.set_callback(self._take)
+        self.done: dict[int, Tensor] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for index, tile in enumerate(x.contiguous().numpy()):
+            self.queue.start_async([tile[None]], index)
+        self.queue.wait_all()
+        done, self.done = self.done, {}
+        return torch.cat([done[index] for index in range(len(x))])
+
+    def _take(self, request: Any, index: int) -> None:
+        self.done[index] = torch.from_numpy(request.get_output_tensor(0).data.copy())
 
 
 _CONVERTERS: dict[str, Callable[[nn.Module, Tensor, torch.dtype | None], Predict]] = {

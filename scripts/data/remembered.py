@@ -21,7 +21,7 @@ from monai.utils import ensure_tuple
 
 from scripts.data.checks import Problem, check_cases
 from scripts.errors import InputError
-from scripts.files import atomic_write, fingerprint, sha256
+from scripts.files import atomic_write, fingerprint, sha256, user_cache
 from scripts.process import gather, rank_and_size
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,7 @@ def _changed(case: Mapping[str, Any]) -> Problem:
 
 
 def _cache_file(folder: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "unet-bundle" / f"checked-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
+    return user_cache() / f"checked-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
 
 
 def _hash(case: Mapping[str, Any], folder: Path, rules: Any) -> str:

@@ -26,7 +26,7 @@ from monai.networks.nets import UNet as MonaiUNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scripts.compute.inferers import MIDDLE_TILES, OverlapTileInferer, SlidingWindowSlabInferer
+from scripts.compute.inferers import MIDDLE_TILES, OverlapTileInferer, SlidingWindowSlabInferer, _batches
 from scripts.compute.memory import resident_bytes
 from scripts.compute.runtimes import Runtime
 from scripts.errors import InputError
@@ -363,6 +363,19 @@ def test_runtime_looks_at_the_middle_of_an_image_before_its_corners(monkeypatch)
     SlidingWindowSlabInferer([4, 4], overlap=0, runtime="auto")(image, make_convolution(2))
     assert looked[0] == 1
     assert len(looked) == MIDDLE_TILES
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "abreast"), [(9, 4, 1), (9, 1, 2), (7, 2, 4), (3, 1, 3), (1, 1, 1)]
+)
+def test_every_window_passes_once(count, batch_size, abreast):
+    batches = _batches(count, batch_size, abreast)
+    assert [index for batch in batches for index in batch] == list(range(count))
+    assert (
+        all(len(batch) <= batch_size for batch in batches)
+        if abreast == 1
+        else min(map(len, batches)) >= abreast
+    )
 
 
 def test_zeros_beyond_the_border_where_no_mirror_is_wanted():

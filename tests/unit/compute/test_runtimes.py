@@ -58,6 +58,14 @@ def make_tile(name: str, batch: int = 1) -> torch.Tensor:
     return torch.rand((batch, 1, *sizes.get(name, (16, 8, 12))), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def assert_same(logits: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -151,6 +159,27 @@ def test_conversion_follows_the_weights(runtime):
         assert (after - before).abs().max() > 0.1
         assert_same(after, logits_of(network, tile))
         before = after
+
+
+@needs_openvino
+def test_tiles_side_by_side_are_those_of_one_thread(one_thread):
+    """Bit by bit: each thread computes a tile of its own."""
+    network, tiles = make_network("plain 3D"), make_tile("plain 3D", 3)
+    alone = [Runtime("openvino")(network, tile[None]) for tile in tiles]
+    torch.set_num_threads(2)
+    together = Runtime("openvino")(network, tiles)
+    assert torch.equal(together, torch.cat(alone))
+    assert_same(together, logits_of(network, tiles))
+
+
+@needs_openvino
+def test_small_tiles_go_side_by_side(one_thread):
+    network = make_network("plain 3D")
+    torch.set_num_threads(4)
+    abreast = Runtime("auto").abreast
+    assert [abreast(network, (64, 64, 64), count) for count in (1, 2, 3, 4, 9)] == [1, 1, 3, 4, 4]
+    assert abreast(network, (64, 64, 65), 9) == 1
+    assert Runtime("torch").abreast(network, (8, 8, 8), 9) == 1
 
 
 @needs_openvino
