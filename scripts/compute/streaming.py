@@ -13,7 +13,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine
-from monai.data.utils import AFFINE_TOL
 from monai.inferers import Inferer
 from monai.transforms import AsDiscreted, NormalizeIntensityd, Orientationd, Spacingd, Transform
 from nibabel.volumeutils import apply_read_scaling
 from torch import nn
 
-from scripts.compute.inferers import SlabInferer, most_probable
+from scripts.compute.classmaps import takes_argmax
+from scripts.compute.inferers import SlabInferer
+from scripts.compute.planes import Geometry, file_planes
 from scripts.data.cases import InferenceCases
 from scripts.data.names import output_path
 from scripts.data.nifti import header_of_result
@@ -50,58 +50,6 @@ BLOCK_ROWS = 64
 #: Seconds between two lines of the log about a volume's progress.
 LOG_INTERVAL = 60.0
 
-#: How far a voxel may lie from where an axis-parallel grid has it, in voxels.
-SHEAR_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class AxisInterpolation:
-    """Where the voxels of an axis lie between those of another: at low, plus weight on the way to high."""
-
-    low: np.ndarray
-    high: np.ndarray
-    weight: np.ndarray
-
-    @classmethod
-    def at(cls, positions: np.ndarray, length: int) -> AxisInterpolation:
-        """Positions on an axis of a length; what lies beyond its ends takes the value there."""
-        positions = positions.clip(0, length - 1)
-        low = np.floor(positions).astype(int)
-        weight = (positions - low).astype(np.float32)
-        return cls(low, np.where(weight > 0, low + 1, low), weight)
-
-    def part(self, where: slice) -> tuple[AxisInterpolation, slice]:
-        """A part of the axis, counted from the start of what it needs of the other axis, and that."""
-        low, high = self.low[where], self.high[where]
-        start, stop = int(low.min()), int(high.max()) + 1
-        return AxisInterpolation(low - start, high - start, self.weight[where]), slice(start, stop)
-
-    def interpolate(self, values: np.ndarray, axis: int) -> np.ndarray:
-        """Linear interpolation along an axis."""
-        before: Any = (slice(None),) * axis
-        low = values[(*before, self.low)]
-        if not self.weight.any():
-            return low
-        weight = self.weight.reshape(-1, *[1] * (values.ndim - 1 - axis))
-        return low + (values[(*before, self.high)] - low) * weight
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How the grid that the network sees lies in the grid of a file.
-
-    Attributes:
-        shape: voxels of the network's grid.
-        sources: for each of its axes the axis of the file.
-        to_file: for each of its axes where its voxels lie on the file's axis.
-        to_network: for each axis of the file where its voxels lie on the network's axis.
-    """
-
-    shape: tuple[int, ...]
-    sources: tuple[int, ...]
-    to_file: tuple[AxisInterpolation, ...]
-    to_network: tuple[AxisInterpolation, ...]
-
 
 def find_geometry(volume: Volume, transforms: Sequence[Transform]) -> Geometry:
     """What Orientationd and Spacingd do to a grid, without its voxels.
@@ -113,35 +61,15 @@ def find_geometry(volume: Volume, transforms: Sequence[Transform]) -> Geometry:
     Raises:
         Fault: the volume's grid is sheared.
     """
-    shape, affine = seen_grid(volume.shape, volume.affine, transforms)
-    matrix = np.linalg.solve(volume.affine, affine)
-    sources = tuple(int(axis) for axis in np.abs(matrix[:3, :3]).argmax(0))
-    scales = np.array([matrix[source, axis] for axis, source in enumerate(sources)])
-    offsets = matrix[list(sources), 3]
-    off_axis = matrix[:3, :3].copy()
-    off_axis[list(sources), range(3)] = 0
-    if sorted(sources) != [0, 1, 2] or (np.abs(off_axis) @ shape).max() > SHEAR_TOLERANCE:
+    found = Geometry.between(volume.shape, volume.affine, *seen_grid(volume.shape, volume.affine, transforms))
+    if found is None:
         raise Fault(
             "an affine with shear",
             "the axes must stand at right angles to be resampled one by one",
             "resample it onto a grid without shear, or segment it with configs/inference.json alone",
             volume.path,
         )
-    same_shape = shape == tuple(volume.shape[source] for source in sources)
-    if (
-        same_shape
-        and max(np.abs(np.abs(scales) - 1).max(), np.abs(offsets - np.rint(offsets)).max()) < AFFINE_TOL
-    ):
-        scales, offsets = np.rint(scales), np.rint(offsets)  # as Spacingd, which then leaves the voxels alone
-    to_file = [
-        AxisInterpolation.at(scale * np.arange(n) + offset, volume.shape[source])
-        for n, source, scale, offset in zip(shape, sources, scales, offsets, strict=True)
-    ]
-    to_network = [
-        AxisInterpolation.at((np.arange(volume.shape[source]) - offsets[axis]) / scales[axis], shape[axis])
-        for source, axis in sorted(zip(sources, range(3), strict=True))
-    ]
-    return Geometry(shape, sources, tuple(to_file), tuple(to_network))
+    return found
 
 
 class NetworkView:
@@ -276,7 +204,7 @@ class VolumeSegmenter:
         _require("normalise", normalise, NormalizeIntensityd)
         _require("to_labels", to_labels, AsDiscreted, ClassesToLabelsd)
         argmax, last = to_labels[:-1], to_labels[-1] if to_labels else None
-        if not isinstance(last, ClassesToLabelsd) or len(argmax) > 1 or not all(map(_takes_argmax, argmax)):
+        if not isinstance(last, ClassesToLabelsd) or len(argmax) > 1 or not all(map(takes_argmax, argmax)):
             raise InputError(
                 f"to_labels holds {[type(step).__name__ for step in to_labels]}: "
                 "give one AsDiscreted with argmax alone, and one ClassesToLabelsd"
@@ -333,7 +261,7 @@ class VolumeSegmenter:
 
         def reserved(classes: int) -> int:
             # a few planes of probabilities on the way back, and a piece of the file on the way in
-            return 4 * (6 * classes * plane + 8 * PIECE_VOXELS)
+            return 4 * (7 * classes * plane + 8 * PIECE_VOXELS)
 
         values = np.array(
             [self.values[index] for index in range(len(self.values) - (IGNORE_LABEL in self.values))]
@@ -346,7 +274,7 @@ class VolumeSegmenter:
             file.truncate(header.single_vox_offset + math.prod(volume.shape) * values.itemsize)
             slabs = self.inferer.slabs(view, self.network, view.axis, reserved)
             said = began
-            for done, (index, classes) in enumerate(_file_planes(slabs, geometry, view.axis), start=1):
+            for done, (index, classes) in enumerate(file_planes(slabs, geometry, view.axis), start=1):
                 file.seek(header.single_vox_offset + index * classes.size * values.itemsize)
                 file.write(values[classes].tobytes(order="F"))
                 if time.monotonic() - said > LOG_INTERVAL:
@@ -362,51 +290,3 @@ def _require(name: str, transforms: Sequence[Transform], *kinds: type) -> None:
                 f"{name} holds a {type(transform).__name__}, which needs the whole volume: "
                 f"use {' and '.join(kind.__name__ for kind in kinds)}, or configs/inference.json alone"
             )
-
-
-def _takes_argmax(step: Transform) -> bool:
-    """Whether it is AsDiscreted that takes the most probable class and does nothing else."""
-    others = ("to_onehot", "threshold", "rounding")
-    return (
-        isinstance(step, AsDiscreted)
-        and all(step.argmax)
-        and all(value is None for name in others for value in getattr(step, name))
-    )
-
-
-def _file_planes(
-    slabs: Iterator[tuple[int, int, torch.Tensor]], geometry: Geometry, axis: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The planes of a file's last axis, as soon as the network's planes around them are there.
-
-    Args:
-        slabs: start, stop and logits, as SlabInferer.slabs gives them along ``axis``.
-        geometry: how the network's grid lies in the file's.
-        axis: the network's axis that is the last one of the file.
-
-    Yields:
-        Index of the plane and its classes, (x, y); each plane once, in the order in which they are ready.
-    """
-    between = geometry.to_network[2]
-    across = [other for other in range(3) if other != axis]
-    probabilities: dict[int, np.ndarray] = {}
-    for start, stop, logits in slabs:
-        for index in np.flatnonzero((between.high >= start) & (between.high < stop)):
-            low, high = int(between.low[index]), int(between.high[index])
-            for plane in (low, high):
-                if plane not in probabilities:
-                    probabilities[plane] = _softmax(logits, axis, plane - start)
-            for plane in probabilities.keys() - {start - 1, low, high}:
-                del probabilities[plane]
-            values = probabilities[low]
-            if high > low:
-                values = values + (probabilities[high] - values) * between.weight[index]
-            for dimension, other in enumerate(across, start=1):
-                values = geometry.to_network[geometry.sources[other]].interpolate(values, dimension)
-            classes = most_probable(torch.from_numpy(values)).numpy()
-            yield int(index), classes if geometry.sources[across[0]] == 0 else classes.T
-        probabilities = {stop - 1: _softmax(logits, axis, stop - 1 - start)}
-
-
-def _softmax(logits: torch.Tensor, axis: int, plane: int) -> np.ndarray:
-    return logits.select(axis + 1, plane).softmax(0).cpu().numpy()

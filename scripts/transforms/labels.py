@@ -45,6 +45,11 @@ def like(array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
     return made[None]
 
 
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without MONAI's bookkeeping, which costs time at every operation."""
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
 class LabelsToClassesd(MapTransform):
     """Replace the values of a label on disk by class indices 0 to N-1, in the order of ``labels``.
 
@@ -105,7 +110,12 @@ class ClassesToLabelsd(MapTransform):
                     f"the network gives class {largest} (from 0), and labels names {len(self.values)}: name "
                     "all classes of the network in labels, in their order"
                 )
+            lookup = torch.zeros(IGNORE_LABEL + 1, dtype=torch.int32, device=restored.device)
             for index, value in self.values.items():
-                restored[out[key] == index] = value
+                lookup[index] = value
+            for plane, classes in zip(plain(restored)[0], plain(out[key])[0], strict=True):
+                plane.copy_(
+                    lookup[classes.long()]
+                )  # as many passes over the map as there are classes are slow
             out[key] = restored
         return out
