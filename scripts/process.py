@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import gc
 import logging
+import math
 import os
 import sys
 import time
@@ -102,11 +103,16 @@ def _mallopt(parameters: dict[int, int]) -> ctypes.CDLL | None:
     return libc
 
 
-def available_memory() -> float:
-    """As `scripts.machine.available_memory`, with what was freed here given back before."""
-    libc = _mallopt({})
-    if libc is not None:
-        libc.malloc_trim(0)  # what was freed here is there
+def available_memory(enough: float = math.inf) -> float:
+    """As `scripts.machine.available_memory`, with what was freed here given back before.
+
+    Args:
+        enough: bytes; where they are there as it is nothing is given back, which would cost time.
+    """
+    there, libc = machine.available_memory(), _mallopt({})
+    if there >= enough or libc is None:
+        return there
+    libc.malloc_trim(0)  # what was freed here is there
     return machine.available_memory()
 
 
@@ -120,7 +126,7 @@ def require_memory(size: float, what: str) -> None:
     Raises:
         Fault: without a file.
     """
-    there = available_memory()
+    there = available_memory(size)
     if size > there:
         raise Fault(
             f"{what}, which take {gigabytes(size)} of memory",

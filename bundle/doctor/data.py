@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple
 from bundle.data.datalist import PATCH_MULTIPLE
 from bundle.doctor.report import Finding, Report
 from bundle.doctor.runs import Run
+from scripts.compute.classmaps import tile_of
 from scripts.data.checks import describe
 from scripts.data.datalist import dataset_labels, list_images, read_images, sections
 from scripts.data.reader import image_suffix, read_dims, read_spacing
@@ -41,11 +42,13 @@ class Cases:
         grids: of every case by its id, those of the file and of what the network sees; none where a header
             does not tell.
         room: says how much memory a case takes.
+        beside: cases are loaded and finished while others are predicted.
     """
 
     lists: dict[str, list[Case]]
     grids: dict[str, Grids]
     room: Room
+    beside: bool = False
 
     def known(self, section: str) -> list[tuple[Case, Grids]]:
         """Cases of a section whose grids are known, from small to large."""
@@ -115,9 +118,12 @@ def _read(run: Run, row: Finding) -> Cases:
     if run.kind == "training":
         lists = dict(run.part("split"))
         problems: Sequence[Any] = ()
+        tile, beside = None, False
     else:
         found = run.part("cases")
-        lists, problems = {"images": found.cases}, found.problems
+        lists, problems, beside = {"images": found.cases}, found.problems, found.beside
+        after = run.part("validate::postprocessing" if labelled else "postprocessing")
+        tile = tile_of(run.part("inferer"), after)
     _tell(row, lists, problems)
     dicom = run.has("reader") and run.part("reader") == DICOM_READER and not labelled
     room = Room(
@@ -125,10 +131,11 @@ def _read(run: Run, row: Finding) -> Cases:
         classes=0 if run.kind == "training" else count_classes(run.part("labels")),
         labelled=labelled,
         finder=SeriesFinder() if dicom else None,
+        tile=tile,
     )
     every = [case for listed in lists.values() for case in listed]
     grids = {case["case"]: grids for case in every if (grids := room.grids(case)) is not None}
-    return Cases(lists, grids, room)
+    return Cases(lists, grids, room, beside)
 
 
 def _tell(row: Finding, lists: Mapping[str, Sequence[Case]], problems: Sequence[Any]) -> None:

@@ -128,12 +128,19 @@ def _case(run: Run, cases: Cases, device: torch.device, row: Finding) -> float:
         return 0.0
     case, grids = known[-1]
     classes = count_classes(run.part("labels"))
-    need = grids.bytes_to_segment(classes, labelled=run.kind != "inference")
+    about = classes, run.kind != "inference", cases.room.tile
+    need = grids.bytes_to_segment(*about)
+    if cases.beside:  # the last one is finished meanwhile and the next one loaded
+        meanwhile = max(grids.bytes_to_load(about[1]), grids.bytes_to_finish(*about))
+        need = grids.bytes_to_predict(*about) + meanwhile
     network, inferer = run.part("network_def").eval(), run.part("inferer")
     inner = getattr(inferer, "inferer", inferer)
     if isinstance(inner, SlabInferer) and device.type == "cpu":
         tile = inner.full_tile(grids.seen_shape)
-        peak, _ = inner.runtime.peak_bytes(network, (inner.sw_batch_size, grids.channels, *tile))
+        batch = inner.sw_batch_size
+        if inner.memory_gb is None:
+            batch = max(batch, inner.runtime.abreast(network, tile, torch.get_num_threads()))
+        peak, _ = inner.runtime.peak_bytes(network, (batch, grids.channels, *tile))
         need += peak if inner.memory_gb is None else min(peak, 1e9 * inner.memory_gb)
     what = (
         f"{case['case']} of {list(grids.shape)} voxels, {list(grids.seen_shape)} for the network, takes up to"

@@ -94,9 +94,9 @@ def read_chosen(file: str) -> dict[str, list[Case]]:
     return read_json(Path(file))
 
 
-def read_chosen_images(file: str) -> InferenceCases:
-    """As `read_chosen`, of an inference."""
-    return InferenceCases(read_json(Path(file))["images"])
+def read_chosen_images(file: str, beside: bool) -> InferenceCases:
+    """As `read_chosen`, of an inference; ``beside`` as in `InferenceCases`."""
+    return InferenceCases(read_json(Path(file))["images"], beside=beside)
 
 
 def check(report: Report, run: Run, cases: Cases, started: float) -> None:
@@ -246,7 +246,11 @@ def _infer(report: Report, run: Run, cases: Cases, folder: Path, row: Finding, s
     listed = cases.lists["images"]
     chosen: Chosen = spread(cases.known("images"), SHOWN) or [(case, None) for case in listed[:SHOWN]]
     trial = run.changed(
-        cases={"_target_": f"{__name__}.read_chosen_images", "file": _write(folder, images=chosen)},
+        cases={
+            "_target_": f"{__name__}.read_chosen_images",
+            "file": _write(folder, images=chosen),
+            "beside": run.part("cases").beside,
+        },
         output_dir=str(folder / "output"),
         checkpoint=run.part("checkpoint"),
     )
@@ -272,8 +276,8 @@ def _infer(report: Report, run: Run, cases: Cases, folder: Path, row: Finding, s
         f"{len(listed)} case(s): about {minutes(total)} here ({chosen[len(seconds) - 1][0]['case']} took "
         f"{seconds[-1]:.2g} s, the first one {seconds[0]:.2g} s)"
     )
-    if run.kind == "inference":
-        _compare(cases, chosen[: len(seconds)], folder / "output", row)
+    if run.kind == "inference":  # the last one of a trial that was cut may not be written yet
+        _compare(cases, chosen[: len(seconds) - cut], folder / "output", row)
     if cut:
         row.status = "warning"
         row.found += f"; the trial was not done within {report.limit:g} s, so that this is a guess"

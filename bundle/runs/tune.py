@@ -185,7 +185,9 @@ def predict(parser: ConfigParser, folder: Path) -> list[Predicted]:
         "validate::evaluator::iteration_update": {
             "_target_": "scripts.compute.steps.CaseByCase",
             "cases": "@cases",
+            "postprocessing": "@validate::postprocessing",
         },
+        "validate::evaluator::postprocessing": None,
         "validate::postprocessing": {"_target_": "Compose", "transforms": [softmax, back]},
         "validate::key_metric": None,
         "validate::handlers": [weights, {"_target_": "scripts.handlers.ProgressBar", "desc": "predicting"}],

@@ -1,7 +1,7 @@
 """What goes in and out: data lists, checks of cases, seeded samples, writers."""
 
 from scripts.data.datalist import cases_of, read_images, read_split, sound_cases
-from scripts.data.dataset import CachedCases, CaseDataset, EpochSampler, SeededCacheDataset
+from scripts.data.dataset import CachedCases, CaseDataset, CaseLoader, EpochSampler, SeededCacheDataset
 from scripts.data.labels import LoadLabeld
 from scripts.data.reader import ImageReader
 from scripts.data.writers import SaveCased
@@ -9,6 +9,7 @@ from scripts.data.writers import SaveCased
 __all__ = [
     "CachedCases",
     "CaseDataset",
+    "CaseLoader",
     "EpochSampler",
     "ImageReader",
     "LoadLabeld",

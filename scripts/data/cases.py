@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,11 +39,22 @@ class InferenceCases:
             judged.
         problems: what was found in all cases.
         work: what is done to a case, for messages.
+        beside: there is memory for a case while the next one is loaded or the last one is finished.
+        dicom: the cases are DICOM series, whose headers no warning may cite.
+
+    Attributes:
+        aside: the one thread in which cases are loaded and finished beside another; None where none are.
     """
 
     cases: list[dict[str, Any]]
     problems: list[Problem] = field(default_factory=list)
     work: str = "segmented"
+    beside: bool = False
+    dicom: bool = False
+
+    def __post_init__(self) -> None:
+        # one for both: MONAI's transforms take notes of what they do, and are the same on the way back
+        self.aside = ThreadPoolExecutor(1, "aside") if self.beside else None
 
     def leave_out(self, problem: Problem) -> None:
         """Say what is wrong with a case, and count it among those that are not done."""

@@ -229,12 +229,19 @@ def describe(problems: Sequence[Problem], headline: str) -> str:
 
 
 def log_problems(problems: Sequence[Problem]) -> None:
-    """Say what is wrong with each of several files, of which the sound ones are used."""
+    """Say what is wrong with each of several files, of which the sound ones are used.
+
+    Warnings of one kind are one line, with the names of all the cases that it is about.
+    """
+    alike: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         if problem.severity == "error":
             logger.error(problem.sentence())
-        else:  # marked, as an inference without a logging file shows no levels
-            logger.warning("(warning) %s", problem.sentence())
+        else:
+            alike.setdefault((problem.rule, problem.fix), []).append(problem)
+    for first, *others in alike.values():  # marked, as an inference without a logging file shows no levels
+        more = f" So it is with {len(others)} more: {few([other.case for other in others])}" if others else ""
+        logger.warning("(warning) %s%s", first.sentence(), more)
 
 
 def require_sound(problems: Sequence[Problem]) -> None:

@@ -17,12 +17,15 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from monai.inferers import Inferer
 from monai.transforms import Compose
 
+from scripts.compute.classmaps import tile_of
 from scripts.data.cases import InferenceCases, problem_of
 from scripts.data.checks import (
     BACKGROUND_ALONE,
@@ -361,6 +364,8 @@ def read_images(
     reader: str = "scripts.data.ImageReader",
     preprocessing: Compose | None = None,
     classes: int = 1,
+    inferer: Inferer | None = None,
+    postprocessing: Callable | None = None,
     to_dicom: bool = False,
 ) -> InferenceCases:
     """Find the images of a folder, or of a section of a data set, and check them.
@@ -380,6 +385,9 @@ def read_images(
         reader: what the images are read with; scripts.dicom.DicomReader for DICOM.
         preprocessing: what brings an image to the network, for the memory that it takes; None does nothing.
         classes: that the network tells apart, for the same.
+        inferer: what predicts, for the same, and so that cases may be loaded and finished
+            while others are predicted; None: one after the other.
+        postprocessing: what is done with what it gives, for the same.
         to_dicom: whether the results will be DICOM that refers to the images, whose headers must do for it.
 
     Returns:
@@ -390,16 +398,17 @@ def read_images(
             is sound; if the data set is not usable or the section holds no case.
     """
     kind = {"spatial_dims": spatial_dims, "in_channels": in_channels}
+    tile = tile_of(inferer, postprocessing)
     if reader == DICOM_READER:
         folder, finder = Path(dataset_dir).expanduser().absolute(), SeriesFinder()
         cases = _series(folder, finder, section)
-        room = Room(preprocessing, classes, finder=finder)
+        room = Room(preprocessing, classes, finder=finder, tile=tile)
 
         def check(case: Mapping[str, Any]) -> list[Problem]:
             return check_series(case, finder, to_dicom=to_dicom, **kind)
 
     else:
-        folder, room = _existing_folder(dataset_dir), Room(preprocessing, classes)
+        folder, room = _existing_folder(dataset_dir), Room(preprocessing, classes, tile=tile)
         if section is None:
             cases = _found(folder, in_channels)
         else:
@@ -409,8 +418,10 @@ def read_images(
         def check(case: Mapping[str, Any]) -> list[Problem]:
             return check_image(case, **kind)
 
-    found = map_cases(lambda case: _problems(case, room, check), cases, "Checking images")
-    return _sound(cases, [problem for problems in found for problem in problems], f"images in {folder}")
+    checked = map_cases(lambda case: _problems(case, room, check), cases, "Checking images")
+    problems = [problem for problems in checked for problem in problems]
+    found = _sound(cases, problems, f"images in {folder}", beside=_beside(room, inferer))
+    return replace(found, dicom=reader == DICOM_READER)
 
 
 def sound_cases(
@@ -425,6 +436,8 @@ def sound_cases(
     check: str = "always",
     preprocessing: Compose | None = None,
     classes: int = 1,
+    inferer: Inferer | None = None,
+    postprocessing: Callable | None = None,
     work: str = "judged",
 ) -> InferenceCases:
     """Check the cases of a section of a split, to be judged.
@@ -442,6 +455,8 @@ def sound_cases(
         check: see `read_split`.
         preprocessing: what brings a case to the network, for the memory that it takes; None does nothing.
         classes: that the network tells apart, for the same.
+        inferer: see `read_images`.
+        postprocessing: see `read_images`.
         work: what is done to a case, for messages.
 
     Returns:
@@ -451,7 +466,7 @@ def sound_cases(
         InputError: the section holds no case, or none that is sound.
     """
     cases, folder = cases_of(split, section), Path(dataset_dir).expanduser().absolute()
-    room = Room(preprocessing, classes, labelled=True)
+    room = Room(preprocessing, classes, labelled=True, tile=tile_of(inferer, postprocessing))
     problems = [problem for case in cases for problem in room.problems(case)]
     large = {problem.case for problem in problems if problem.severity == "error"}
     problems += check_remembered(
@@ -463,7 +478,8 @@ def sound_cases(
         labels=labels,
         instances=instances,
     )
-    return _sound(cases, problems, f"cases of the section '{section}' of {folder}", work)
+    place = f"cases of the section '{section}' of {folder}"
+    return _sound(cases, problems, place, work, _beside(room, inferer))
 
 
 def _problems(
@@ -481,8 +497,18 @@ def _problems(
         return [*found, problem_of(case, error)]
 
 
+def _beside(room: Room, inferer: Inferer | None) -> bool:
+    """Whether cases are loaded and finished while others are predicted: a budget counts one case alone."""
+    predicts = getattr(inferer, "inferer", inferer)
+    return predicts is not None and getattr(predicts, "memory_gb", None) is None and room.beside()
+
+
 def _sound(
-    cases: Sequence[dict[str, Any]], problems: Sequence[Problem], place: str, work: str = "segmented"
+    cases: Sequence[dict[str, Any]],
+    problems: Sequence[Problem],
+    place: str,
+    work: str = "segmented",
+    beside: bool = False,
 ) -> InferenceCases:
     """Leave out the cases that have errors, and say what they are."""
     bad = {problem.case for problem in problems if problem.severity == "error"}
@@ -490,7 +516,7 @@ def _sound(
     if not sound:
         raise InputError(describe(problems, f"None of the {len(cases)} {place} is usable:"))
     log_problems(problems)
-    return InferenceCases(sound, list(problems), work)
+    return InferenceCases(sound, list(problems), work, beside)
 
 
 def _found(folder: Path, in_channels: int) -> list[dict[str, Any]]:

@@ -9,19 +9,20 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset, Dataset
+from monai.data import CacheDataset, DataLoader, Dataset
 from monai.utils import ensure_tuple
 from torch.utils.data import DistributedSampler, get_worker_info
 
-from scripts.data.cases import problem_of
+from scripts.data.cases import InferenceCases, problem_of
 from scripts.data.room import require_room
+from scripts.dicom.silence import silence_pydicom
 from scripts.errors import CaseError, Fault, InputError, root_cause
 from scripts.process import rank_and_size
 from scripts.rules import MOST_WORKERS
@@ -48,6 +49,32 @@ class CaseDataset(Dataset):
             return super()._transform(index)
         except Exception as error:
             return {"case": case["case"], PROBLEM: asdict(problem_of(case, error))}
+
+
+class CaseLoader(DataLoader):
+    """MONAI's DataLoader, which loads the next case in a thread while this one is worked on.
+
+    Args:
+        dataset: the cases, `CaseDataset`.
+        cases: say whether there is memory for that.
+        **settings: other arguments of DataLoader.
+    """
+
+    def __init__(self, dataset: Dataset, cases: InferenceCases, **settings: Any) -> None:
+        self.cases = cases
+        super().__init__(dataset, **settings)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches, aside = super().__iter__(), self.cases.aside
+        # threads share one list of filters for warnings: whoever sets it back must not do so too early
+        with silence_pydicom() if self.cases.dicom else nullcontext():
+            if aside is None:
+                yield from batches
+                return
+            coming = aside.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = aside.submit(next, batches, None)
+                yield batch
 
 
 class CachedCases(CacheDataset):

@@ -20,6 +20,7 @@ from monai.transforms import Orientationd, Spacingd, Transform
 from monai.transforms.traits import RandomizableTrait
 from monai.utils import ensure_tuple
 
+from scripts.compute.planes import Geometry
 from scripts.data.checks import Problem, describe
 from scripts.data.reader import read_header
 from scripts.dicom import SeriesFinder
@@ -30,6 +31,9 @@ from scripts.process import available_memory, rank_and_size
 #: Voxels that one voxel of a file may become. Slices of 5 mm brought to 0.5 mm become 10 times as many, a
 #: volume of 5 mm brought to 0.5 mm 1000 times.
 MOST_OF_ONE = 4096
+
+#: Of the shape of an image, the tile of it that passes the network.
+Tile = Callable[[tuple[int, ...]], Sequence[int]]
 
 _FIX = "correct the voxel size in its header, which counts as mm whatever it says, or set another --spacing"
 
@@ -48,6 +52,7 @@ class Grids:
         spacing: edges of its voxels in mm, 1 for pictures.
         seen_shape: voxels that the network sees.
         seen_spacing: edges of these.
+        parallel: the axes of both run along each other, or they are one.
     """
 
     channels: int
@@ -55,17 +60,22 @@ class Grids:
     spacing: tuple[float, ...]
     seen_shape: tuple[int, ...]
     seen_spacing: tuple[float, ...]
+    parallel: bool = True
 
     @classmethod
     def of(
         cls, channels: int, shape: Sequence[int], affine: np.ndarray, geometry: Iterable[Transform]
     ) -> Grids:
         """The grids of an image; ``shape``, ``affine`` and ``geometry`` as for `seen_grid`."""
-        seen_shape, seen_affine = seen_grid(shape, affine, geometry)
+        steps = list(geometry)
+        seen_shape, seen_affine = seen_grid(shape, affine, steps)
         edges = [
             tuple(nib.affines.voxel_sizes(matrix)[: len(shape)].tolist()) for matrix in (affine, seen_affine)
         ]
-        return cls(channels, tuple(shape), edges[0], seen_shape, edges[1])
+        parallel = not steps
+        if len(shape) == 3:
+            parallel = Geometry.between(shape, affine, seen_shape, seen_affine) is not None
+        return cls(channels, tuple(shape), edges[0], seen_shape, edges[1], parallel)
 
     def require_sense(self) -> None:
         """Refuse a grid that can only be a mistake.
@@ -95,19 +105,49 @@ class Grids:
         """Bytes of the image as the network sees it, and of its label: float32."""
         return 4.0 * (self.channels + labelled) * math.prod(self.seen_shape)
 
-    def bytes_to_segment(self, classes: int, labelled: bool = False) -> float:
-        """Most bytes at a time from the file to the labels on its grid.
+    def bytes_to_predict(self, classes: int, labelled: bool = False, tile: Tile | None = None) -> float:
+        """Most bytes at a time while the network predicts, its own left out.
 
         Args:
-            classes: whose logits and probabilities are held, float32, and brought back in float64.
+            classes: whose logits are held, float32: those of a slab of windows where there is a tile, else
+                those of the whole image, and their probabilities.
+            labelled: a label comes with the image.
+            tile: of the shape that the network sees the tile of it that passes the network, where the most
+                probable class is found plane by plane.
+        """
+        seen = math.prod(self.seen_shape)
+        kept = self.bytes_to_keep(labelled)
+        if tile is None or not self.parallel:
+            return kept + 8.0 * classes * seen
+        deep, *wide = tile(self.seen_shape)
+        wide = [max(pair) for pair in zip(wide, self.seen_shape[1:], strict=True)]
+        larger = [max(pair) for pair in zip(sorted(self.shape), sorted(self.seen_shape), strict=True)]
+        planes = 5.0 * math.prod(larger[1:])  # of probabilities on their way back
+        return kept + 4.0 * (classes + 2) * deep * math.prod(wide) + 4.0 * classes * planes + self._mapped
+
+    def bytes_to_finish(self, classes: int, labelled: bool = False, tile: Tile | None = None) -> float:
+        """Most bytes at a time from the prediction to the labels on the grid of the file.
+
+        Args:
+            classes: whose probabilities are brought back in float64, where there is no tile.
             labelled: a label comes with the image, and the image is brought back too.
+            tile: see `bytes_to_predict`.
         """
         file, seen = math.prod(self.shape), math.prod(self.seen_shape)
-        predict = self.bytes_to_keep(labelled) + 8.0 * classes * seen
-        back = 0.0
-        if self.shape != self.seen_shape:
-            back = self.bytes_to_keep(labelled) + 12.0 * classes * seen + self._places * file
-        return max(self.bytes_to_load(labelled), predict, back)
+        kept, places = self.bytes_to_keep(labelled), self._places * file * (self.shape != self.seen_shape)
+        if tile is not None and self.parallel:
+            return kept + self._mapped + places * labelled
+        return kept + (12.0 * classes * seen + places if places else 8.0 * classes * seen)
+
+    def bytes_to_segment(self, classes: int, labelled: bool = False, tile: Tile | None = None) -> float:
+        """Most bytes at a time from the file to the labels on its grid; arguments as above."""
+        predict = self.bytes_to_predict(classes, labelled, tile)
+        return max(self.bytes_to_load(labelled), predict, self.bytes_to_finish(classes, labelled, tile))
+
+    @property
+    def _mapped(self) -> float:
+        """Bytes of class maps: bytes, float32 and int32, and what is compared."""
+        return 16.0 * math.prod(self.shape)
 
     @property
     def _places(self) -> int:
@@ -161,6 +201,7 @@ class Room:
         classes: of the network; 0 in training, which holds no prediction of a whole image.
         labelled: cases have labels.
         finder: opens DICOM series; None for files.
+        tile: see `Grids.bytes_to_predict`.
     """
 
     def __init__(
@@ -169,12 +210,15 @@ class Room:
         classes: int,
         labelled: bool = False,
         finder: SeriesFinder | None = None,
+        tile: Tile | None = None,
     ) -> None:
         self.geometry = geometry_of(preprocessing)
         self.classes = classes
         self.labelled = labelled
         self.finder = finder
+        self.tile = tile
         self.bytes = available_memory()
+        self._beside: list[tuple[float, float, float]] = []  # of each case: to load, to predict, to finish
 
     def grids(self, case: Mapping[str, Any]) -> Grids | None:
         """The grids of a case, by the header of its image; None where nothing can be said of it."""
@@ -196,10 +240,12 @@ class Room:
         name, file = str(case["case"]), str(ensure_tuple(case["image"])[0])
         try:
             grids.require_sense()
+            needed = grids.bytes_to_load(self.labelled)
             if self.classes:
-                needed = grids.bytes_to_segment(self.classes, self.labelled)
-            else:
-                needed = grids.bytes_to_load(self.labelled)
+                about = self.classes, self.labelled, self.tile
+                beside = needed, grids.bytes_to_predict(*about), grids.bytes_to_finish(*about)
+                needed = max(beside)
+                self._beside.append(beside)
             if needed > self.bytes:
                 raise Fault(
                     grids.describe(),
@@ -212,6 +258,16 @@ class Room:
             rule = "along an axis of one voxel the network sees no change"
             return [Problem(name, file, grids.describe(), rule, _FIX, "warning")]
         return []
+
+    def beside(self) -> bool:
+        """Whether any case whose `problems` were asked for may be predicted beside any two others.
+
+        The last one is finished meanwhile, and after that the next one is loaded.
+        """
+        if not self._beside:
+            return False
+        load, predict, finish = map(max, zip(*self._beside, strict=True))
+        return predict + max(load, finish) <= self.bytes
 
 
 def require_room(data: Sequence[Any], preprocessing: Callable, cache_rate: float) -> None:

@@ -37,7 +37,7 @@ ADDED = {
     "network/unet3d2016": {"norm_affine"},
     "evaluate": {
         *("section", "tolerance", "cases", "dataset", "evaluator", "recipe"),
-        "validate::evaluator::iteration_update",
+        *("validate::evaluator::iteration_update", "validate::dataloader::cases"),
     },
     "exported": set(),
     "loss/border_weights": {"w0", "sigma", "distance_to", "cells", "weigh", "join"},

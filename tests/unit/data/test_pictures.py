@@ -530,7 +530,7 @@ def test_more_pixels_than_there_is_memory_for(
     monkeypatch.setattr("scripts.data.pictures.SMALL", 10)
     need = 3 * HEIGHT * WIDTH * 3
     for there, refused in ((need, False), (need - 1, True)):
-        monkeypatch.setattr("scripts.process.available_memory", lambda there=there: there)
+        monkeypatch.setattr("scripts.process.available_memory", lambda _, there=there: there)
         if refused:
             with pytest.raises(Fault, match=f"found {WIDTH} x {HEIGHT} pixels, which take .* of memory"):
                 read_picture(tmp_path / f"i{suffix}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import resource
 from pathlib import Path
@@ -170,3 +171,28 @@ def test_limit_of_the_address_space_counts() -> None:
             require_memory(400e6, "numbers")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_a_hundred_classes_take_a_slab_of_logits() -> None:
+    grids = Grids(1, (384,) * 3, (1.0,) * 3, (384,) * 3, (1.0,) * 3)
+    voxels, plane = 384**3, 384**2
+    slab = 4 * 102 * 96 * plane  # 100 classes and the weights of windows, of 96 planes
+    by_hand = slab + 4 * 100 * 5 * plane + (4 + 16) * voxels
+    assert grids.bytes_to_segment(100, tile=lambda shape: (96, 96, 96)) == by_hand < 8e9
+    assert grids.bytes_to_segment(100) > 8 * 100 * voxels
+    sheared = dataclasses.replace(grids, parallel=False)
+    assert sheared.bytes_to_segment(100, tile=lambda shape: (96, 96, 96)) == sheared.bytes_to_segment(100)
+
+
+def test_a_cohort_is_done_side_by_side_where_the_memory_holds_it(tmp_path: Path) -> None:
+    cases = [volume(tmp_path / f"{name}.nii.gz", (1, 1, 1), (n, 20, 20)) for name, n in (("a", 9), ("b", 20))]
+    room = Room(preprocessing(1.0), 2)
+    assert not room.beside()  # nothing is known of any case
+    assert [room.problems(case) for case in cases] == [[], []]
+    largest = 20**3
+    predict, load = (4 + 8 * 2) * largest, 12 * largest
+    finish = (4 + 8 * 2) * largest
+    room.bytes = predict + max(load, finish)
+    assert room.beside()
+    room.bytes -= 1
+    assert not room.beside()
