@@ -7,6 +7,7 @@ read by `scripts.data.reader`; here they are judged.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -231,14 +232,15 @@ def describe(problems: Sequence[Problem], headline: str) -> str:
 def log_problems(problems: Sequence[Problem]) -> None:
     """Say what is wrong with each of several files, of which the sound ones are used.
 
-    Warnings of one kind are one line, with the names of all the cases that it is about.
+    Warnings that differ in numbers alone are one line, with the names of the cases that they are about.
     """
-    alike: dict[tuple[str, str], list[Problem]] = {}
+    alike: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
         if problem.severity == "error":
             logger.error(problem.sentence())
         else:
-            alike.setdefault((problem.rule, problem.fix), []).append(problem)
+            kind = re.sub(r"[\d.]+", "0", problem.found), problem.rule, problem.fix
+            alike.setdefault(kind, []).append(problem)
     for first, *others in alike.values():  # marked, as an inference without a logging file shows no levels
         more = f" So it is with {len(others)} more: {few([other.case for other in others])}" if others else ""
         logger.warning("(warning) %s%s", first.sentence(), more)

@@ -391,6 +391,18 @@ def test_a_warning_in_the_log_says_that_it_is_one(caplog: pytest.LogCaptureFixtu
     assert caplog.messages == ["a.nii: found NaN; r; f.", "(warning) b.nii: found metres; r; f."]
 
 
+def test_warnings_that_differ_in_numbers_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    found = {name: f"{number} mm away" for name, number in (("a", 3.5), ("b", 12), ("c", 0.25))}
+    others = Problem("d", "d.nii", "metres", "r", "f", "warning")
+    log_problems(
+        [*(Problem(name, f"{name}.nii", text, "r", "f", "warning") for name, text in found.items()), others]
+    )
+    assert caplog.messages == [
+        "(warning) a.nii: found 3.5 mm away; r; f. So it is with 2 more: b, c",
+        "(warning) d.nii: found metres; r; f.",
+    ]
+
+
 def test_the_table_is_aligned() -> None:
     problems = [
         Problem("a", "x/y/z.png", "NaN", "r", "f"),
