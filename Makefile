@@ -1,4 +1,5 @@
-# make env    builds .venv with everything the bundle and its tests need, and nothing else
+# make env    builds .venv with everything the bundle and its tests need, and nothing else;
+#             TORCH_INDEX=https://download.pytorch.org/whl/cpu takes a PyTorch without gigabytes of CUDA
 # make demo   trains, judges and runs a 2D and a volumetric U-Net on generated data
 # make test   the whole suite
 # make lint   format, lint and types
@@ -10,6 +11,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 HOSTS := .venv-hosts/bin
+TORCH = $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
+TORCH_INDEX ?=
+PIP_OPTIONS := --disable-pip-version-check --progress-bar off
 SEED ?= 15
 COUNT ?= 1000
 
@@ -19,7 +23,8 @@ env: .venv/installed
 
 .venv/installed: requirements.txt requirements-runtimes.txt requirements-dicom.txt requirements-zoo.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --progress-bar off -r requirements-dev.txt
+	$(if $(TORCH_INDEX),$(BIN)/pip install $(PIP_OPTIONS) $(TORCH) --index-url $(TORCH_INDEX))
+	$(BIN)/pip install $(PIP_OPTIONS) -r requirements-dev.txt
 	touch $@
 
 demo: env
@@ -50,8 +55,7 @@ test-hosts: env .venv-hosts/installed
 # Beside a PyTorch for the CPU, which pip takes where it finds one, torchvision needs the sitecustomize.py.
 .venv-hosts/installed: requirements.txt requirements-monailabel.txt tests/hosts/sitecustomize.py
 	$(PYTHON) -m venv .venv-hosts
-	$(HOSTS)/pip install --disable-pip-version-check --progress-bar off \
-		$(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
-	$(HOSTS)/pip install --disable-pip-version-check --progress-bar off --no-deps -r requirements-monailabel.txt
+	$(HOSTS)/pip install $(PIP_OPTIONS) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(HOSTS)/pip install $(PIP_OPTIONS) --no-deps -r requirements-monailabel.txt
 	cp tests/hosts/sitecustomize.py "$$($(HOSTS)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	touch $@
