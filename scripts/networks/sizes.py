@@ -7,7 +7,10 @@ planes are NaN: whatever they reach becomes NaN, by whichever path.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -73,6 +76,8 @@ class Sizes:
         self._smallest: list[int] = []
         for module in self._weightless.modules():
             module.register_forward_hook(self._note)
+            if isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d):
+                module.forward = partial(_sized, module)  # type: ignore[method-assign]
 
     def output(self, size: Sequence[int]) -> Axes:
         """Spatial size of the logits of an image.
@@ -357,8 +362,8 @@ def output_size(network: nn.Module, input_size: Sequence[int]) -> Axes:
 
 
 def _eager() -> Any:
-    """A network that is compiled runs as it was written."""
-    return torch.compiler.set_stance("force_eager")
+    """A network that is compiled runs as it was written; without an import of the compiler where none is."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _clone(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -369,6 +374,17 @@ def _clone(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module
         is_new = isinstance(tensor, nn.Parameter) and made is not tensor
         memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_new else made
     return copy.deepcopy(network, memo)
+
+
+def _sized(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:
+    """An instance norm of a map without data. PyTorch's own imports its compiler for that, half a second.
+
+    Raises:
+        ValueError: a single voxel, of which there are no statistics.
+    """
+    if x.shape[2:].numel() == 1 and (norm.training or not norm.track_running_stats):
+        raise ValueError(f"an instance norm of a single voxel, {tuple(x.shape)}")
+    return x
 
 
 def _with_data(tensor: Tensor) -> Tensor:

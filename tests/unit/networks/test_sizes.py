@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, SegResNet
@@ -99,3 +101,9 @@ def test_trying_leaves_the_network_alone():
     assert network.training
     assert not any(module._forward_hooks for module in network.modules())
     assert network(image).shape == (2, 2, 16, 16)
+
+
+def test_the_compiler_is_left_alone_where_nothing_was_compiled(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    assert output_size(UNet(2, 1, 2, [2, 4]), (8, 8)) == (8, 8)
+    assert "torch._dynamo" not in sys.modules
