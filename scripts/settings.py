@@ -221,7 +221,7 @@ def _meanings(parser: ConfigParser, trusted: bool) -> Iterator[str]:
     meant: dict[str, Any] = {}
     yield from _arguments(parser, trusted, meant)
     for name, rule in RULES.items():
-        value = parser.get(name, _ABSENT)
+        value = _written(parser, name)
         if value is _ABSENT or _is_text_of_monai(value) or (isinstance(value, dict) and "_target_" in value):
             continue
         if name in OF_THE_MACHINE and not trusted:
@@ -241,10 +241,18 @@ def _meanings(parser: ConfigParser, trusted: bool) -> Iterator[str]:
             parser.parse()
 
 
+def _written(parser: ConfigParser, name: str) -> Any:
+    """The value of an id; MONAI compares one that is not there with the spelling of all that are."""
+    value = parser.get()
+    for part in name.split(ID_SEP_KEY):
+        value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+    return value
+
+
 def _evaluated(parser: ConfigParser) -> Iterator[str]:
     """A sentence for each expression whose value breaks its rule."""
     for name, rule in RULES.items():
-        raw = parser.get(name)
+        raw = _written(parser, name)
         if not isinstance(raw, str) or not raw.startswith((ID_REF_KEY, EXPR_KEY)):
             continue
         if raw.removeprefix(ID_REF_KEY) in RULES.keys() - {name}:
