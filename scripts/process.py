@@ -57,6 +57,8 @@ def set_up(seed: int, threads: int | None = None) -> None:
     """
     sys.excepthook = _one_sentence
     end_on_signals()
+    if not gc.get_freeze_count():
+        gc.freeze()  # a look for garbage passes over the modules, a million objects, from now on
     with suppress(NotRunning):
         settings.check(running(ConfigParser))
         _hold_output(running(ConfigWorkflow))
