@@ -196,6 +196,27 @@ class Failures:
         ) from error
 
 
+class FillCaches:
+    """Have data sets load one case after each step, until they hold all that they are to hold.
+
+    The first step waits for its own cases alone, and one that cannot be loaded is found long before it is
+    drawn.
+
+    Args:
+        datasets: one is filled after the other; what is no `CachedCases` is left alone.
+    """
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        self.datasets = [data for data in datasets if isinstance(data, CachedCases)]
+
+    def attach(self, engine: Engine) -> None:
+        """Register at the end of steps."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._load)
+
+    def _load(self) -> None:
+        any(data.load_next() for data in self.datasets)  # the first that has one to load
+
+
 class Validation:
     """Validate every few epochs and after the last one; without a case to validate on keep the last weights.
     MONAI's handler validates every few epochs alone: a training of fewer would keep no weights at all. MONAI

@@ -25,6 +25,7 @@ from bundle.doctor.data import Case, Cases
 from bundle.doctor.report import Finding, OutOfTimeError, Report, stop_ringing
 from bundle.doctor.runs import Run
 from scripts.compute.inferers import SlabInferer
+from scripts.data import CachedCases
 from scripts.data.cases import InferenceCases
 from scripts.data.checks import describe
 from scripts.data.datalist import output_name
@@ -170,8 +171,9 @@ def _train(report: Report, run: Run, cases: Cases, folder: Path, row: Finding, s
     )
     trial.part("set_up")
     begun = time.perf_counter()
-    trial.part("train::dataset")
-    trial.part("validate::dataset")
+    for name in ("train::dataset", "validate::dataset"):
+        if isinstance(data := trial.part(name), CachedCases):
+            data.fill()
     caching = time.perf_counter() - begun
     trainer, evaluator = trial.part("train::trainer"), trial.part("validate::evaluator")
     clock = Clock()

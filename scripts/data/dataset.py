@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import CacheDataset, DataLoader, Dataset
+from monai.transforms import Transform
+from monai.transforms.traits import RandomizableTrait
 from monai.utils import ensure_tuple
 from torch.utils.data import DistributedSampler, get_worker_info
 
@@ -26,6 +31,7 @@ from scripts.dicom.silence import silence_pydicom
 from scripts.errors import CaseError, Fault, InputError, root_cause
 from scripts.process import rank_and_size
 from scripts.rules import MOST_WORKERS
+from scripts.transforms.spatial import RandSpatialPatchd
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +86,9 @@ class CaseLoader(DataLoader):
 class CachedCases(CacheDataset):
     """MONAI's CacheDataset, which asks first whether there is memory for what it is going to hold.
 
+    Nobody waits for it to be filled: a case is loaded when it is drawn first, or by `load_next`. A process
+    that is forked off finds them all.
+
     It says which case an error is about. A file must stay as it was when the data set was made, right after
     the check: one that changes under a training would be half old and half new, and whatever it holds has not
     been checked.
@@ -88,33 +97,57 @@ class CachedCases(CacheDataset):
         data: list of case dictionaries.
         transform: composed transforms; those before the first random one are cached.
         cache_rate: share of the cases held in memory, in [0, 1].
-        num_workers: threads that fill the cache.
-        progress: show a bar.
 
     Raises:
         InputError: a case is too large, or all that are to be held, see `scripts.data.room`.
-        CaseError: at once for the cases held in memory, for others when they are drawn: a file is not
-            readable, is gone or was changed.
+        CaseError: when a case is loaded: a file is not readable, is gone or was changed.
     """
 
-    def __init__(
-        self,
-        data: Sequence,
-        transform: Callable,
-        cache_rate: float = 1.0,
-        num_workers: int = 1,
-        progress: bool = False,
-    ) -> None:
+    def __init__(self, data: Sequence, transform: Callable, cache_rate: float = 1.0) -> None:
         require_room(data, transform, cache_rate)
         logger.info("caching %d of %d cases in memory", int(len(data) * cache_rate), len(data))
         #: Of each data worker, by its number: its process, and one more than the index of its latest case.
         self.at_work = torch.zeros(MOST_WORKERS, 2, dtype=torch.int64).share_memory_()
-        super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=progress)
+        super().__init__(data, transform, cache_rate=cache_rate, runtime_cache=True)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=partial(_fill_before_fork, weakref.ref(self)))
 
     def set_data(self, data: Sequence) -> None:
-        """Take the cases and fill the cache."""
+        """Take the cases; none is loaded yet."""
         self.found = [_states(case) for case in data]
+        self.waiting = 0  # no case before this one is
         super().set_data(data)
+
+    def load_next(self) -> bool:
+        """Load one case that is to be held and is not yet; whether there was one.
+
+        Raises:
+            CaseError: see the class.
+        """
+        while self.waiting < self.cache_num and self._cache[self.waiting] is not None:
+            self.waiting += 1
+        if self.waiting == self.cache_num:
+            return False
+        self._cache[self.waiting] = self._load_cache_item(self.waiting)
+        return True
+
+    def fill(self) -> None:
+        """Load all cases that are to be held and are not yet, two at a time.
+
+        Raises:
+            CaseError: see the class.
+        """
+        missing = [index for index in range(self.cache_num) if self._cache[index] is None]
+        if missing:
+            with ThreadPool(2) as pool:
+                for index, item in zip(missing, pool.imap(self._load_cache_item, missing), strict=True):
+                    self._cache[index] = item
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process gets that is not forked off: all cases."""
+        with suppress(Exception):  # which is told when the case is drawn
+            self.fill()
+        return self.__dict__
 
     def case_of(self, process: int) -> str | None:
         """The case that a data worker prepared last, or None where it has not prepared any.
@@ -132,8 +165,17 @@ class CachedCases(CacheDataset):
     def _transform(self, index: int) -> Any:
         if (worker := get_worker_info()) and worker.id < MOST_WORKERS:
             self.at_work[worker.id] = torch.tensor((os.getpid(), index + 1))
-        with self._named(index, cached=index < self.cache_num):
-            return super()._transform(index)
+        held = index < self.cache_num
+        with self._named(index, cached=held):
+            if not held:
+                return super()._transform(index)
+            if self._cache[index] is None:
+                self._cache[index] = self._load_cache_item(index)
+            item = self._cache[index]
+            first = self.transform.get_index_of_first(_is_random)
+            if first is None:
+                return item
+            return self.transform(_spared(item, self.transform.transforms[first]), start=first)
 
     def _name(self, index: int) -> str:
         return str(self.data[index].get("case", index))
@@ -173,19 +215,10 @@ class SeededCacheDataset(CachedCases):
         transform: composed transforms; those before the first random one are cached.
         seed: seed of the run.
         cache_rate: share of the cases held in memory, in [0, 1].
-        num_workers: threads that fill the cache.
     """
 
-    def __init__(
-        self,
-        data: Sequence,
-        transform: Callable,
-        seed: int = 0,
-        cache_rate: float = 1.0,
-        num_workers: int = 2,
-    ) -> None:
-        watched = sys.stderr.isatty()
-        super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=watched)
+    def __init__(self, data: Sequence, transform: Callable, seed: int = 0, cache_rate: float = 1.0) -> None:
+        super().__init__(data, transform, cache_rate=cache_rate)
         self.seed = seed
 
     def __getitem__(self, index: int) -> Any:  # type: ignore[override]
@@ -232,6 +265,28 @@ class EpochSampler(DistributedSampler):
         drawn = self.epoch * len(self.dataset)  # type: ignore[arg-type]
         indices = [drawn + index for index in super().__iter__()]
         return iter(indices[samples if epoch == self.epoch else 0 :])
+
+
+def _fill_before_fork(dataset: Callable[[], CachedCases | None]) -> None:
+    """Fill the cache of a data set that is still in use; what it fails at is told when it is drawn."""
+    if cases := dataset():
+        with suppress(Exception):
+            cases.fill()
+
+
+def _is_random(transform: Any) -> bool:
+    """Whether a cached case comes before a transform."""
+    return isinstance(transform, RandomizableTrait) or not isinstance(transform, Transform)
+
+
+def _spared(item: Any, transform: Any) -> Any:
+    """A copy of a cached case for a transform, which may change it; what the transform only reads is shared.
+
+    A copy of a volume of 256 x 256 x 256 and its label takes as long as a training step.
+    """
+    if not isinstance(transform, RandSpatialPatchd):
+        return deepcopy(item)
+    return {key: value if key in transform.keys else deepcopy(value) for key, value in item.items()}
 
 
 def _states(case: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:

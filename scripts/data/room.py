@@ -6,6 +6,7 @@ grants what it does not have, the process is killed when it uses it, and the oth
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -177,8 +178,9 @@ def seen_grid(
     # MONAI's lazy transforms work out shape and affine alone; the voxels are one number, repeated.
     image = MetaTensor(torch.zeros(()).expand(1, *shape), affine=torch.from_numpy(affine))
     for transform in transforms:
-        keys = transform.keys  # type: ignore[attr-defined]
-        image = transform(dict.fromkeys(keys, image), lazy=True)[keys[0]]  # type: ignore[call-arg]
+        one: Any = copy.copy(transform)  # for one key, as all come to one grid
+        one.keys = one.keys[:1]
+        image = one({one.keys[0]: image}, lazy=True)[one.keys[0]]
     return tuple(int(n) for n in image.peek_pending_shape()), np.asarray(image.peek_pending_affine(), float)
 
 
@@ -234,7 +236,10 @@ class Room:
         Args:
             case: see `scripts.data.checks`.
         """
-        grids = self.grids(case)
+        return self.judged(case, self.grids(case))
+
+    def judged(self, case: Mapping[str, Any], grids: Grids | None) -> list[Problem]:
+        """`problems` of a case whose grids are known."""
         if grids is None:
             return []
         name, file = str(case["case"]), str(ensure_tuple(case["image"])[0])
@@ -286,10 +291,12 @@ def require_room(data: Sequence[Any], preprocessing: Callable, cache_rate: float
         return
     room = Room(preprocessing, classes=0, labelled=True)
     named = [{"case": _name_of(case), **case} for case in files]
-    problems = [problem for case in named for problem in room.problems(case) if problem.severity == "error"]
+    grids = [room.grids(case) for case in named]
+    judged = [problem for pair in zip(named, grids, strict=True) for problem in room.judged(*pair)]
+    problems = [problem for problem in judged if problem.severity == "error"]
     if problems:
         raise InputError(describe(problems, f"{len(problems)} cases are too large, mend them and run again:"))
-    kept = [grids.bytes_to_keep(labelled=True) for case in named if (grids := room.grids(case))]
+    kept = [each.bytes_to_keep(labelled=True) for each in grids if each]
     total, there = sum(kept) * cache_rate, room.bytes / rank_and_size()[1]
     if total > there:
         share = math.floor(50 * there / sum(kept)) / 100  # half of it: the training needs some too

@@ -108,11 +108,10 @@ def test_cases_are_counted_once_and_samples_are_those_of_cases_not_counted(
     monkeypatch.setattr(
         scripts.transforms.spatial, "class_counts", lambda label: counted.append(label) or count(label)
     )
-    dataset = SeededCacheDataset(cases, Compose(augment), seed=3, num_workers=0)
-    assert len(counted) == 3
+    dataset = SeededCacheDataset(cases, Compose(augment), seed=3)
     samples = [dataset[index] for index in range(12)]
     assert len(counted) == 3
-    plain = SeededCacheDataset(cases, Compose(augment[1:]), seed=3, num_workers=0)
+    plain = SeededCacheDataset(cases, Compose(augment[1:]), seed=3)
     for sample, index in zip(samples, range(12), strict=True):
         assert sample.keys() == {"image", "label"}
         expected = plain[index]

@@ -115,14 +115,18 @@ def test_in_a_validation_too(
 
 
 def test_between_check_and_cache(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image, fill = images(copied, "training")[0], CachedCases._fill_cache
+    """Of a case of a validation that is not due yet: it is loaded after the first step."""
+    image, take = images(copied, "validation")[0], CachedCases.set_data
 
-    def spoilt(self: CachedCases, indices: Any = None) -> Any:
-        cut(image)
-        return fill(self, indices)
+    def spoilt(self: CachedCases, data: Any) -> None:
+        take(self, data)
+        if image.stem in [str(case["case"]) for case in data]:
+            cut(image)
 
-    monkeypatch.setattr(CachedCases, "_fill_cache", spoilt)
-    assert said(copied, tmp_path).startswith(f"case {image.stem}: {image}: found a file that was changed")
+    monkeypatch.setattr(CachedCases, "set_data", spoilt)
+    sentence = said(copied, tmp_path, val_interval=3)
+    assert sentence.startswith(f"case {image.stem}: {image}: found a file that was changed")
+    assert not (tmp_path / "out" / "learning_curve.csv").exists()
 
 
 def test_while_it_is_checked(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+from copy import deepcopy
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ignite.engine import Events
-from monai.data import DataLoader
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedTrainer
-from monai.transforms import Compose, Lambdad, RandGaussianNoised, RandScaleIntensityd
+from monai.transforms import Compose, Lambdad, RandGaussianNoised, RandScaleIntensityd, Transform
 
-from scripts.data import EpochSampler, SeededCacheDataset
-from scripts.transforms import RandSpatialPatchd
+from scripts.data import CachedCases, EpochSampler, SeededCacheDataset
+from scripts.errors import CaseError, InputError
+from scripts.handlers import FillCaches
+from scripts.transforms import CountClassesd, RandSpatialPatchd
 
 CASES = 6
 
@@ -178,3 +185,96 @@ def test_trainer_tells_the_sampler_its_epoch():
 
     trainer.run()
     assert torch.equal(torch.cat(seen), torch.cat(alone(epochs=(3,))))
+
+
+class Volume(Transform):
+    """A small volume with a label of three classes and something else."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        number = data["case"]
+        if number < 0:
+            raise InputError(f"{number} is below 0")
+        generator = torch.Generator().manual_seed(number)
+        return {
+            "image": MetaTensor(torch.rand(1, 12, 11, 10, generator=generator)),
+            "label": MetaTensor(torch.randint(3, (1, 12, 11, 10), generator=generator)),
+            "weights": torch.ones(3),
+            "process": os.getpid(),
+        }
+
+
+def listed(count: int) -> list[dict[str, Any]]:
+    return [{"case": number} for number in range(count)]
+
+
+def wipe(data: dict[str, Any]) -> dict[str, Any]:
+    """What a later transform may do to what it is given."""
+    for key in ("image", "label", "weights"):
+        data[key] *= 0
+    return data
+
+
+PATCH = RandSpatialPatchd(
+    ["image", "label"],
+    ["bilinear", "nearest"],
+    (6, 5, 4),
+    foreground_prob=0.5,
+    affine_prob=0.5,
+    rotate_range=0.3,
+    flip_axes=(0,),
+    elastic_prob=0.3,
+    elastic_std=1.0,
+)
+
+
+@pytest.mark.parametrize("patch_first", [True, False])
+def test_samples_are_those_of_a_copy_of_each_case(patch_first: bool) -> None:
+    known, noise = [Volume(), CountClassesd("label")], RandGaussianNoised("image", prob=0.5)
+    random = Compose([PATCH, noise] if patch_first else [noise, PATCH])
+    dataset = SeededCacheDataset(listed(3), Compose([*known, *random.transforms]), seed=3)
+    wiped = SeededCacheDataset(listed(3), Compose([*known, *random.transforms, wipe]), seed=3)
+    for index in range(12):
+        random.set_random_state(
+            seed=int(np.random.SeedSequence([3, index // 3, index % 3]).generate_state(1)[0])
+        )
+        expected, sample = random(deepcopy(Compose(known)({"case": index % 3}))), dataset[index]
+        assert sample.keys() == expected.keys()
+        assert torch.equal(sample["image"], expected["image"])
+        assert torch.equal(sample["label"], expected["label"])
+        assert wiped[index]["image"].abs().max() == 0
+    for number in range(3):
+        for key in ("image", "label", "weights"):
+            assert torch.equal(wiped._cache[number][key], Volume()({"case": number})[key])
+
+
+def test_cases_are_loaded_when_they_are_drawn_or_one_at_a_time() -> None:
+    dataset = CachedCases(listed(4), Compose([Volume()]), cache_rate=0.75)
+    second = dataset[1]
+    assert [item is None for item in dataset._cache] == [True, False, True]
+    assert dataset.load_next()
+    assert [item is None for item in dataset._cache] == [False, False, True]
+    assert dataset.load_next()
+    assert not dataset.load_next()
+    assert dataset[1] is second
+    assert torch.equal(dataset[2]["image"], Volume()({"case": 2})["image"])
+    assert dataset[3] is not dataset[3]
+
+
+def test_other_processes_find_all_cases() -> None:
+    dataset = SeededCacheDataset(listed(3), Compose([Volume(), PATCH]))
+    batches = list(DataLoader(dataset, num_workers=1, multiprocessing_context="fork"))
+    assert [int(batch["process"]) for batch in batches] == [os.getpid()] * 3
+    copied = pickle.loads(pickle.dumps(SeededCacheDataset(listed(3), Compose([Volume(), PATCH]))))
+    assert None not in copied._cache
+    assert torch.equal(copied[4]["image"], dataset[4]["image"])
+
+
+def test_a_case_that_cannot_be_loaded_ends_a_training_long_before_it_is_drawn() -> None:
+    dataset, steps = CachedCases([*listed(2), {"case": -2}, {"case": 3}], Compose([Volume()])), []
+    engine = Engine(lambda engine, batch: steps.append(batch))
+    FillCaches([[0, 1], dataset]).attach(engine)
+    with pytest.raises(CaseError, match="case -2: -2 is below 0"):
+        engine.run(range(1000))
+    assert steps == [0, 1, 2]
+    with pytest.raises(CaseError, match="case -2: -2 is below 0"):
+        dataset[2]
