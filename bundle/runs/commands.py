@@ -7,13 +7,14 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import typer
 
+from bundle.runs.warm import ROOT, Warm
 from scripts.errors import InputError
-from scripts.process import bundle_root
 from scripts.signals import DeferredSignals, end
 
 
@@ -22,11 +23,12 @@ def say(what: str) -> None:
     typer.secho(f"\n== {what}", bold=True)
 
 
-def run_bundle(config_file: Sequence[str] | None = None, **overrides: Any) -> None:
+def run_bundle(config_file: Sequence[str] | None = None, warm: Warm | None = None, **overrides: Any) -> None:
     """Run `python -m monai.bundle run`.
 
     Args:
         config_file: paths, relative to the bundle or absolute; None where an `args_file` names them.
+        warm: what runs it, as `run_python` does.
         **overrides: ids and their values, the args file among them.
 
     Raises:
@@ -34,11 +36,15 @@ def run_bundle(config_file: Sequence[str] | None = None, **overrides: Any) -> No
     """
     files = {} if config_file is None else {"config_file": list(config_file)}
     options = [part for key, value in {**files, **overrides}.items() for part in (f"--{key}", str(value))]
-    run_python("-m", "monai.bundle", "run", *options)
+    run_python("-m", "monai.bundle", "run", *options, warm=warm)
 
 
-def run_python(*arguments: str) -> None:
+def run_python(*arguments: str, warm: Warm | None = None) -> None:
     """Run `python ARGUMENTS` from the bundle's folder; a signal is handed on, and the command ends first.
+
+    Args:
+        *arguments: of Python.
+        warm: a process that has made the imports of the command, a module; None starts Python anew.
 
     Raises:
         InputError: the command fails.
@@ -46,14 +52,26 @@ def run_python(*arguments: str) -> None:
     """
     typer.echo("$ python " + shlex.join(arguments))
     sys.stdout.flush()
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
     signals = DeferredSignals("ending with the command above; a second one ends both at once")
     with signals:
-        process = subprocess.Popen([sys.executable, *arguments], cwd=bundle_root(), env=quiet)
+        number, wait = _fresh(*arguments) if warm is None else (warm.start(*arguments[1:]), warm.wait)
         # a terminal sends Ctrl-C to both
-        signals.hand_on = lambda number: process.terminate() if number == signal.SIGTERM else None
-        status = process.wait()
+        signals.hand_on = lambda sent: _kill(number) if sent == signal.SIGTERM else None
+        status = wait()
     if signals.number:
         end(signals.number, "the command above was ended too; the same command again goes on where it can")
     if status:
         raise InputError(f"the command above ended with exit status {status}; its last lines say why")
+
+
+def _fresh(*arguments: str) -> tuple[int, Callable[[], int]]:
+    """Start Python: the number of its process, and what waits for its end and gives its exit status."""
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=quiet)
+    return process.pid, process.wait
+
+
+def _kill(number: int) -> None:
+    """Ask a process to end, if it has not ended."""
+    with suppress(ProcessLookupError):
+        os.kill(number, signal.SIGTERM)

@@ -94,7 +94,8 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.stderr)
     assert ended(script) == (0, [str(-signal.SIGTERM)])
 
 
-def test_a_command_of_the_workbench_waits_for_the_one_that_it_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_command_of_the_workbench_waits_for_the_one_that_it_runs(warm: bool, tmp_path: Path) -> None:
     """The child writes what it has to; the parent has the exit status of the signal."""
     child = (
         "import signal, sys, time, pathlib\n"
@@ -103,13 +104,19 @@ def test_a_command_of_the_workbench_waits_for_the_one_that_it_runs(tmp_path: Pat
     )
     done = tmp_path / "done"
     script = f"from bundle.runs.commands import run_python\nrun_python('-c', {child!r}, {str(done)!r})"
+    if warm:
+        (tmp_path / "waiting.py").write_text(child)
+        script = (
+            "from bundle.runs.commands import run_python\nfrom bundle.runs.warm import Warm\n"
+            f"with Warm('json') as warm:\n    run_python('-m', 'waiting', {str(done)!r}, warm=warm)"
+        )
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(tmp_path)},
     )
     assert process.stdout
     while process.stdout.readline().strip() != "ready":
