@@ -29,6 +29,9 @@ from scripts.judging.case import Case
 #: The scores of a case, in the order of the tables.
 SCORES = ("dice", "iou", "precision", "recall", "error", "hd95", "assd", "surface_dice")
 
+#: Voxels whose pairs of classes are counted at a time, about: as integers they stay in the processor's cache.
+_COUNTED_AT_ONCE = 1 << 16
+
 
 def confusion(case: Case, n_classes: int) -> np.ndarray:
     """Annotated voxels of every pair of classes.
@@ -50,8 +53,12 @@ def confusion(case: Case, n_classes: int) -> np.ndarray:
                 f"{name} of {case.id} holds classes from {classes.min()} to {classes.max()}: "
                 f"give indices from 0 to {n_classes - 1}"
             )
-    pairs = truth.astype(np.int64).ravel() * n_classes + pred.astype(np.int64).ravel()
-    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+    counts = np.zeros(n_classes**2, dtype=np.int64)
+    parts = min(max(truth.size // _COUNTED_AT_ONCE, 1), max(len(truth), 1))
+    for part, true in zip(np.array_split(pred, parts), np.array_split(truth, parts), strict=True):
+        pairs = true.astype(np.int64) * n_classes + part.astype(np.int64)
+        counts += np.bincount(pairs.ravel(), minlength=n_classes**2)
+    return counts.reshape(n_classes, n_classes)
 
 
 def overlap_scores(counts: np.ndarray) -> dict[str, np.ndarray]:

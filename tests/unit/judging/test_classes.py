@@ -64,6 +64,16 @@ def test_confusion_counts_every_pair_by_hand():
     assert confusion(Case("a", PRED.astype(np.uint8), TRUTH.astype(np.float32)), 3).tolist() == COUNTS
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_confusion_of_a_large_case_is_that_of_all_its_voxels(masked):
+    pred, truth = draw_maps((3, 400, 401), 4, seed=1)  # which is counted part by part
+    mask = np.random.default_rng(2).random(truth.shape) < 0.7 if masked else None
+    expected = np.zeros((4, 4), int)
+    counted = np.ones(truth.shape, bool) if mask is None else mask
+    np.add.at(expected, (truth[counted], pred[counted]), 1)
+    assert np.array_equal(confusion(Case("a", pred, truth, mask), 4), expected)
+
+
 @pytest.mark.parametrize("position", ["pred", "truth"])
 @pytest.mark.parametrize("value", [3, 255, -1])
 def test_class_beyond_the_declared_ones_is_refused(position, value):
