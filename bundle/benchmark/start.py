@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -177,7 +178,7 @@ def first_case(output: Path) -> np.ndarray | None:
     for file in output.rglob("*_seg.nii.gz"):
         try:
             return np.asarray(nib.load(file).dataobj)  # type: ignore[attr-defined]
-        except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
+        except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError):
             return None  # it is being written
     return None
 
