@@ -48,11 +48,7 @@ Section = Literal["testing", "validation", "training"]
 #: Names of which several can be given, for which typer wants an enumeration.
 FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "tensorrt", "torchscript"])
 ContestName = StrEnum(
-    "ContestName",
-    [
-        *("inference", "training", "augmentation", "weightmap", "metrics", "cohort", "classes", "start"),
-        "foreground",
-    ],
+    "ContestName", "inference training augmentation weightmap metrics cohort classes start foreground"
 )
 FigureName = StrEnum(
     "FigureName", ["unet2015", "unet3d", "residual", "tiles", "weights", "elastic", "instances"]
