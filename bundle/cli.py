@@ -46,9 +46,9 @@ InstanceMeasure = Literal[
 Section = Literal["testing", "validation", "training"]
 
 #: Names of which several can be given, for which typer wants an enumeration.
-FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "tensorrt", "torchscript"])
+FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", "tensorrt", "torchscript"])
 ContestName = StrEnum(
-    "ContestName", "inference training augmentation weightmap metrics cohort classes start foreground"
+    "ContestName", "inference int8 training augmentation weightmap metrics cohort classes start foreground"
 )
 FigureName = StrEnum(
     "FigureName", ["unet2015", "unet3d", "residual", "tiles", "weights", "elastic", "instances"]

@@ -43,7 +43,7 @@ RECIPE = ("inference.json", "metadata.json")
 #: Ids that each run sets for itself: where things lie, which machine, what is done.
 OF_EACH_RUN = (
     *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "device", "amp", "memory_format", "runtime"),
-    *("memory_gb", "threads", "set_up", "network", "initialize", "run"),
+    *("precision", "quantised", "memory_gb", "threads", "set_up", "network", "initialize", "run"),
 )
 
 #: What weights depend on, with all that these ids refer to,
@@ -57,8 +57,9 @@ FREE = ("reader",)
 OF_EACH_RESUME = (
     *("max_epochs", "learning_rate", "lr", "lr_scheduler", "val_interval", "patience", "handlers"),
     *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "check"),
-    *("device", "device_ids", "memory_format", "compile", "runtime", "memory_gb", "threads"),
-    *("cache_rate", "num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "progress"),
+    *("device", "device_ids", "memory_format", "compile", "runtime", "precision", "quantised", "memory_gb"),
+    *("threads", "cache_rate", "num_workers", "persistent_workers", "prefetch_factor", "pin_memory"),
+    *("progress",),
 )
 
 #: Differences that are named in a refusal.

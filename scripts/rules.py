@@ -347,6 +347,7 @@ RULES: dict[str, Rule] = {
     "memory_format": choice("contiguous", "channels_last"),
     "compile": FLAG,
     "runtime": choice("torch", "compile", "onnxruntime", "openvino", "auto"),
+    "precision": choice("exact", "fast"),
     "memory_gb": optional(number(0, above=True)),
     "threads": optional(whole(1, MOST_WORKERS)),
     "section": _not_from_disk(optional(choice("testing", "validation", "training"))),

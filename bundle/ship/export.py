@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -38,8 +38,11 @@ from tqdm import tqdm
 from bundle.runs.experiments import parser_of, read_experiment, with_ids
 from bundle.ship.audit import audit_experiment
 from bundle.ship.package import data_format
+from bundle.ship.quantise import calibration_tiles, quantise
 from scripts.checkpoints import check_weights, read_weights
 from scripts.compute.exported import Exported
+from scripts.compute.quantised import FORMAT as INT8
+from scripts.compute.quantised import int8_files
 from scripts.compute.runtimes import openvino_core
 from scripts.errors import InputError, root_cause
 from scripts.files import atomic_write, read_json, write_csv
@@ -80,6 +83,7 @@ class Model:
         weights: a plain state dictionary.
         checkpoint: where the weights come from.
         recipe: the resolved inference.json, and what the weights were trained with.
+        tiles: what int8 is calibrated on, each (1, C, *spatial).
     """
 
     network: nn.Module
@@ -90,6 +94,7 @@ class Model:
     weights: Path
     checkpoint: Path
     recipe: Recipe
+    tiles: Sequence[Tensor] = ()
 
     def given(self) -> Row:
         """What all of MONAI's commands take."""
@@ -114,12 +119,15 @@ class Format:
         write: writes them into a folder.
         needs: packages, beyond requirements.txt, that write and run it.
         any_size: whether it takes tiles of other sizes than that of the example.
+        rounded: whether it costs accuracy: it is made on request alone, from training tiles, and lies beside
+            the weights, whose name it takes, for `precision` "fast".
     """
 
     files: tuple[str, ...]
     write: Callable[[Model, Path], None]
     needs: tuple[str, ...] = ()
     any_size: bool = True
+    rounded: bool = False
 
 
 @dataclass
@@ -185,6 +193,11 @@ def write_openvino(model: Model, folder: Path) -> None:
     openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
 
 
+def write_int8(model: Model, folder: Path) -> None:
+    """model.int8.xml and model.int8.bin, from the ONNX file."""
+    quantise(onnx_of(model), model.network, model.tiles, folder)
+
+
 def onnx_of(model: Model) -> Path:
     """The network as an ONNX file, which is made once."""
     file = model.config.with_name("model.onnx")
@@ -245,6 +258,12 @@ FORMATS = {
     "pt2": Format(("model.pt2",), write_torch_export),
     "onnx": Format(("model.onnx",), write_onnx, ("onnx", "onnxscript", "onnxruntime")),
     "openvino": Format(("model.xml", "model.bin"), write_openvino, ("openvino", "onnx", "onnxscript")),
+    INT8: Format(
+        ("model.int8.xml", "model.int8.bin"),
+        write_int8,
+        ("openvino", "nncf", "onnx", "onnxscript"),
+        rounded=True,
+    ),
     "tensorrt": Format(("model_trt.ts",), write_tensorrt, ("torch_tensorrt",), any_size=False),
     "torchscript": Format(("model.ts",), write_torchscript),
 }
@@ -263,7 +282,13 @@ def export(
     ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.export`, whose arguments these are."""
-    chosen = [name for name in FORMATS if not formats or name in formats]
+    chosen = [name for name in FORMATS if (name in formats if formats else not FORMATS[name].rounded)]
+    rounded = any(FORMATS[name].rounded and not unavailable(name) for name in chosen)
+    if rounded and dataset_dir is None:
+        raise InputError(
+            f"--format {INT8} is calibrated on training tiles: give --dataset_dir, the data that the network "
+            "was trained on"
+        )
     warnings.simplefilter("ignore")  # PyTorch says at each call that TorchScript is old
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -271,6 +296,10 @@ def export(
         output_dir.mkdir(parents=True, exist_ok=True)
         model = read_model(cast(Path, bundle or args_file), ids, checkpoint, Path(workshop))
         evaluation = None if dataset_dir is None else read_evaluation(model, dataset_dir, section, cases)
+        if rounded:
+            seen = read_evaluation(model, cast(Path, dataset_dir), "training", None)
+            tiles = calibration_tiles(model.network, seen.dataset, seen.inferer, model.size[2:])
+            model = replace(model, tiles=tiles)
         results = {
             REFERENCE: Result([model.checkpoint]),
             **{name: write(name, model, output_dir) for name in chosen},
@@ -288,7 +317,7 @@ def export(
         typer.echo("Compared on random tiles alone: --dataset_dir adds what real cases say.")
     with _writing(output_dir):
         write_tables(rows, output_dir)
-        if made := [file for name in chosen for file in results[name].files]:
+        if made := [f for name in chosen for f in results[name].files if not FORMATS[name].rounded]:
             alone = read_json(CONFIGS / "exported.json")
             write_recipe(Recipe({**model.recipe.config, **alone}, model.recipe.facts), made)
     typer.echo(f"Files and tables: {output_dir}")
@@ -380,6 +409,7 @@ def write(name: str, model: Model, output_dir: Path) -> Result:
         The files, or a note that says in a sentence what is wrong.
     """
     made = FORMATS[name]
+    places = int8_files(model.checkpoint) if made.rounded else [output_dir / file for file in made.files]
     if reason := unavailable(name):
         return Result(note=reason)
     with tempfile.TemporaryDirectory() as workshop:
@@ -392,17 +422,17 @@ def write(name: str, model: Model, output_dir: Path) -> Result:
             )
         try:
             with ExitStack() as stack:
-                for file in made.files:
-                    temporary = stack.enter_context(atomic_write(output_dir / file))
+                for file, place in zip(made.files, places, strict=True):
+                    temporary = stack.enter_context(atomic_write(place))
                     shutil.copyfile(Path(workshop) / file, temporary)
         except InputError as error:  # the disk is full
             return Result(note=str(error))
         except OSError as error:
             return Result(
-                note=f"{output_dir / made.files[0]} could not be written ({error.strerror}): give another "
-                "--output_dir, or mend its rights"
+                note=f"{places[0]} could not be written ({error.strerror}): give another "
+                f"{'--checkpoint' if made.rounded else '--output_dir'}, or mend its rights"
             )
-    return Result([output_dir / file for file in made.files])
+    return Result(list(places))
 
 
 def load(model: Model, results: Mapping[str, Result]) -> dict[str, nn.Module]:
@@ -412,7 +442,8 @@ def load(model: Model, results: Mapping[str, Result]) -> dict[str, nn.Module]:
         if result.files and name != REFERENCE:
             device = "cuda" if name == "tensorrt" else "cpu"
             try:
-                networks[name] = Exported(str(result.files[0]), model.network, device)
+                precision = "fast" if FORMATS[name].rounded else "exact"
+                networks[name] = Exported(str(result.files[0]), model.network, device, precision)
             except InputError as error:
                 result.note = str(error)
     return networks

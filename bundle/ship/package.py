@@ -23,6 +23,7 @@ from monai.bundle import ConfigParser
 from bundle.runs.experiments import PLACES, parser_of, read_experiment
 from bundle.ship.audit import audit_experiment
 from scripts.checkpoints import check_weights, read_weights
+from scripts.compute.quantised import int8_files
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, replace_folder, sha256, workshop
 from scripts.judging.tables import read_means
@@ -102,6 +103,9 @@ def package(
         (made / "docs").mkdir()
         model = made / "models" / "model.pt"
         write_weights(weights, model, recipe)
+        for source, target in zip(int8_files(checkpoint), int8_files(model), strict=True):
+            if source.is_file():
+                _copy(source, target)
         readme = model_card(texts, train, network, measured, sha256(model))
         (made / "docs" / "README.md").write_text(readme, encoding="utf-8")
         (made / "docs" / "data_license.txt").write_text(_lines(texts["data_license"]), encoding="utf-8")

@@ -35,6 +35,7 @@ from PIL import Image
 
 from bundle.ship.audit import executed, leads_out, logging_problems, read_config, walk
 from bundle.ship.package import LARGE_FILE
+from scripts.compute.quantised import int8_files
 from scripts.errors import InputError
 from scripts.files import read_json, sha256
 from scripts.process import bundle_root
@@ -71,6 +72,9 @@ CONFIGS = (".json", ".yaml", ".yml")
 KINDS = (
     *(*WEIGHTS, ".safetensors", *CONFIGS, ".conf", ".csv", ".gif", ".jpeg", ".jpg", ".md", ".png", ".txt"),
 )
+
+#: Files of other kinds that a bundle may hold: a graph of layers that OpenVINO reads, and its numbers.
+INT8 = tuple(file.name for file in int8_files(Path("model.pt")))
 
 #: Folders that runs leave beside the parts of this repository.
 LEFT_BY_RUNS = ("__pycache__", "tensorboard")
@@ -194,7 +198,7 @@ def list_files(root: Path) -> tuple[dict[str, Path], list[str]]:
             else:
                 files[name] = path
                 kinds = (*KINDS, ".py") if name.startswith("scripts/") else KINDS
-                if name != "LICENSE" and path.suffix.lower() not in kinds:
+                if path.name not in ("LICENSE", *INT8) and path.suffix.lower() not in kinds:
                     strange.append(f"{name} is of a kind that may hold code, or is not known: leave it out")
     return dict(sorted(files.items())), strange
 

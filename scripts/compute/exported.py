@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from scripts.compute.runtimes import Predict, onnxruntime_session, openvino_model
+from scripts.compute.quantised import is_quantised
+from scripts.compute.runtimes import Predict, onnxruntime_session, openvino_core, openvino_model
 from scripts.errors import InputError
 from scripts.networks.sizes import Sizes
 
@@ -27,12 +29,20 @@ class Exported(nn.Module):
             the CPU.
         network: the network that was exported; its weights are not read.
         device: where PyTorch computes.
+        precision: "exact", or "fast", without which an int8 file is refused.
 
     Raises:
-        InputError: no such file, another suffix, a runtime that is not installed, or a file that it refuses.
+        InputError: no such file, another suffix, a runtime that is not installed, a file that it refuses, or
+            one in int8 where the user wants it exact.
     """
 
-    def __init__(self, path: str, network: nn.Module, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        device: torch.device | str = "cpu",
+        precision: str = "exact",
+    ) -> None:
         super().__init__()
         file = Path(path)
         if file.suffix not in _LOADERS:
@@ -49,7 +59,18 @@ class Exported(nn.Module):
         self.sizes = Sizes(network)
         self.device = torch.device(device)
         try:
+            if (
+                precision == "exact"
+                and file.suffix == ".xml"
+                and is_quantised(openvino_core().read_model(path))
+            ):
+                raise InputError(
+                    f"checkpoint is {path}, a network in int8, and precision is 'exact': set precision to "
+                    "'fast', or name the exact file"
+                )
             self._predict = load(path, self.device)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
                 f"checkpoint is {path}, which {package} cannot read ({type(error).__name__}): export it again"
@@ -96,8 +117,16 @@ def _onnx(path: str, device: torch.device) -> Predict:
 
 
 def _openvino(path: str, device: torch.device) -> Predict:
-    predict = openvino_model(path)
-    return lambda x: predict(x.cpu())
+    openvino_core().read_model(path)  # what is no model is told now
+
+    @cache
+    def compiled(size: tuple[int, ...]) -> Predict:
+        """For one size: a graph for any size computes more slowly, above all in int8."""
+        model = openvino_core().read_model(path)
+        model.reshape(list(size))
+        return openvino_model(model)
+
+    return lambda x: compiled(tuple(x.shape))(x.cpu())
 
 
 _LOADERS: dict[str, tuple[str, Callable[[str, torch.device], Predict]]] = {

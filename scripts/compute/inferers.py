@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from heapq import nsmallest
 from itertools import pairwise, product
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
@@ -101,13 +102,20 @@ class SlabInferer(Inferer):
             on the CPU alone. Where it does not suffice, fewer and then smaller tiles pass the network.
         output: "logits", or "labels" for the class index of each voxel, found plane by plane, so that the
             logits of the whole image never exist.
+        quantised: an int8 file of the network for runtime "auto", see `scripts.compute.runtimes.Runtime`.
 
     Raises:
         InputError: an argument breaks its rule.
     """
 
     def __init__(
-        self, sw_batch_size: int, runtime: str, amp: bool, memory_gb: float | None, output: str
+        self,
+        sw_batch_size: int,
+        runtime: str,
+        amp: bool,
+        memory_gb: float | None,
+        output: str,
+        quantised: Path | None,
     ) -> None:
         super().__init__()
         if sw_batch_size < 1:
@@ -117,7 +125,7 @@ class SlabInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.output = output
         self.memory_gb = memory_gb
-        self.runtime = Runtime(runtime, amp)
+        self.runtime = Runtime(runtime, amp, quantised)
         self._logged = ""
         self._channels: int | None = None
         self._sizes: tuple[tuple[nn.Module, bool], Sizes] | None = None
@@ -371,6 +379,7 @@ class SlidingWindowSlabInferer(SlabInferer):
         amp: mixed precision where the hardware has it.
         memory_gb: a memory budget, see `SlabInferer`.
         output: "logits" or "labels", see `SlabInferer`.
+        quantised: an int8 file of the network, see `SlabInferer`.
 
     Raises:
         InputError: an argument breaks its rule.
@@ -386,8 +395,9 @@ class SlidingWindowSlabInferer(SlabInferer):
         amp: bool = False,
         memory_gb: float | None = None,
         output: str = "logits",
+        quantised: Path | None = None,
     ) -> None:
-        super().__init__(sw_batch_size, runtime, amp, memory_gb, output)
+        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised)
         if mode not in ("constant", "gaussian"):
             raise InputError(f"mode is {mode!r}: use 'constant' or 'gaussian'")
         if not all(0 <= share < 1 for share in ensure_tuple(overlap)):
@@ -438,6 +448,7 @@ class OverlapTileInferer(SlabInferer):
         memory_gb: a memory budget, see `SlabInferer`.
         output: "logits" or "labels", see `SlabInferer`.
         mirror: show a network with valid convolutions the mirrored image beyond its border; False: zeros.
+        quantised: an int8 file of the network, see `SlabInferer`.
 
     Raises:
         InputError: an argument breaks its rule, the tile is illegal for the network, predicts less than the
@@ -453,8 +464,9 @@ class OverlapTileInferer(SlabInferer):
         memory_gb: float | None = None,
         output: str = "logits",
         mirror: bool = True,
+        quantised: Path | None = None,
     ) -> None:
-        super().__init__(sw_batch_size, runtime, amp, memory_gb, output)
+        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised)
         self.tile_size = tuple(int(n) for n in tile_size)
         self.mirror = mirror
         self._said = False

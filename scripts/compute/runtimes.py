@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from itertools import chain
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,10 +20,14 @@ from torch import Tensor, nn
 from scripts.compute.acceleration import can_compile, mixed_precision, unwrap
 from scripts.compute.kept import compile_kept
 from scripts.compute.memory import forward_bytes, resident_bytes
+from scripts.compute.quantised import multiplies_int8, read_int8
 from scripts.errors import InputError
 from scripts.networks.heads import main_logits
 
 logger = logging.getLogger(__name__)
+
+# By this package OpenVINO and nncf report over the internet that they were used; both do without it.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "auto")
 
@@ -55,7 +61,7 @@ WEIGHT_COPIES = 3
 SMALL_TILE = 64**3
 
 Predict = Callable[[Tensor], Tensor]
-Choice = tuple[str, torch.dtype | None]  # a runtime and its type of mixed precision
+Choice = tuple[str, torch.dtype | None]  # a runtime, or "int8", and its type of mixed precision
 
 
 class Runtime:
@@ -71,6 +77,8 @@ class Runtime:
             the first tiles with foreground (see `SAME_CLASS`, `MEAN_DIFFERENCE` and `JUDGED_TILES`). Until
             then PyTorch computes in float32.
         amp: mixed precision where the hardware has it; ONNX Runtime stays with float32.
+        quantised: an int8 file of the network (`scripts.compute.quantised.for_precision`), which "auto" tries
+            first and judges as it does the others; None for none.
 
     Attributes:
         reserved: bytes by which the process grew when the network was converted.
@@ -79,7 +87,7 @@ class Runtime:
         InputError: an unknown runtime, or one that is not installed.
     """
 
-    def __init__(self, runtime: str = "torch", amp: bool = False) -> None:
+    def __init__(self, runtime: str = "torch", amp: bool = False, quantised: Path | None = None) -> None:
         if runtime not in RUNTIMES:
             raise InputError(f"runtime is {runtime!r}: use {', '.join(map(repr, RUNTIMES))}")
         if runtime in OPTIONAL and not find_spec(runtime):
@@ -87,8 +95,13 @@ class Runtime:
                 f"runtime is {runtime!r}, which is not installed: "
                 "run pip install -r requirements-runtimes.txt, or use 'auto'"
             )
+        if quantised is not None and runtime != "auto":
+            logger.warning(
+                "precision 'fast' is for runtime 'auto', and runtime is %r: going on exactly", runtime
+            )
         self.runtime = runtime
         self.amp = amp
+        self.quantised = quantised
         self.reserved = 0
         self._network: nn.Module | None = None
         self._weights: tuple = ()
@@ -202,6 +215,8 @@ class Runtime:
         """The runtime to convert for, and its type of mixed precision or None."""
         mixed = self._precision(device)
         if self.runtime == "auto":
+            if self.quantised is not None:
+                self._say("precision 'fast' is for the CPU: going on with torch on the GPU")
             return "torch", mixed
         if self.runtime in OPTIONAL and device.type != "cpu":
             raise InputError(
@@ -217,7 +232,7 @@ class Runtime:
         """PyTorch's logits in float32, by which the candidates, from fast to slow, are judged."""
         reference = _float32(network, tile, None)(tile)
         if self._candidates is None:
-            self._candidates = self._list_candidates(self._precision(tile.device))
+            self._candidates = self._list_candidates(network, self._precision(tile.device))
         shown = set(reference.argmax(1).unique().tolist())
         if not shown - {0}:
             self._say("runtime auto: torch in float32 until a tile shows foreground to judge the others by")
@@ -239,12 +254,17 @@ class Runtime:
         self._say("runtime auto: took torch in float32 (nothing faster is installed and agrees with it)")
         return reference
 
-    def _list_candidates(self, mixed: torch.dtype | None) -> list[Choice]:
+    def _list_candidates(self, network: nn.Module, mixed: torch.dtype | None) -> list[Choice]:
         candidates: list[Choice] = [("openvino", mixed), ("torch", mixed)] if mixed else []
         candidates.append(("openvino", None))
         if not find_spec("openvino"):
             self._say("runtime auto: openvino is not installed, see requirements-runtimes.txt")
-        return [choice for choice in candidates if find_spec(choice[0])]
+            return [choice for choice in candidates if find_spec(choice[0])]
+        if self.quantised is not None and (reason := _unfit(self.quantised, network)):
+            logger.warning("runtime auto: left out openvino in int8 (%s)", reason)
+        elif self.quantised is not None:
+            candidates.insert(0, ("int8", None))
+        return candidates
 
     def _compare(
         self, network: nn.Module, tile: Tensor, choice: Choice, reference: Tensor
@@ -265,7 +285,10 @@ class Runtime:
         if key not in self._converted:
             if choice[0] not in ("torch", "float32"):
                 logger.info("runtime: preparing %s for tiles of %s", _describe(choice), list(tile.shape))
-            self._converted[key] = _CONVERTERS[choice[0]](network, tile, choice[1])
+            convert = (
+                partial(_int8, cast(Path, self.quantised)) if choice[0] == "int8" else _CONVERTERS[choice[0]]
+            )
+            self._converted[key] = convert(network, tile, choice[1])
         return self._converted[key]
 
     def _precision(self, device: torch.device) -> torch.dtype | None:
@@ -304,12 +327,14 @@ def agreement(logits: Tensor, reference: Tensor) -> dict[int, tuple[float, float
 
 def _key(choice: Choice, tile: Tensor) -> tuple[int, ...]:
     """What a conversion holds for: tiles of a size; with OpenVINO one of them, or several at once."""
-    batch = min(len(tile), 2) if choice[0] == "openvino" else len(tile)
+    batch = min(len(tile), 2) if choice[0] in ("openvino", "int8") else len(tile)
     return (batch, *tile.shape[1:])
 
 
 def _describe(choice: Choice) -> str:
     name, dtype = choice
+    if name == "int8":
+        return "openvino in int8"
     return f"{name} in {str(dtype or torch.float32).removeprefix('torch.')}"
 
 
@@ -373,7 +398,7 @@ def openvino_core() -> Any:
 
 
 def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
-    # The steps of openvino.convert_model, which reports each use over the internet.
+    # The steps of openvino.convert_model, which checks the trace.
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -389,6 +414,23 @@ def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Pr
     model = frontend.convert(frontend.load(decoder))
     model.reshape([1, *tile.shape[1:]])
     return openvino_model(model, dtype, apart=len(tile) > 1)
+
+
+def _unfit(path: Path, network: nn.Module) -> str:
+    """Why an int8 file does not stand for a network on this processor; empty where it does."""
+    if not multiplies_int8():
+        return "this processor does not multiply whole numbers of 8 bits faster: precision 'fast' is for AVX2"
+    try:
+        read_int8(path, network)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _int8(path: Path, network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:
+    model = read_int8(path, network)
+    model.reshape([1, *tile.shape[1:]])
+    return openvino_model(model, apart=len(tile) > 1)
 
 
 def openvino_model(model: Any, dtype: torch.dtype | None = None, apart: bool = False) -> Predict:

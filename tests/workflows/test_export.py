@@ -17,13 +17,17 @@ import pytest
 import torch
 
 import bundle.ship.export
+import bundle.ship.quantise
 from bundle.runs.experiments import parser_of
 from bundle.ship.export import FORMATS, Model, read_model, tile_sizes, write
+from bundle.ship.verify import list_files
+from scripts.compute import runtimes
 from scripts.compute.exported import Exported
 from scripts.errors import InputError
 from scripts.networks import UNet
 from scripts.recipe import for_inference, read_recipe
 from tests.commands import CONFIGS, command, invoke, read_array, run, unchanged_process, written
+from tests.workflows.packaging import package
 
 pytestmark = [
     pytest.mark.workflow,
@@ -39,6 +43,7 @@ TOLERANCE = 1e-4
 
 #: What a machine without a GPU makes, in the order of the table.
 MADE = ("pt2", "onnx", "openvino", "torchscript")
+TABLE = ["PyTorch", *(name for name in FORMATS if not FORMATS[name].rounded)]
 TABLES = ["export.csv", "export.json", "inference.json", "metadata.json"]
 FILES = ["model.bin", "model.onnx", "model.pt2", "model.ts", "model.xml"]
 
@@ -63,7 +68,7 @@ def test_table_of_every_format(exported: Path) -> None:
     tables = [*TABLES, "export.png", "printed.txt"]
     assert written(exported) == sorted([*FILES, *tables])
     rows = {row["format"]: row for row in json.loads((exported / "export.json").read_text())}
-    assert list(rows) == ["PyTorch", *FORMATS]
+    assert list(rows) == TABLE
     assert next(iter(FORMATS)) == "pt2"
     for name in MADE:
         row = rows[name]
@@ -185,6 +190,59 @@ def test_evaluation_and_inference_take_an_exported_network(
     run(str(exported / "inference.json"), **places)
     for name in pictures:
         assert (read_array(tmp_path / "alone" / name) == read_array(tmp_path / "torch" / name)).all()
+
+
+@pytest.mark.skipif(not find_spec("nncf"), reason="nncf is not installed")
+def test_int8_lies_beside_the_weights_for_precision_fast(
+    packaged: Path,
+    workshop: Path,
+    cells: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine = shutil.copytree(packaged, tmp_path / "mine")
+    few = export(mine, tmp_path / "out", "--format", "openvino-int8", "--dataset_dir", cells)
+    assert "the training section has 3 cases whose voxels vary" in str(few.exception)
+    blind = export(mine, tmp_path / "out", "--format", "openvino-int8")
+    assert "--format openvino-int8 is calibrated on training tiles: give --dataset_dir" in str(
+        blind.exception
+    )
+    assert written(mine / "models") == written(packaged / "models")
+
+    monkeypatch.setattr(bundle.ship.quantise, "LEAST_CASES", 3)
+    made = export(mine, tmp_path / "out", "--format", "openvino-int8", "--dataset_dir", cells, "--rounds", 1)
+    assert made.exit_code == 0, made.output + str(made.exception)
+    assert set(written(mine / "models")) - set(written(packaged / "models")) == {
+        "model.int8.bin",
+        "model.int8.xml",
+    }
+    assert written(tmp_path / "out") == ["export.csv", "export.json", "export.png"]
+    row = json.loads((tmp_path / "out/export.json").read_text())[1]
+    assert row["format"] == "openvino-int8"
+    assert row["note"] == ""
+    assert row["largest difference"] > 0
+    assert row["cases"] == 1
+
+    # weights that nobody trained make most voxels ties
+    monkeypatch.setattr(runtimes, "SAME_CLASS", 0.0)
+    monkeypatch.setattr(runtimes, "MEAN_DIFFERENCE", 1.0)
+    places = {"dataset_dir": str(cells / "imagesTs"), "bundle_root": str(mine)}
+    for precision in ("exact", "fast"):
+        run(
+            str(mine / "configs/inference.json"),
+            **places,
+            output_dir=str(tmp_path / precision),
+            precision=precision,
+        )
+        assert ("runtime auto: took openvino in int8" in capsys.readouterr().out) == (precision == "fast")
+
+    again = package(workshop, tmp_path / "dist", checkpoint=mine / "models/model.pt")
+    assert again.exit_code == 0, again.output
+    folder = tmp_path / "dist" / packaged.name
+    for name in ("model.int8.xml", "model.int8.bin"):
+        assert (folder / "models" / name).read_bytes() == (mine / "models" / name).read_bytes()
+    assert list_files(folder)[1] == []
 
 
 #: Small ones of the networks that the overlays name: configs, and what the experiment sets.
