@@ -21,9 +21,12 @@ from scripts.files import atomic_write
 
 #: Packages whose versions are recorded.
 PACKAGES = (
-    *("torch", "monai", "numpy", "scipy", "openvino", "onnx", "onnxruntime", "nnunetv2"),
+    *("torch", "monai", "numpy", "scipy", "openvino", "nncf", "onnx", "onnxruntime", "nnunetv2"),
     *("dynamic_network_architectures", "batchgeneratorsv2", "torchio", "surface-distance"),
 )
+
+#: Variables by which libraries compute as on a lesser processor.
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
 
 def benchmark(
@@ -75,6 +78,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        **{name: os.environ[name] for name in LIMITS if name in os.environ},
         "half precision in the processor": str(half).removeprefix("torch.") if half else "none",
         "system": platform.platform(),
         "python": platform.python_version(),

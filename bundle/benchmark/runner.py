@@ -39,7 +39,7 @@ LEAST_SECONDS = 0.3
 
 #: Which packages are installed how; every other peer is listed in requirements-benchmark.txt, without the
 #: packages that it asks for, since some of those replace PyTorch.
-RUNTIME_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "openvino")
+RUNTIME_PACKAGES = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
 
 
 @dataclass(frozen=True)
