@@ -30,6 +30,7 @@ from tqdm import tqdm
 from bundle.runs.experiments import Evaluation, merged, parser_of, read_evaluation
 from scripts.checkpoints import check_weights, read_weights
 from scripts.compute.acceleration import mixed_precision
+from scripts.compute.classmaps import straight
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, write_csv
 from scripts.judging import case_of, mean_dice
@@ -201,15 +202,16 @@ class Bench:
                 network = parser.get_parsed_content("network").eval()
                 check_weights(network, self.weights, self.checkpoint)
                 network.load_state_dict(self.weights)
-                inferer = parser.get_parsed_content("inferer")
+                inferer, follows = straight(
+                    parser.get_parsed_content("inferer"), self.evaluation.postprocessing
+                )
                 device = parser.get_parsed_content("device")
                 for index, case in enumerate(self.evaluation.sound()):
-                    image = case[Keys.IMAGE].as_tensor()[None].to(device)
+                    image = case[Keys.IMAGE][None].to(device)
                     if not index:
                         inferer(image, network)
                     start = time.perf_counter()
-                    logits = inferer(image, network)[0]
-                    done = self.evaluation.postprocessing({**case, Keys.PRED: logits})
+                    done = follows({**case, Keys.PRED: inferer(image, network)[0]})
                     seconds.append(time.perf_counter() - start)
                     dice.append(mean_dice(case_of("", done[Keys.PRED], done[Keys.LABEL])))
             except (InputError, RuntimeError, MemoryError) as error:
