@@ -33,6 +33,7 @@ from scripts.checkpoints import (
     taken_whole,
     unwrap,
 )
+from scripts.compute.acceleration import memory_format_of
 from scripts.compute.exported import Exported
 from scripts.data import CachedCases, EpochSampler
 from scripts.errors import InputError, few
@@ -393,6 +394,7 @@ class LastCheckpoint:
         scaler = getattr(trainer, "scaler", None)
         state = {
             "network": unwrap(self.network).state_dict(),
+            "memory_format": memory_format_of(unwrap(self.network)),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler and scaler.state_dict(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def usable_cores() -> int:
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = core_limit()
     return max(1, min(bound, round(limit) if limit else bound))
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The name of the processor.
+
+    Args:
+        cpuinfo: where Linux tells of it.
+    """
+    names = (line.partition(":")[2].strip() for line in _lines(cpuinfo) if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def core_limit() -> float | None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from scripts.compute.acceleration import mixed_precision
 from scripts.errors import InputError
 from scripts.files import atomic_write
+from scripts.machine import processor
 
 #: Packages whose versions are recorded.
 PACKAGES = (
@@ -75,7 +76,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     half = mixed_precision(torch.device("cpu"))
     description: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         **{name: os.environ[name] for name in LIMITS if name in os.environ},
@@ -98,13 +99,6 @@ def _device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise InputError(f"--device is {name!r}, which PyTorch does not find here: give cpu")
     return torch.device("cuda", index)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
 
 
 def _version(package: str) -> str | None:

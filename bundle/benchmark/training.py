@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import torch
+from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
-from torch import Tensor
+from torch import Tensor, nn
 
 from bundle.benchmark import networks
 from bundle.benchmark.networks import Build, Variant
 from bundle.benchmark.runner import OURS, Contest, Entry, largest_difference, missing
+from scripts.process import bundle_root
 
 CLASSES = 3
 
@@ -63,6 +67,11 @@ def _contest(dims: int, small: bool, device: torch.device) -> Contest:
                 ceiling=networks.ceiling(dims, variant.precision),
                 reference=labels[0],
             )
+    configured = partial(_configured_step, dims, channels, shape, device)
+    precision = networks.precisions(device)[-1]
+    entries["UNet, as configured"] = replace(
+        entries["UNet, fp32"], make=configured, ceiling=networks.ceiling(dims, precision)
+    )
     sizes = " x ".join(map(str, shape[2:]))
     return Contest(
         f"training: one step in {dims}D",
@@ -81,8 +90,32 @@ def _step(
     image = torch.rand(shape, device=device)
     label = torch.randint(CLASSES, shape, device=device)
     network = variant.prepare(network, image)
+    return _work(network, torch.optim.AdamW(network.parameters(), lr=1e-4), image, label)
+
+
+def _configured_step(
+    dims: int, channels: Sequence[int], shape: tuple[int, ...], device: torch.device
+) -> Callable[[], Tensor]:
+    """With network and optimizer as `configs/train.json` has them for these sizes: what a training does."""
+    parser = ConfigParser()
+    parser.read_config(str(Path(bundle_root(), "configs", "train.json")))
+    parser.update(
+        {
+            **{"spatial_dims": dims, "in_channels": shape[1], "channels": list(channels), "device": device},
+            **{"batch_size": shape[0], "patch_size": list(shape[2:]), "out_channels": CLASSES},
+        }
+    )
+    parser.get_parsed_content("network_def")
+    image = torch.rand(shape, device=device)
+    label = torch.randint(CLASSES, shape, device=device)
+    network = parser.get_parsed_content("network").train()
+    return _work(network, parser.get_parsed_content("optimizer"), image, label)
+
+
+def _work(
+    network: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor
+) -> Callable[[], Tensor]:
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
     def work() -> Tensor:
         optimizer.zero_grad()

@@ -218,7 +218,10 @@ def places(report: Report) -> None:
     except FileNotFoundError as error:  # no place that Python knows can be written
         report.add(PART, "temporary", f"{error.strerror}: nothing else was checked", "error", fix)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    fix = "set XDG_CACHE_HOME, or checks are not remembered of data whose folder cannot be written"
+    fix = (
+        "set XDG_CACHE_HOME, or the memory format of a training is tried each time, and checks are not "
+        "remembered of data whose folder cannot be written"
+    )
     place(report, PART, "cache", cache, fix, needed=False)
 
 

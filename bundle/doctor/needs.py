@@ -72,7 +72,7 @@ def _judge(row: Finding, need: float, room: float, what: str, fix: str) -> None:
 
 def _step(run: Run, device: torch.device, row: Finding) -> float:
     """A training step: the tensors of forward and backward pass, weights, gradients and moments."""
-    network = run.part("network")
+    network = run.changed(memory_format="channels_last").part("network")  # not tried before it fits
     size = (run.part("batch_size"), run.part("in_channels"), *run.part("patch_size"))
     network.train()
     weights = sum(weight.nbytes for weight in network.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,17 +21,35 @@ logger = logging.getLogger(__name__)
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 
+#: Names of oneDNN's instruction sets hold one of these where they have AVX-512, and where they multiply
+#: bfloat16.
+_AVX512 = ("AVX512", "AVX10", "ALL", "DEFAULT")
+_BF16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+
+
+def limit() -> str:
+    """The instruction set that the user allows oneDNN at most, by its name; "ALL" without a limit."""
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    return next((os.environ[name].upper() for name in names if os.environ.get(name)), "ALL")
+
+
+def has_avx512() -> bool:
+    """Whether PyTorch and its oneDNN use AVX-512 here: the processor has it, and no limit forbids it."""
+    able = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return able and any(name in limit() for name in _AVX512)
+
 
 def mixed_precision(device: torch.device) -> torch.dtype | None:
     """The type in which a device multiplies faster than in float32, or None.
 
     bfloat16 on processors that multiply it in hardware (AVX-512 BF16, AMX) and on GPUs from Ampere on;
     float16, which needs a loss scaler in training, on older GPUs. A processor that only emulates bfloat16
-    is slower with it.
+    is slower with it; so is one whose instructions ONEDNN_MAX_CPU_ISA limits.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if device.type == "cpu" and has and any(name in limit() for name in _BF16):
         return torch.bfloat16
     return None
 
@@ -95,27 +114,73 @@ def accelerate(
     if memory_format not in MEMORY_FORMATS:
         raise InputError(f"memory_format is {memory_format!r}: give one of {', '.join(MEMORY_FORMATS)}")
     device = torch.device(device)
-    network = network.to(device)
     dtype = mixed_precision(device) if amp else None
     if amp and dtype is None:
         logger.info("amp: this processor has no half precision in hardware; going on in float32")
-    last = memory_format == "channels_last"
-    if last and device.type == "cpu" and dtype is not None and _has_strided_points(network):
+    if memory_format not in memory_formats(network, device, dtype):
         logger.info("memory_format: the network has strided 1x1 convolutions; going on with contiguous")
-        last = False
+        memory_format = "contiguous"
+    if compile and can_compile(device):
+        logger.info("compile: the first step at each size of input takes a minute")
+    elif compile:
+        logger.info("compile: no compiler was found; going on without")
+    return prepare(network, device, dtype, memory_format, compile)
+
+
+def memory_formats(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> tuple[str, ...]:
+    """The memory formats that a network may have, see `accelerate`.
+
+    Args:
+        network: as its classes make it.
+        device: where it runs.
+        dtype: of mixed precision, or None for float32.
+    """
+    broken = device.type == "cpu" and dtype is not None and _has_strided_points(network)
+    return ("contiguous",) if broken else MEMORY_FORMATS
+
+
+def prepare(
+    network: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    memory_format: str,
+    compile: bool,
+) -> nn.Module:
+    """As `accelerate`, with what is known to be possible, in silence.
+
+    Args:
+        network: see `accelerate`.
+        device: see `accelerate`.
+        dtype: of mixed precision, or None for float32.
+        memory_format: one of `memory_formats`.
+        compile: see `accelerate`.
+
+    Returns:
+        ``network``.
+    """
+    network = network.to(device)
+    last = memory_format == "channels_last"
     if dtype == torch.bfloat16 and device.type == "cpu":
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 module.forward = partial(_convolve, module)  # type: ignore[method-assign]
+    if dtype is None and device.type == "cpu" and not has_avx512():
+        for module in network.modules():
+            if isinstance(module, nn.Conv3d) and _pads_depth(module):
+                module.forward = partial(_convolve_volume, module)  # type: ignore[method-assign]
     if last:
         _to_channels_last(network, keep_norms=device.type == "cpu" and not compile)
     network.forward = _Forward(network.forward, device, dtype, last)  # type: ignore[method-assign]
     if compile and can_compile(device):
-        logger.info("compile: the first step at each size of input takes a minute")
         network.compile()
-    elif compile:
-        logger.info("compile: no compiler was found; going on without")
     return network
+
+
+def memory_format_of(network: nn.Module) -> str:
+    """The memory format that `accelerate` gave a network; "contiguous" for any other."""
+    forward = vars(network).get("forward")
+    last = isinstance(forward, _Forward) and forward.channels_last
+    return "channels_last" if last else "contiguous"
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -198,6 +263,58 @@ def _convolve(convolution: nn.Conv2d | nn.Conv3d, x: torch.Tensor) -> torch.Tens
         return forward(convolution, x)
     with torch.autocast("cpu", enabled=False):
         return forward(convolution, x.float())
+
+
+def _pads_depth(convolution: nn.Conv3d) -> bool:
+    """Whether a convolution puts zeros before and behind a volume."""
+    return (
+        not isinstance(convolution.padding, str)
+        and convolution.padding[0] > 0
+        and convolution.padding_mode == "zeros"
+    )
+
+
+def _convolve_volume(convolution: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution in three dimensions, for processors without AVX-512.
+
+    Args:
+        convolution: for its weights and settings.
+        x: (B, C, D, H, W).
+    """
+    settings = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    return _VolumeConvolution.apply(x, convolution.weight, convolution.bias, *settings)
+
+
+class _VolumeConvolution(torch.autograd.Function):
+    """A convolution whose weights get their gradient from a volume that was padded in depth before.
+
+    oneDNN's kernel for AVX2 (jit:avx2, backward_weights) takes no padding in depth; what stands in for it is
+    a matrix product over all voxels for each of the kernel's, 2 to 5 times as slow. Padded beforehand the
+    volume is the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any, *settings: Any) -> torch.Tensor:
+        """Convolve; ``settings`` are stride, padding, dilation and groups."""
+        ctx.save_for_backward(x, weight)
+        ctx.settings, ctx.bias = settings, None if bias is None else list(bias.shape)
+        return F.conv3d(x, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:  # type: ignore[override]
+        """The gradients of image, weights and bias."""
+        x, weight = ctx.saved_tensors
+        stride, (depth, *others), dilation, groups = ctx.settings
+        has_image, has_weight, has_bias = ctx.needs_input_grad[:3]
+
+        def gradients(image: torch.Tensor, padding: list[int], mask: list[bool]) -> Any:
+            end = (stride, padding, dilation, False, [0, 0, 0], groups, mask)
+            return torch.ops.aten.convolution_backward(gradient, image, weight, ctx.bias, *end)
+
+        of_image = gradients(x, [depth, *others], [True, False, False])[0] if has_image else None
+        padded = F.pad(x, (0, 0, 0, 0, depth, depth))
+        _, of_weight, of_bias = gradients(padded, [0, *others], [False, has_weight, has_bias])
+        return of_image, of_weight, of_bias, None, None, None, None
 
 
 def _instance_norm(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: torch.Tensor) -> torch.Tensor:

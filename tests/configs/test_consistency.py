@@ -45,7 +45,10 @@ ADDED = {
 }
 
 #: Ids of train.json and inference.json whose values differ on purpose.
-DIFFERENT = {"dataset_dir", "output_dir", "checkpoint", "interpolation", "run", "network", "runtime"}
+DIFFERENT = {
+    *("dataset_dir", "output_dir", "checkpoint", "interpolation", "run", "network", "runtime"),
+    "memory_format",
+}
 
 
 def read(name: str) -> dict[str, Any]:

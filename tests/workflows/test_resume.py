@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.compute import memory_formats
 from scripts.handlers import LastCheckpoint
 from tests.commands import TINY, input_error, run, written
 
 pytestmark = pytest.mark.workflow
+
+try_out = memory_formats.try_out
 
 
 class PowerCut(BaseException):
@@ -83,6 +86,45 @@ def test_resumed_training_is_the_whole_one(cells: Path, whole: Path, cut_off: Pa
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     for key in ("loss", "val_mean_dice"):
         assert [row[key] for row in rows] == [row[key] for row in curve(whole)], key
+
+
+def take(monkeypatch: pytest.MonkeyPatch, cache: Path, fastest: str) -> None:
+    """Have a trial find a memory format the fastest, and remember it in a folder of its own."""
+
+    def tried(*arguments: Any) -> dict[str, float]:
+        real = try_out(*arguments)
+        return {name: 1.0 if name == fastest else 2.0 for name in real}
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(memory_formats, "try_out", tried)
+
+
+def test_resumed_training_keeps_the_memory_format_whatever_is_faster_now(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(monkeypatch, tmp_path / "then", "channels_last")
+    train(cells, tmp_path / "whole", max_epochs=2)
+    train(cells, tmp_path / "cut", max_epochs=1)
+    assert load(tmp_path / "cut/checkpoints/last.pt")["memory_format"] == "channels_last"
+    take(monkeypatch, tmp_path / "now", "contiguous")
+    train(cells, tmp_path / "fresh", max_epochs=1)  # which is remembered
+    assert load(tmp_path / "fresh/checkpoints/last.pt")["memory_format"] == "contiguous"
+    train(cells, tmp_path / "cut", max_epochs=2, resume=True)
+    found, expected = (load(tmp_path / name / "checkpoints/last.pt") for name in ("cut", "whole"))
+    assert found["memory_format"] == "channels_last"
+    assert_same_weights(found["network"], expected["network"])
+
+
+def test_a_trial_changes_nothing_but_the_memory_format(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real steps are tried, and what they say is not heard: weights, batches and dropout are the same."""
+    how = {"max_epochs": 1, "network_def::dropout": 0.3}
+    train(cells, tmp_path / "set", memory_format="contiguous", **how)
+    take(monkeypatch, tmp_path, "contiguous")
+    train(cells, tmp_path / "tried", **how)
+    found, expected = (load(tmp_path / name / "checkpoints/last.pt") for name in ("tried", "set"))
+    assert_same_weights(found["network"], expected["network"])
 
 
 def test_best_model_outlives_a_worse_end(cells: Path, cut_off: Path) -> None:

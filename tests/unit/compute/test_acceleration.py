@@ -1,6 +1,7 @@
 """Mixed precision, memory format and compilation change the speed of a network, not what it says."""
 
 import copy
+import json
 import logging
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from scripts.errors import InputError
 from scripts.networks import UNet
 from scripts.networks.blocks import ResidualBlock
 from scripts.networks.heads import Heads
-from tests.commands import ROOT
+from tests.commands import CONFIGS, ROOT
 
 CPU = torch.device("cpu")
 
@@ -192,6 +193,94 @@ def test_the_processor_is_asked_for_its_half_precision(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=supported: answer)
         assert mixed_precision(CPU) == dtype
     assert not needs_scaler(True, CPU)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "dtype", "avx512"),
+    [
+        (None, torch.bfloat16, True),
+        ("ALL", torch.bfloat16, True),
+        ("avx512_core_amx", torch.bfloat16, True),
+        ("AVX512_CORE_BF16", torch.bfloat16, True),
+        ("AVX512_CORE_VNNI", None, True),
+        ("AVX512_CORE", None, True),
+        ("AVX2_VNNI_2", None, False),
+        ("AVX2", None, False),
+        ("AVX", None, False),
+        ("SSE41", None, False),
+    ],
+)
+def test_limits_of_the_processor_are_heeded(monkeypatch, allowed, dtype, avx512):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if allowed:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
+    assert mixed_precision(CPU) == dtype
+    assert acceleration.has_avx512() == avx512
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not acceleration.has_avx512()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"stride": 2, "padding": (1, 0, 1)},
+        {"padding": (2, 1, 0), "dilation": 2, "bias": False},
+        {"groups": 2, "kernel_size": (3, 1, 3), "padding": (1, 0, 1)},
+    ],
+)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last_3d])
+def test_volumes_padded_beforehand_have_the_same_gradients(settings, order):
+    plain = nn.Conv3d(2, 4, **{"kernel_size": 3, "padding": 1, **settings}).double()
+    assert acceleration._pads_depth(plain)
+    x = torch.randn(2, 2, 7, 6, 5, dtype=torch.float64).contiguous(memory_format=order).requires_grad_()
+    weights = [x, *plain.parameters()]
+    results = [plain(x), acceleration._convolve_volume(plain, x)]
+    assert torch.equal(*results)
+    wanted, found = (torch.autograd.grad(y.square().sum(), weights) for y in results)
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(wanted, found, strict=True))
+
+
+@pytest.mark.parametrize(("avx512", "amp"), [(False, False), (True, False), (False, True)])
+def test_volumes_are_padded_beforehand_in_float32_without_avx512(monkeypatch, half_precision, avx512, amp):
+    monkeypatch.setattr(acceleration, "has_avx512", lambda: avx512)
+    plain = network(spatial_dims=3)
+    fast = accelerate(copy.deepcopy(plain), CPU, amp=amp)
+    ours = {
+        name
+        for name, module in fast.named_modules()
+        if getattr(vars(module).get("forward"), "func", None) is acceleration._convolve_volume
+    }
+    padded = {name for name, module in plain.named_modules() if getattr(module, "padding", 0) == (1, 1, 1)}
+    assert len(padded) == 10
+    assert ours == (set() if avx512 or amp else padded)
+    if ours:
+        for net in (plain, fast):
+            net(image(3)).square().mean().backward()
+        for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
+            assert torch.allclose(one.grad, other.grad, atol=1e-5 * float(one.grad.abs().max()) + 1e-7)
+
+
+def test_padding_of_other_kinds_is_left_alone():
+    for settings in ({"padding": "same"}, {"padding": 0}, {"padding": 1, "padding_mode": "reflect"}):
+        assert not acceleration._pads_depth(nn.Conv3d(1, 1, 3, **settings))
+
+
+def test_the_optimizer_of_a_training_steps_as_the_plain_one():
+    settings = json.loads((CONFIGS / "train.json").read_text())["optimizer"]
+    assert (settings["_target_"], settings["fused"]) == ("torch.optim.AdamW", True)
+    nets = [network(), network()]
+    for net, fused in zip(nets, (True, False), strict=True):
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.002, weight_decay=0.01, fused=fused)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(image()).square().mean().backward()
+            optimizer.step()
+    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize(
