@@ -15,7 +15,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from scripts.compute.acceleration import mixed_precision
+from scripts.compute.acceleration import limit, mixed_precision
 from scripts.errors import InputError
 from scripts.files import atomic_write
 from scripts.machine import processor
@@ -81,6 +81,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         **{name: os.environ[name] for name in LIMITS if name in os.environ},
         "half precision in the processor": str(half).removeprefix("torch.") if half else "none",
+        "instructions": f"PyTorch {torch.backends.cpu.get_cpu_capability()}, oneDNN at most {limit()}",
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
