@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 #: Every format gets a step to warm up and one that counts; then they take turns for so many seconds at most,
 #: and so many rounds.
-SECONDS, ROUNDS = 2.0, 3
+SECONDS, ROUNDS = 2.0, 5
 
 #: A format whose step to warm up takes so many times as long as another one's is out.
 LOST = 1.5
