@@ -44,8 +44,8 @@ LOST = 1.5
 #: The first format is kept unless another takes less than this share of its time.
 GAIN = 0.97
 
-#: Choices that are remembered: the latest.
-KEPT = 1000
+#: Where choices are remembered in the user's cache folder, and how many: the latest.
+FILE, KEPT = "memory_formats.json", 1000
 
 #: What times depend on: with other code they are taken anew.
 CODE = [Path(__file__), Path(acceleration.__file__)]
@@ -83,8 +83,8 @@ def choose(
         before = read_checkpoint(Path(checkpoint)).get("memory_format")
         if before in formats:
             return before
-    place, key = user_cache() / "memory_formats.json", _key(network, input_size, dtype, compile)
-    known, *_ = gather(_read(place).get(key))
+    key = _key(network, input_size, dtype, compile)
+    known, *_ = gather(_remembered().get(key))
     if known in formats:
         logger.info("memory_format: %s, as tried before on this processor", known)
         return known
@@ -101,7 +101,7 @@ def choose(
         " and ".join(f"{seconds:.3g} s {name}" for name, seconds in times.items()),
     )
     if is_first():
-        _remember(place, key, fastest)
+        _remember(key, fastest)
     return fastest
 
 
@@ -162,22 +162,22 @@ def _key(network: nn.Module, input_size: Sequence[int], dtype: torch.dtype | Non
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 
-def _read(place: Path) -> Mapping[str, Any]:
-    """What a file remembers; nothing if it is missing or not to be read."""
+def _remembered() -> Mapping[str, Any]:
+    """The choices until now; none if their file is missing or not to be read."""
     try:
-        chosen = json.loads(place.read_text(encoding="utf-8"))["chosen"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        chosen = json.loads((user_cache() / FILE).read_text(encoding="utf-8"))["chosen"]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return {}
     return chosen if isinstance(chosen, dict) else {}
 
 
-def _remember(place: Path, key: str, chosen: str) -> None:
+def _remember(key: str, chosen: str) -> None:
     """Add a choice; that it cannot be written is no reason to stop."""
     text = "memory formats that were faster in a trial; delete this file to have them tried again"
     try:
-        with atomic_write(place) as temporary:
-            kept = dict(list({**_read(place), key: chosen}.items())[-KEPT:])
+        with atomic_write(user_cache() / FILE) as temporary:
+            kept = dict(list({**_remembered(), key: chosen}.items())[-KEPT:])
             content = {"about": text, "chosen": kept}
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except (OSError, InputError):
+    except (OSError, RuntimeError, InputError):  # of a user without a home, too
         return
