@@ -1,9 +1,8 @@
 """The memory format of a training, found by trying: which is faster depends on processor, network and patch.
 
-A processor with AVX2 alone takes half as long again for a step in two dimensions with channels last, and is
-faster with them in three; one that multiplies bfloat16 is faster with them in both. So a training begins with
-some steps on noise in each format, on copies of the network, and goes on with the faster one. Weights and
-random generators stay as they were.
+A processor with AVX2 alone takes half as long again for a step in two dimensions with channels last; one with
+AVX-512 is faster with them. So a training begins with some steps on noise in each format, on copies of the
+network, and goes on with the faster one. Weights and random generators stay as they were.
 
 What was found is kept in `memory_formats.json` in the user's cache folder, by everything that it depends on.
 Rounding differs between formats: a training that is resumed keeps the one that its checkpoint names.
