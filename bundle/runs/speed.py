@@ -31,6 +31,7 @@ from bundle.runs.experiments import Evaluation, merged, parser_of, read_evaluati
 from scripts.checkpoints import check_weights, read_weights
 from scripts.compute.acceleration import mixed_precision
 from scripts.compute.classmaps import straight
+from scripts.compute.quantised import int8_files
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, write_csv
 from scripts.judging import case_of, mean_dice
@@ -96,8 +97,9 @@ class Setting:
         """For the table."""
         computed = dict(self.computed)
         parts = [computed.get("runtime")]
-        parts += ["mixed precision" if computed.get("amp") else "float32"] if computed else []
-        parts += ["int8"] if computed.get("precision") == "fast" else []
+        if computed:
+            exact = "mixed precision" if computed["amp"] else "float32"
+            parts += ["int8" if computed["precision"] == "fast" else exact]
         parts += [f"{self.threads} threads"] if self.threads else []
         parts += [f"tile {'x'.join(map(str, self.tile))}"] if self.tile else []
         parts += [f"overlap {self.overlap:g}"] if self.overlap is not None else []
@@ -317,16 +319,14 @@ def ways(config: Ids, device: torch.device) -> list[tuple[tuple[str, Any], ...]]
     ONNX Runtime and compilation, which `python -m bundle benchmark` never found to be the fastest, are not
     among them.
     """
-    ids: list[Ids] = [{"runtime": "torch", "amp": False}]
     half = mixed_precision(device) is not None
-    ids += [{"runtime": "torch", "amp": True}] if half else []
+    mixed = (False, True) if half else (False,)
+    ids = [{"runtime": "torch", "amp": amp, "precision": "exact"} for amp in mixed]
     if device.type == "cpu" and find_spec("openvino"):
-        ids += [{"runtime": "openvino", "amp": amp} for amp in ((False, True) if half else (False,))]
-        ids += [{"runtime": "auto", "amp": half, "precision": "fast"}] if "precision" in config else []
-    return [
-        tuple({**way, **({"precision": "exact"} if "precision" in config else {}), **way}.items())
-        for way in ids
-    ]
+        ids += [{"runtime": "openvino", "amp": amp, "precision": "exact"} for amp in mixed]
+        if int8_files(Path(config["checkpoint"]))[0].is_file():
+            ids += [{"runtime": "auto", "amp": half, "precision": "fast"}]
+    return [tuple(way.items()) for way in ids]
 
 
 def tiles(bench: Bench) -> list[Axes]:
