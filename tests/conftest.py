@@ -7,11 +7,16 @@ all tests.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 
+import pytest
 from absl import logging
+
+from scripts.dicom import silence
 
 #: What is remembered between runs is not remembered beyond the tests; matplotlib keeps its fonts.
 _cache = tempfile.TemporaryDirectory(prefix="cache-")
@@ -20,3 +25,11 @@ os.environ.setdefault("MPLCONFIGDIR", os.path.join(_usual, "matplotlib"))
 os.environ["XDG_CACHE_HOME"] = _cache.name
 
 logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+@pytest.fixture(autouse=True)
+def _heard_again() -> Iterator[None]:
+    """A run in this process that an error ended leaves its loader behind, and the silence that it keeps."""
+    yield
+    if silence._inside:
+        gc.collect()

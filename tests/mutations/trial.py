@@ -107,7 +107,7 @@ def _warm_up(name: str, material: Path, place: Path) -> None:
     """Refuse to begin where the sound material is not done rightly."""
     kind = KINDS[name]
     folder = Path(shutil.copytree(material, place / "sound"))
-    (folder / "home").mkdir()
+    (folder / "home").mkdir(exist_ok=True)
     ending = run_in_child(lambda: kind.enter(folder), folder)
     wrong = kind.judge(folder, folder / kind.file) if ending.status == 0 else f"status {ending.status}"
     shutil.rmtree(folder)
@@ -119,7 +119,7 @@ def _try(seed: int, number: int, material: Path, place: Path, keep: Path | None)
     name = list(KINDS)[number % len(KINDS)]
     kind, rng = KINDS[name], np.random.default_rng([seed, number])
     folder = Path(shutil.copytree(material, place / f"trial{number}"))
-    (folder / "home").mkdir()
+    (folder / "home").mkdir(exist_ok=True)
     file = folder / kind.file
     before_file = file.read_bytes()
     for _ in range(10):

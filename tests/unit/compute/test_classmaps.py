@@ -26,6 +26,7 @@ from monai.utils import MetaKeys
 from scripts.compute.classmaps import ClassMaps, OnFileGridd, straight
 from scripts.compute.inferers import AveragedOrientations, SlidingWindowSlabInferer, most_probable
 from scripts.data.cases import is_out_of_memory
+from scripts.errors import root_cause
 from scripts.transforms import IsolatedSpacingd
 from tests.unit.compute.test_streaming import GRIDS, make_affine
 
@@ -170,7 +171,7 @@ def _within(connection: Any) -> None:
             try:
                 connection.send(tuple(results(*way, image, net)[1]["pred"].shape))
             except Exception as error:
-                connection.send("not enough memory" if is_out_of_memory(error) else repr(error))
+                connection.send("not enough memory" if is_out_of_memory(root_cause(error)) else repr(error))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
