@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -132,7 +131,6 @@ class _Files:
     """
 
     def __init__(self, cohort: Cohort, make: Callable[[Path], Callable[[], Any]], name: str) -> None:
-        logging.disable(logging.WARNING)
         self.folder = TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True)
         self.place = Path(self.folder.name)
         _write(cohort, self.place)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import multiprocessing
 import os
@@ -335,6 +336,7 @@ def _serve(
 ) -> None:
     """What an entry's process does: one step for each message, until the message is False."""
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     if entry.allocator == "tuned":
         retain_memory()
     torch.set_num_threads(threads)
