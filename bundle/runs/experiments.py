@@ -148,10 +148,10 @@ def read_evaluation(experiment: Ids, dataset_dir: Path, section: str, cases: int
     parser = parser_of({**experiment, "config_file": files, **places, **plain})
     try:
         parser.get_parsed_content("set_up")
-        listed = parser.get_parsed_content("validate::dataset::data")
-        parser["validate::dataset::data"] = listed[:cases]
+        checked = parser.get_parsed_content("cases")
+        parser["validate::dataset::data"] = checked.cases[:cases]
         return Evaluation(
-            parser.get_parsed_content("cases"),
+            checked,
             parser.get_parsed_content("validate::dataset"),
             parser.get_parsed_content("validate::inferer"),
             parser.get_parsed_content("validate::postprocessing"),

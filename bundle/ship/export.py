@@ -35,7 +35,7 @@ from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bundle.runs.experiments import parser_of, read_experiment, with_ids
+from bundle.runs.experiments import Evaluation, parser_of, read_evaluation, read_experiment, with_ids
 from bundle.ship.audit import audit_experiment
 from bundle.ship.package import data_format
 from bundle.ship.quantise import calibration_tiles, quantise
@@ -153,21 +153,6 @@ class Result:
     def compare(self, logits: Tensor, reference: Tensor) -> None:
         """Take the largest difference of these logits into account; NaN is the largest."""
         self.difference = float(np.maximum(self.difference or 0.0, (logits - reference).abs().max()))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Cases and how they are segmented and judged, as `configs/evaluate.json` has it.
-
-    Attributes:
-        dataset: cases, each a dictionary of image and label.
-        inferer: from an image, (B, C, *spatial), and a network to logits.
-        postprocessing: from logits to classes on the grid of the file.
-    """
-
-    dataset: Sequence[Row]
-    inferer: Callable[..., Tensor]
-    postprocessing: Callable[[Row], Row]
 
 
 def write_torch_export(model: Model, folder: Path) -> None:
@@ -295,9 +280,11 @@ def export(
     with _writing(output_dir), tempfile.TemporaryDirectory() as workshop:
         output_dir.mkdir(parents=True, exist_ok=True)
         model = read_model(cast(Path, bundle or args_file), ids, checkpoint, Path(workshop))
-        evaluation = None if dataset_dir is None else read_evaluation(model, dataset_dir, section, cases)
+        evaluation = (
+            None if dataset_dir is None else read_evaluation(model.experiment, dataset_dir, section, cases)
+        )
         if rounded:
-            seen = read_evaluation(model, cast(Path, dataset_dir), "training", None)
+            seen = read_evaluation(model.experiment, cast(Path, dataset_dir), "training", None)
             tiles = calibration_tiles(model.network, seen.dataset, seen.inferer, model.size[2:])
             model = replace(model, tiles=tiles)
         results = {
@@ -449,42 +436,6 @@ def load(model: Model, results: Mapping[str, Result]) -> dict[str, nn.Module]:
     return networks
 
 
-def read_evaluation(model: Model, dataset_dir: Path, section: str, cases: int | None) -> Evaluation:
-    """Cases of a section of a data set.
-
-    Args:
-        model: its configs say how cases are read.
-        dataset_dir: folder with dataset.json.
-        section: "testing", "validation" or "training".
-        cases: how many of them, or None for all.
-
-    Raises:
-        InputError: no data set, no such section, bad cases.
-    """
-    experiment = model.experiment
-    files = [*experiment["config_file"], "configs/evaluate.json"]
-    places = {"dataset_dir": str(dataset_dir), "section": section}
-    plain = {"runtime": "torch", "amp": False, "memory_gb": None, "device": "$torch.device('cpu')"}
-    parser = parser_of({**experiment, "config_file": files, **places, **plain})
-    try:
-        parser.get_parsed_content("set_up")
-        listed = parser.get_parsed_content("validate::dataset::data")
-        parser["validate::dataset::data"] = listed[:cases]
-        return Evaluation(
-            parser.get_parsed_content("validate::dataset"),
-            parser.get_parsed_content("validate::inferer"),
-            parser.get_parsed_content("validate::postprocessing"),
-        )
-    except Exception as error:
-        root = root_cause(error)
-        if isinstance(root, InputError):
-            raise root from None
-        raise InputError(
-            f"--dataset_dir is {dataset_dir}, whose cases cannot be read ({_reason(error)}): leave it out, "
-            "or correct the data or the configs"
-        ) from error
-
-
 def tile_sizes(model: Model) -> list[tuple[int, ...]]:
     """Sizes of tiles that are tried, (B, *spatial): the patch, and with longer axes, one or two at a time."""
     patch = model.size[2:]
@@ -542,7 +493,7 @@ def judge(
     names = [name for name in networks if not results[name].note]
     for name in names:
         results[name].seconds = [[] for _ in range(rounds)]
-    for case in tqdm(evaluation.dataset, desc="judging", mininterval=1):
+    for case in tqdm(evaluation.sound(), "judging", len(evaluation.dataset), mininterval=1):
         image = case[Keys.IMAGE].as_tensor()[None]
         logits: dict[str, Tensor] = {}
         for index in range(rounds):

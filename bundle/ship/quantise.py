@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.data import Dataset
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -34,7 +35,10 @@ LEAST_CASES = 8
 
 
 def calibration_tiles(
-    network: nn.Module, cases: Sequence[dict[str, Any]], inferer: Callable[..., Tensor], patch: Sequence[int]
+    network: nn.Module,
+    cases: Sequence[dict[str, Any]] | Dataset,
+    inferer: Callable[..., Tensor],
+    patch: Sequence[int],
 ) -> list[Tensor]:
     """Tiles of some cases as inference hands them to the network, around all kinds of foreground.
 
