@@ -30,9 +30,9 @@ env: .venv/installed
 demo: env
 	$(BIN)/python -m bundle demo
 
-# Two files of tests at a time; threads that wait leave their core to the other.
+# Two files of tests at a time, in the order of pyproject.toml; threads that wait leave their core to the other.
 test: env
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff check .
