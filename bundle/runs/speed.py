@@ -100,7 +100,7 @@ class Setting:
         if computed:
             exact = "mixed precision" if computed["amp"] else "float32"
             parts += ["int8" if computed["precision"] == "fast" else exact]
-        parts += [f"{self.threads} threads"] if self.threads else []
+        parts += [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.threads else []
         parts += [f"tile {'x'.join(map(str, self.tile))}"] if self.tile else []
         parts += [f"overlap {self.overlap:g}"] if self.overlap is not None else []
         parts += [self.orientations]
@@ -310,7 +310,8 @@ def search(bench: Bench) -> tuple[Trial, list[Trial], list[Trial]]:
                 bar.set_postfix_str(f"again: {trial.setting.name}")
                 bench.measure(trial)
                 bar.update()
-    return configured, works, [trial for trial in final if not trial.note]
+    works, final = ([trial for trial in some if not trial.note] for some in (works, final))
+    return configured, works, final
 
 
 def ways(config: Ids, device: torch.device) -> list[tuple[tuple[str, Any], ...]]:

@@ -60,7 +60,7 @@ def test_row_has_the_loss_of_the_worst_case(tmp_path: Path) -> None:
     other = Trial(Setting(threads=1), [0.8, 0.9, float("nan")], [1.5])
     row = row_of(other, best, best, {"fast": other, "best": best, "balanced": other})
     assert row == {
-        "setting": "1 threads",
+        "setting": "1 thread",
         "dice": pytest.approx(0.85),
         "loss": pytest.approx(0.0),
         "largest loss": pytest.approx(0.1),
