@@ -256,8 +256,8 @@ def tune_speed(
             temporary.write_text(json.dumps(overlay, indent=4) + "\n", encoding="utf-8")
     ordered = sorted(rows.values(), key=lambda row: row["seconds a case"])
     write_csv(output_dir / "speed.csv", ordered, COLUMNS)
-    draw(ordered, output_dir / "speed.png")
     shown = [rows[trial.setting] for trial in finalists]
+    draw(ordered, shown, output_dir / "speed.png")
     typer.echo(table(COLUMNS, sorted(shown, key=lambda row: row["seconds a case"])))
     for trial in bench.trials.values():
         if trial.note:
@@ -399,32 +399,40 @@ def overlay_of(trial: Trial, row: Row, bench: Bench) -> Ids:
     }
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Save Dice against seconds a case, the front as a line, the overlays by name.
+def draw(rows: Sequence[Row], turned: Sequence[Row], path: Path) -> None:
+    """Save Dice against seconds a case, those that took turns with their front, the overlays by name.
 
     Args:
-        rows: of `row_of`, from fast to slow.
+        rows: of `row_of`, all.
+        turned: those of them that were timed in turns.
         path: the PNG to write.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    every = [(row["seconds a case"], row["dice"]) for row in rows]
-    seconds, dice = (np.array(column) for column in zip(*every, strict=True))
+    turned = sorted(turned, key=lambda row: row["seconds a case"])
+    once = [row for row in rows if row not in turned]
+    seconds, dice = ([row[name] for row in turned] for name in ("seconds a case", "dice"))
     best = np.maximum.accumulate(dice)
-    axis.scatter(seconds, dice, s=16, color="#999999", label="settings that were tried")
-    axis.step(seconds, best, where="post", color="#0072b2", label="Pareto front")
-    for row in rows:
-        if row["setting"] == AS_CONFIGURED or row["overlay"]:
-            name = row["overlay"] or AS_CONFIGURED
-            axis.scatter(row["seconds a case"], row["dice"], s=36, color="#d55e00", zorder=3)
-            axis.annotate(
-                name.replace(" ", ", "),
-                (row["seconds a case"], row["dice"]),
-                textcoords="offset points",
-                xytext=(5, 7) if row["setting"] == AS_CONFIGURED else (5, -13),
-            )
-    low = max(dice.min(), best[-1] - 4 * LOSSES["fast"])
-    axis.set_ylim(low - 0.001, best[-1] + 0.001)
+    axis.scatter(
+        [row["seconds a case"] for row in once],
+        [row["dice"] for row in once],
+        s=14,
+        color="#bbbbbb",
+        label="timed once",
+    )
+    axis.scatter(seconds, dice, s=24, color="#0072b2", label="timed in turns")
+    axis.step(seconds, best, where="post", color="#0072b2", label="their Pareto front")
+    for row in turned:
+        configured = row["setting"] == AS_CONFIGURED
+        names = (row["overlay"] or "").split() + [AS_CONFIGURED] * configured
+        if names:
+            place = row["seconds a case"], row["dice"]
+            axis.scatter(*place, s=40, color="#d55e00", zorder=3)
+            offset = (0, -16) if names == [AS_CONFIGURED] else (0, 8)
+            axis.annotate(", ".join(names), place, xytext=offset, textcoords="offset points", ha="center")
+    low = max(min(row["dice"] for row in rows), best[-1] - 4 * LOSSES["fast"])
+    axis.set_ylim(low - 0.001, best[-1] + 0.002)
+    axis.margins(x=0.1)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("{x:g}")

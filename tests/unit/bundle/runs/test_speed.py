@@ -68,7 +68,8 @@ def test_row_has_the_loss_of_the_worst_case(tmp_path: Path) -> None:
         "times as fast": 2.0,
         "overlay": "fast balanced",
     }
-    draw([row, row_of(best, best, best, {"best": best})], tmp_path / "speed.png")
+    rows = [row, row_of(best, best, best, {"best": best})]
+    draw(rows, rows, tmp_path / "speed.png")
     assert np.asarray(Image.open(tmp_path / "speed.png")).std() > 0
     write_csv(tmp_path / "speed.csv", [row])
     assert next(csv.DictReader((tmp_path / "speed.csv").open()))["overlay"] == "fast balanced"
