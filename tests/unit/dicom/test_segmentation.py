@@ -338,7 +338,7 @@ def test_nobody_is_named(
     folder = phantom.write(images, tmp_path / "study" / phantom.NAME, names=phantom.NAME + "{:04d}")
     recwarn.clear()
     caplog.clear()
-    capfd.readouterr()  # what the phantom's writing said: an earlier test may have left a handler that prints it
+    capfd.readouterr()  # the phantom was written aloud, where an earlier test left a handler
     with caplog.at_level(logging.DEBUG):
         series = SeriesFinder().open(folder.parent)
         series.read()
