@@ -259,7 +259,7 @@ def test_no_config_names_a_place_in_a_list(file: Path) -> None:
 
 def test_orientations_turn_whatever_predicts_the_windows() -> None:
     """A network with valid convolutions keeps its overlap-tile under the mean over the orientations."""
-    tiny = {"patch_size": [104, 104], "network_def::channels": [2, 4, 4], "runtime": "torch", "amp": False}
+    tiny = {"patch_size": [104, 104], "channels": [2, 4, 4], "runtime": "torch", "amp": False}
     parser = merged(
         *("inference", "task/phantom_cells", "network/unet2015", "inferer/orientations"),
         **tiny,

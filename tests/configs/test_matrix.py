@@ -22,12 +22,12 @@ TASKS = {"phantom_cells": (Kind.CELLS, (64, 72)), "phantom_organ": (Kind.ORGAN, 
 #: 4n + 12 voxels and give 4n - 28, with two convolutions of 3 a level.
 VALID: dict[str | None, dict[int, dict[str, Any]]] = {
     "unet2015": {
-        2: {"patch_size": [104, 104], "network_def::channels": [4, 8, 8]},
-        3: {"patch_size": [68, 68, 60], "network_def::channels": [2, 4, 4]},
+        2: {"patch_size": [104, 104], "channels": [4, 8, 8]},
+        3: {"patch_size": [68, 68, 60], "channels": [2, 4, 4]},
     },
     "unet3d2016": {
-        2: {"patch_size": [104, 104], "network_def::channels": [[2, 4], [4, 8], [8, 8]]},
-        3: {"patch_size": [68, 68, 60], "network_def::channels": [[1, 2], [2, 4], [4, 4]]},
+        2: {"patch_size": [104, 104], "channels": [[2, 4], [4, 8], [8, 8]]},
+        3: {"patch_size": [68, 68, 60], "channels": [[1, 2], [2, 4], [4, 4]]},
     },
 }
 

@@ -250,7 +250,7 @@ NETWORKS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "volume": ([], {"patch_size": [16, 24, 2], "channels": [4, 8]}),
     "unet2015": (
         ["task/em_membrane", "network/unet2015"],
-        {"patch_size": [28, 36], "network_def::channels": [4, 8]},
+        {"patch_size": [28, 36], "channels": [4, 8]},
     ),
     "residual": (
         ["network/residual"],

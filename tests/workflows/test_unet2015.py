@@ -18,7 +18,7 @@ from tests.commands import CONFIGS, ROOT, TINY, command, datalist, read_array, r
 pytestmark = pytest.mark.workflow
 
 #: The smallest tile of five levels with valid convolutions, and few channels.
-SMALL = ("--patch_size", "[204,204]", "--network_def::channels", "[2,2,4,4,4]", "--val_interval", "1")
+SMALL = ("--patch_size", "[204,204]", "--channels", "[2,2,4,4,4]", "--val_interval", "1")
 
 
 def test_experiment_trains_and_resumes(cells: Path, tmp_path: Path) -> None:
