@@ -28,7 +28,7 @@ from scripts.networks.blocks import (
     Stage,
     TransposedUp,
 )
-from scripts.networks.heads import Heads
+from scripts.networks.heads import MAIN_HEAD, Heads
 from scripts.networks.sizes import Sizes
 from scripts.networks.unet import DecoderLevel, EncoderLevel
 from scripts.process import bundle_root
@@ -103,7 +103,7 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
             watch(block, "convolution", type(block).__name__, level)
             return
         for unit in cast(list[nn.Sequential], list(block.convolutions)):
-            strided = max(cast(nn.Conv2d, unit[0]).stride) > 1
+            strided = any(max(m.stride) > 1 for m in unit if isinstance(m, nn.Conv2d | nn.Conv3d))
             watch(unit, "strided convolution" if strided else "convolution", _describe(*unit), level)
         if isinstance(block, ResidualBlock):
             added = "sum with the block's input, " + _describe(block.act)
@@ -130,9 +130,18 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
         watch(rise.up, "up", _describe_up(rise.up), deepest - index)
         watch(rise.merge, "merge", _describe_merge(rise.merge), deepest - index)
         watch_block(rise.block, deepest - index)
-    heads = cast(Heads, network.heads)
-    for index, head in enumerate([heads.main, *heads.deep.values()]):
-        watch(head, "head", _describe(head), index)
+    heads = cast(nn.Module, network.heads)
+    if isinstance(heads, Heads):
+        for index, head in enumerate([heads.main, *heads.deep.values()]):
+            watch(head, "head", _describe(head), index)
+    else:
+
+        def note_heads(_: nn.Module, inputs: Any, output: Any) -> None:
+            for name, logits in (output if isinstance(output, dict) else {MAIN_HEAD: output}).items():
+                size = tuple(logits.shape[2:])
+                maps.append(FeatureMap("head", f"{type(heads).__name__}: {name}", 0, logits.shape[1], size))
+
+        handles.append(heads.register_forward_hook(note_heads))
 
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
     maps.append(FeatureMap("input", "", 0, first.in_channels, tuple(int(n) for n in input_size)))

@@ -50,8 +50,9 @@ class Layers:
         kernel_size: int | Sequence[int] = 3,
         stride: int | Sequence[int] = 1,
         act: bool = True,
+        bias: bool = True,
     ) -> nn.Sequential:
-        """Convolution with bias, then norm, then activation; norm where there is one.
+        """Convolution, then norm, then activation; norm where there is one.
 
         Args:
             in_channels: channels of the input.
@@ -59,6 +60,7 @@ class Layers:
             kernel_size: odd, one number or one per axis.
             stride: one number or one per axis.
             act: False leaves the activation out.
+            bias: whether the convolution has a bias.
 
         Raises:
             InputError: an even kernel, which has no centre.
@@ -69,12 +71,25 @@ class Layers:
         margin = tuple(k // 2 if self.padding == "same" else 0 for k in kernel)
         steps = ensure_tuple_rep(stride, self.spatial_dims)
         convolution = Conv[Conv.CONV, self.spatial_dims]
-        unit = nn.Sequential(convolution(in_channels, out_channels, kernel, stride=steps, padding=margin))
+        unit = nn.Sequential(
+            convolution(in_channels, out_channels, kernel, stride=steps, padding=margin, bias=bias)
+        )
         if self.norm is not None:
             unit.add_module("norm", get_norm_layer(self.norm, self.spatial_dims, out_channels))
         if act:
-            unit.add_module("act", get_act_layer(self.act))
+            unit.add_module("act", self.activation(out_channels))
         return unit
+
+    def activation(self, channels: int) -> nn.Module:
+        """The activation of a map.
+
+        Args:
+            channels: of the map; PReLU without arguments learns a slope for each (He et al., 2015, "Delving
+                deep into rectifiers", section 2.1).
+        """
+        if isinstance(self.act, str) and self.act.lower() == "prelu":
+            return nn.PReLU(channels)
+        return get_act_layer(self.act)
 
 
 class Stage(nn.Module):
@@ -143,15 +158,27 @@ class PlainBlock(Stage):
     ) -> None:
         super().__init__(out_channels[-1])
         self.convolutions = nn.Sequential()
+        last = len(out_channels) - 1
         for index, channels in enumerate(out_channels):
-            acts = self.acts_after(index == len(out_channels) - 1)
-            step = stride if index == 0 else 1
-            self.convolutions.append(layers.convolution(in_channels, channels, kernel_size, step, acts))
+            step = stride if index == 0 else (1,) * layers.spatial_dims
+            unit = self.make_unit(
+                layers, in_channels, channels, kernel_size, step, is_first=index == 0, is_last=index == last
+            )
+            self.convolutions.append(unit)
             in_channels = channels
 
-    def acts_after(self, is_last: bool) -> bool:
-        """Whether an activation follows a convolution."""
-        return True
+    def make_unit(
+        self,
+        layers: Layers,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        is_first: bool,
+        is_last: bool,
+    ) -> nn.Sequential:
+        """One convolution of the block with its norm and activation."""
+        return layers.convolution(in_channels, out_channels, kernel_size, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W[, D])` to `(B, out_channels[-1], H', W'[, D'])`."""
@@ -177,14 +204,27 @@ class ResidualBlock(PlainBlock):
         super().__init__(layers, in_channels, out_channels, kernel_size, stride)
         # Voxels that one convolution takes from each side of an axis.
         self.margin = tuple(k // 2 if layers.padding == "valid" else 0 for k in kernel_size)
-        self.act = get_act_layer(layers.act)
-        self.shortcut: nn.Module = nn.Identity()
-        if in_channels != self.out_channels or max(stride) > 1:
-            self.shortcut = layers.convolution(in_channels, out_channels[-1], 1, stride, act=False)
+        self.act = layers.activation(self.out_channels)
+        self.shortcut = self.make_shortcut(layers, in_channels, stride)
 
-    def acts_after(self, is_last: bool) -> bool:
-        """Whether an activation follows a convolution; that of the last one comes after the sum."""
-        return not is_last
+    def make_unit(
+        self,
+        layers: Layers,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        is_first: bool,
+        is_last: bool,
+    ) -> nn.Sequential:
+        """One convolution with its norm and activation; the activation of the last comes after the sum."""
+        return layers.convolution(in_channels, out_channels, kernel_size, stride, act=not is_last)
+
+    def make_shortcut(self, layers: Layers, in_channels: int, stride: Sequence[int]) -> nn.Module:
+        """The way around the convolutions."""
+        if in_channels == self.out_channels and max(stride) == 1:
+            return nn.Identity()
+        return layers.convolution(in_channels, self.out_channels, 1, stride, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W[, D])` to `(B, out_channels[-1], H', W'[, D'])`."""
@@ -246,6 +286,15 @@ class TransposedUp(Stage):
         return self.convolution(x)
 
 
+def _linear(layers: Layers, stride: Sequence[int]) -> nn.Upsample:
+    """Linear interpolation to a map that is larger by a stride."""
+    return nn.Upsample(
+        scale_factor=tuple(float(s) for s in stride),
+        mode="bilinear" if layers.spatial_dims == 2 else "trilinear",
+        align_corners=False,
+    )
+
+
 class InterpolatedUp(Stage):
     """Enlarge by linear interpolation, after a 1x1 convolution to the channels of the level that is entered.
 
@@ -262,15 +311,50 @@ class InterpolatedUp(Stage):
     def __init__(self, layers: Layers, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:
         super().__init__(out_channels)
         self.convolution = Conv[Conv.CONV, layers.spatial_dims](in_channels, out_channels, 1)
-        self.interpolation = nn.Upsample(
-            scale_factor=tuple(float(s) for s in stride),
-            mode="bilinear" if layers.spatial_dims == 2 else "trilinear",
-            align_corners=False,
-        )
+        self.interpolation = _linear(layers, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W[, D])` to `(B, out_channels, H * stride, ...)`."""
         return self.interpolation(self.convolution(x))
+
+
+class LinearUp(Stage):
+    """Enlarge by linear interpolation alone; all channels of the level below go on.
+
+    Args:
+        layers: what layers are made of.
+        in_channels: channels that come from the level below, and of the output.
+        out_channels: channels of the level that is entered, which change nothing here.
+        stride: factor per axis.
+    """
+
+    def __init__(self, layers: Layers, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:
+        super().__init__(in_channels)
+        self.interpolation = _linear(layers, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W[, D])` to `(B, in_channels, H * stride, ...)`."""
+        return self.interpolation(x)
+
+
+class NearestUp(Stage):
+    """Enlarge by repeating each voxel, then a convolution of 3 voxels with norm and activation.
+
+    Args:
+        layers: what layers are made of.
+        in_channels: channels that come from the level below.
+        out_channels: channels of the level that is entered.
+        stride: factor per axis.
+    """
+
+    def __init__(self, layers: Layers, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:
+        super().__init__(out_channels)
+        self.enlarge = nn.Upsample(scale_factor=tuple(float(s) for s in stride), mode="nearest")
+        self.convolution = layers.convolution(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W[, D])` to `(B, out_channels, H * stride, ...)`."""
+        return self.convolution(self.enlarge(x))
 
 
 class Concatenate(Stage):
@@ -295,6 +379,10 @@ class Concatenate(Stage):
             up: `(B, up_channels, *size)`.
             below: the coarser map before the up-step, for merges that look at it.
         """
+        return self.join(skip, up)
+
+    def join(self, skip: Tensor, up: Tensor) -> Tensor:
+        """Put two maps beside each other."""
         if self.crops:
             skip = centre_crop(skip, list(up.shape[2:]))
         return torch.cat((skip, up), dim=1)

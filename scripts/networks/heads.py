@@ -25,17 +25,25 @@ class Heads(Stage):
         layers: what layers are made of.
         in_channels: channels of the decoder's maps, from low to high resolution.
         out_channels: channels of the logits.
-        deep_supervision: number of further heads.
+        deep_supervision: number of further heads; None gives one to each map.
+        bias: whether the convolutions have a bias.
 
     Raises:
         InputError: more heads than maps, or several with valid padding, where each level sees another field.
     """
 
     def __init__(
-        self, layers: Layers, in_channels: Sequence[int], out_channels: int, deep_supervision: int = 0
+        self,
+        layers: Layers,
+        in_channels: Sequence[int],
+        out_channels: int,
+        deep_supervision: int | None = 0,
+        bias: bool = True,
     ) -> None:
         super().__init__(out_channels)
-        require_within("deep_supervision", deep_supervision, 0, len(in_channels) - 1)
+        below_highest = len(in_channels) - 1
+        deep_supervision = below_highest if deep_supervision is None else deep_supervision
+        require_within("deep_supervision", deep_supervision, 0, below_highest)
         if deep_supervision and layers.padding == "valid":
             raise InputError(
                 f'deep_supervision is {deep_supervision} with padding "valid", where each level predicts '
@@ -43,9 +51,12 @@ class Heads(Stage):
             )
         head = Conv[Conv.CONV, layers.spatial_dims]
         main, *below = reversed(in_channels)
-        self.main = head(main, out_channels, 1)
+        self.main = head(main, out_channels, 1, bias=bias)
         self.deep = nn.ModuleDict(
-            {f"deep{i}": head(below[i - 1], out_channels, 1) for i in range(1, deep_supervision + 1)}
+            {
+                f"deep{i}": head(below[i - 1], out_channels, 1, bias=bias)
+                for i in range(1, deep_supervision + 1)
+            }
         )
 
     def forward(self, maps: list[Tensor]) -> Tensor | dict[str, Tensor]:

@@ -187,7 +187,7 @@ class Decoder(Assembly):
         strides: their strides.
         levels: from high to low resolution, one for each of the encoder's but the deepest.
         up: class of the up-steps.
-        merge: class of what joins the skip and the level below.
+        merge: class of what joins the skip and the level below; or a list with the class of each level.
 
     Attributes:
         out_channels: channels of each map, from low to high resolution, the order of the outputs.
@@ -200,15 +200,17 @@ class Decoder(Assembly):
         strides: Sequence[Axes],
         levels: Sequence[Level],
         up: Part,
-        merge: Part,
+        merge: Part | Sequence[Part],
     ) -> None:
         super().__init__(())
         self.levels = nn.ModuleList()
         unit = (1,) * layers.spatial_dims
         below = in_channels[-1]
-        for level, skip, stride in reversed(list(zip(levels, in_channels, strides[1:], strict=False))):
+        merges = _classes("merge", merge, len(levels), "per level but the deepest")
+        rows = list(zip(levels, in_channels, strides[1:], merges, strict=False))
+        for level, skip, stride, join in reversed(rows):
             step = up(layers=layers, in_channels=below, out_channels=skip, stride=stride)
-            joint = merge(
+            joint = join(
                 layers=layers, skip_channels=skip, up_channels=step.out_channels, below_channels=below
             )
             block = level.make_block(layers, joint.out_channels, unit)
@@ -254,11 +256,12 @@ class UNet(nn.Module):
             the class of each level.
         down: class of the down-steps, such as `MaxPool`; None for a stride in the level's first convolution.
         up: class of the up-steps, such as `TransposedUp` or `InterpolatedUp`.
-        merge: class that joins the skip and the level below, such as `Concatenate`.
+        merge: class that joins the skip and the level below, such as `Concatenate`; or a list with the class
+            of each level but the deepest.
         bottleneck: class of what the deepest features pass before the decoder, made with ``layers`` and
             ``in_channels``; or None.
-        convs_per_level: convolutions of each decoder level, and of each encoder level whose channels are one
-            number.
+        convs_per_level: convolutions of each level of encoder and decoder whose channels are one number; or
+            a list with those of each level, of which a network of fewer levels takes the first.
         decoder_channels: as ``channels``, for the decoder's levels (one fewer); None gives every convolution
             of a level the level's last number.
         norm: MONAI norm layer, a name or a name and arguments, before each activation; or None.
@@ -286,9 +289,9 @@ class UNet(nn.Module):
         block: Part | Sequence[Part] = PlainBlock,
         down: Part | None = MaxPool,
         up: Part = TransposedUp,
-        merge: Part = Concatenate,
+        merge: Part | Sequence[Part] = Concatenate,
         bottleneck: Part | None = None,
-        convs_per_level: int = 2,
+        convs_per_level: int | Sequence[int] = 2,
         decoder_channels: Sequence[int | Sequence[int]] | None = None,
         norm: Layer | None = "instance",
         act: Layer = "relu",
@@ -302,10 +305,10 @@ class UNet(nn.Module):
         require_one_of("padding", padding, ("same", "valid"))
         require_within("in_channels", in_channels, 1)
         require_within("out_channels", out_channels, 1)
-        require_within("convs_per_level", convs_per_level, 1)
         require_within("dropout", dropout, 0, 1)
         require_within("the number of levels in channels", len(channels), 2)
-        levels = _levels(spatial_dims, channels, strides, kernel_sizes, block, convs_per_level)
+        convs = counts("convs_per_level", convs_per_level, len(channels))
+        levels = _levels(spatial_dims, channels, strides, kernel_sizes, block, convs)
         layers = Layers(spatial_dims, padding, norm, act)
 
         self.spatial_dims = spatial_dims
@@ -327,7 +330,7 @@ class UNet(nn.Module):
             layers=layers,
             in_channels=features,
             strides=self.encoder.strides,
-            levels=_decoder_levels(levels, features, decoder_channels, convs_per_level),
+            levels=_decoder_levels(levels, features, decoder_channels, convs[:-1]),
             up=up,
             merge=merge,
         )
@@ -373,20 +376,18 @@ def _levels(
     strides: int | Sequence[int | Sequence[int]],
     kernel_sizes: int | Sequence[int | Sequence[int]],
     block: Part | Sequence[Part],
-    convs_per_level: int,
+    convs: Sequence[int],
 ) -> list[Level]:
     """The encoder's levels, from the arguments of `UNet`."""
     count = len(channels)
-    widths = _per_convolution("channels", channels, convs_per_level)
+    widths = _per_convolution("channels", channels, convs)
     kernels = _per_level("kernel_sizes", kernel_sizes, count, spatial_dims)
     if any(k % 2 == 0 for kernel in kernels for k in kernel):
         raise InputError(
             f"kernel_sizes {kernel_sizes!r} holds an even number: use odd ones, such as 1, 3 or 5"
         )
     steps = [(1,) * spatial_dims, *_per_level("strides", strides, count - 1, spatial_dims)]
-    blocks = [block] * count if callable(block) else list(block)
-    if len(blocks) != count:
-        raise InputError(f"block has {len(blocks)} entries: give {count}, one per level, or one class")
+    blocks = _classes("block", block, count, "per level")
     return [Level(*level) for level in zip(widths, steps, kernels, blocks, strict=True)]
 
 
@@ -394,7 +395,7 @@ def _decoder_levels(
     levels: Sequence[Level],
     features: Sequence[int],
     channels: Sequence[int | Sequence[int]] | None,
-    convs_per_level: int,
+    convs: Sequence[int],
 ) -> list[Level]:
     """The decoder's levels: those of the encoder but the deepest, with widths of their own."""
     given = list(features[:-1]) if channels is None else list(channels)
@@ -403,12 +404,45 @@ def _decoder_levels(
             f"decoder_channels {channels!r} has {len(given)} entries: give {len(levels) - 1}, one per level "
             "but the deepest"
         )
-    widths = _per_convolution("decoder_channels", given, convs_per_level)
+    widths = _per_convolution("decoder_channels", given, convs)
     return [replace(level, channels=width) for level, width in zip(levels, widths, strict=False)]
 
 
-def _per_convolution(name: str, channels: Sequence[int | Sequence[int]], convs_per_level: int) -> list[Axes]:
-    levels = [(level,) * convs_per_level if isinstance(level, int) else tuple(level) for level in channels]
+def counts(name: str, value: int | Sequence[int], levels: int) -> list[int]:
+    """A number for each level, from one number for all or a list.
+
+    Args:
+        name: of the argument.
+        value: one number, or a list from high to low resolution; of one for more levels the first count.
+        levels: number of levels.
+
+    Raises:
+        InputError: fewer entries than levels, or one below 1.
+    """
+    numbers = [value] * levels if isinstance(value, int) else list(value)
+    if len(numbers) < levels:
+        raise InputError(
+            f"{name} {value!r} has {len(numbers)} entries: give {levels} or more, one per level, or one "
+            "number"
+        )
+    for number in numbers:
+        require_within(name, number, 1)
+    return numbers[:levels]
+
+
+def _classes(name: str, value: Part | Sequence[Part], count: int, each: str) -> list[Part]:
+    """A class for each level, from one class for all or a list."""
+    classes = [value] * count if callable(value) else list(value)
+    if len(classes) != count:
+        raise InputError(f"{name} has {len(classes)} entries: give {count}, one {each}, or one class")
+    return classes
+
+
+def _per_convolution(name: str, channels: Sequence[int | Sequence[int]], convs: Sequence[int]) -> list[Axes]:
+    levels = [
+        (level,) * count if isinstance(level, int) else tuple(level)
+        for level, count in zip(channels, convs, strict=True)
+    ]
     if any(not level or min(level) < 1 for level in levels):
         raise InputError(
             f"{name} {channels!r} holds an empty level or a number below 1: give each level channels"
