@@ -1,8 +1,14 @@
-"""Dice plus cross entropy that leaves out what nobody annotated, and weighs single voxels where asked.
+"""Losses that leave out what nobody annotated: those that MONAI lacks, or has without an ignored label.
 
-Source of the weighted cross entropy:
+Sources:
     O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
     MICCAI 2015, equation 1: the sum of w(x) log p(x) over the pixels; here divided by their number.
+    C. H. Sudre et al., "Generalised Dice Overlap as a Deep Learning Loss Function for Highly Unbalanced
+    Segmentations", DLMIA 2017.
+    K. C. L. Wong, M. Moradi, H. Tang, T. Syeda-Mahmood, "3D Segmentation with Exponential Logarithmic Loss
+    for Highly Unbalanced Object Sizes", MICCAI 2018.
+    W. Zhao, D. Jiang, J. Pena Queralta, T. Westerlund, "MSS U-Net: 3D segmentation of kidneys and tumors from
+    CT images with a multi-scale supervised U-Net", Informatics in Medicine Unlocked 19, 2020.
 """
 
 from __future__ import annotations
@@ -11,11 +17,22 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DeepSupervisionLoss, DiceLoss
+from monai.losses import DeepSupervisionLoss, DiceLoss, GeneralizedDiceLoss
+from monai.networks import one_hot
 from torch import nn
 
-from scripts.errors import InputError
+from scripts.errors import InputError, require_within
 from scripts.labels import IGNORE_LABEL
+
+#: Generalised Dice divides sums over the square of a class's voxels: MONAI's 1e-5 would drown those of large
+#: ones. This is below the share of a class that fills a volume of 1000 x 1000 x 1000.
+GENERALISED_SMOOTH = 1e-12
+
+#: Voxels that Dice takes for granted in the exponential logarithmic loss (Wong et al., 2018, equation 3).
+PSEUDOCOUNT = 1.0
+
+#: Logarithms below this count as this: a power below one has no bounded slope at 0.
+LEAST_LOGARITHM = 1e-6
 
 
 class HeadsLoss(DeepSupervisionLoss):
@@ -115,3 +132,128 @@ class WeightedDiceCELoss(nn.Module):
             logits, classes, weight=class_weights, ignore_index=self.ignore_label, reduction="none"
         )
         return (each * weight[:, 0] if weight.shape[1] else each).sum() / known
+
+
+class GeneralisedDiceLoss(nn.Module):
+    """MONAI's GeneralizedDiceLoss, which cannot ignore a label: classes weigh 1 / voxels squared.
+
+    Args:
+        ignore_label: class index of voxels that are not seen.
+        include_background: whether class 0 is one of them, as in the paper.
+        batch: whether sums are over the whole batch.
+    """
+
+    def __init__(
+        self, ignore_label: int = IGNORE_LABEL, include_background: bool = True, batch: bool = True
+    ) -> None:
+        super().__init__()
+        self.ignore_label = ignore_label
+        self.dice = GeneralizedDiceLoss(
+            include_background=include_background,
+            batch=batch,
+            smooth_nr=GENERALISED_SMOOTH,
+            smooth_dr=GENERALISED_SMOOTH,
+        )
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            logits: (B, classes, *spatial).
+            target: (B, 1, *spatial), class indices or ``ignore_label``.
+
+        Returns:
+            A scalar, 0 to 1; zero where every voxel is ignored.
+        """
+        return self.dice(*_known_alone(logits, target, self.ignore_label))
+
+
+class ExpLogLoss(nn.Module):
+    """``alpha * mean((-ln p) ** gamma_cross) + (1 - alpha) * mean((-ln Dice) ** gamma)``.
+
+    With powers below one, what is nearly right still counts; Dice is that of each class but the background,
+    over the whole batch. `gamma_cross` 1 leaves the cross entropy as it is, as the code of MSS U-Net does.
+
+    Args:
+        alpha: weight of the cross entropy, in [0, 1]; the paper has 0.2.
+        gamma: power of the logarithm of Dice, above 0.
+        gamma_cross: power of the cross entropy of a voxel, above 0.
+        dice_weights: weight of each class but the background in the mean of Dice, or None for equal ones.
+        class_weights: weight of each class in the cross entropy, whose sum is divided by the number of
+            annotated voxels; or None. The paper has the square root of all voxels over those of the class.
+        ignore_label: class index of voxels that neither term sees.
+
+    Raises:
+        InputError: an argument outside its range; when called, weights of another number of classes.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        gamma: float = 0.3,
+        gamma_cross: float = 0.3,
+        dice_weights: list[float] | None = None,
+        class_weights: list[float] | None = None,
+        ignore_label: int = IGNORE_LABEL,
+    ) -> None:
+        super().__init__()
+        require_within("alpha", alpha, 0, 1)
+        for name, power in (("gamma", gamma), ("gamma_cross", gamma_cross)):
+            if not power > 0:
+                raise InputError(f"{name} is {power!r}: use a power above 0, such as 0.3 or 1")
+        self.alpha = alpha
+        self.gamma = gamma
+        self.gamma_cross = gamma_cross
+        self.dice_weights = dice_weights
+        self.class_weights = class_weights
+        self.ignore_label = ignore_label
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            logits: (B, classes, *spatial).
+            target: (B, 1, *spatial), class indices or ``ignore_label``.
+
+        Returns:
+            A scalar, 0 or more.
+        """
+        return self.alpha * self._cross_entropy(logits, target) + (1 - self.alpha) * self._dice(
+            logits, target
+        )
+
+    def _cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        classes = target[:, 0].long()
+        known = classes != self.ignore_label
+        each = F.cross_entropy(logits, classes, ignore_index=self.ignore_label, reduction="none")
+        each = each.clamp(min=LEAST_LOGARITHM) ** self.gamma_cross * known
+        weights = _per_class("class_weights", self.class_weights, logits.new_ones(logits.shape[1]))
+        each = each * weights[torch.where(known, classes, 0)]
+        return each.sum() / known.sum().clamp(min=1)
+
+    def _dice(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        p, g = _known_alone(logits, target, self.ignore_label)
+        axes = [0, *range(2, p.ndim)]
+        both = (p * g).sum(axes)[1:]
+        dice = (2 * both + PSEUDOCOUNT) / (p.sum(axes)[1:] + g.sum(axes)[1:] + PSEUDOCOUNT)
+        each = (-dice.log()).clamp(min=LEAST_LOGARITHM) ** self.gamma
+        weights = _per_class("dice_weights", self.dice_weights, torch.ones_like(each))
+        return (weights * each).sum() / weights.sum()
+
+
+def _known_alone(
+    logits: torch.Tensor, target: torch.Tensor, ignore_label: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and truth of each class, (B, classes, *spatial), both 0 where nobody annotated."""
+    known = target != ignore_label
+    truth = one_hot(torch.where(known, target, 0), logits.shape[1], dtype=logits.dtype)
+    return logits.softmax(1) * known, truth * known
+
+
+def _per_class(name: str, weights: list[float] | None, equal: torch.Tensor) -> torch.Tensor:
+    """Weights of the classes, those that were given or equal ones."""
+    if weights is None:
+        return equal
+    if len(weights) != len(equal):
+        raise InputError(f"{name} {weights!r} has {len(weights)} entries: give {len(equal)}, one per class")
+    return torch.as_tensor(weights).to(equal)

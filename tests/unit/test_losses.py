@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
 from monai.losses import DiceLoss
 
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
-from scripts.losses import HeadsLoss, WeightedDiceCELoss
+from scripts.losses import ExpLogLoss, HeadsLoss, WeightedDiceCELoss
+from tests.commands import CONFIGS
 
 SHAPES = [(2, 3, 6, 5), (2, 4, 4, 5, 3), (1, 2, 4, 4)]
 
@@ -182,3 +184,97 @@ def test_deep_supervision_is_the_weighted_sum_over_picked_voxels(spatial, sizes)
     heads = {f"head{index}": output for index, output in enumerate(outputs)}
     torch.testing.assert_close(HeadsLoss(loss, weight_mode="exp")(heads, target), expected)
     torch.testing.assert_close(HeadsLoss(loss)(outputs[0], target), loss(outputs[0], target))
+
+
+def configured(name: str) -> torch.nn.Module:
+    """The loss of a file in configs/loss, with half of it the cross entropy where it is a sum."""
+    parser = ConfigParser({"alpha": 0.5})
+    parser.update({"loss": ConfigParser.load_config_file(CONFIGS / f"loss/{name}.json")["loss"]})
+    return parser.get_parsed_content("loss")
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CONFIGS / "loss").glob("*.json")))
+def test_every_loss_leaves_out_what_nobody_annotated(name):
+    """Neither the value nor the gradient knows of an ignored voxel; every other voxel teaches something."""
+    loss = configured(name)
+    for shape in ((2, 3, 6, 5), (1, 4, 4, 5, 3)):
+        logits, target = make_batch(shape)
+        target, ignored = with_holes(target)
+        everywhere = ignored.expand_as(logits)
+        found = []
+        for other in (logits, torch.where(everywhere, 50 * logits.flip(1), logits)):
+            other = other.clone().requires_grad_()
+            value = loss(other, target)
+            found.append((value, torch.autograd.grad(value, other)[0]))
+        (value, gradient), (value_too, gradient_too) = found
+        torch.testing.assert_close(value, value_too)
+        torch.testing.assert_close(gradient, gradient_too)
+        assert value.isfinite()
+        assert not gradient[everywhere].any()
+        assert gradient[~everywhere].any()
+        nothing = torch.full_like(target, IGNORE_LABEL)
+        (still,) = torch.autograd.grad(loss(logits.requires_grad_(), nothing), logits)
+        assert not still.any()
+
+
+#: Three voxels that count, of the classes 1, 1 and 0, and the probabilities of class 1 at them.
+THREE = [1 / 2, 3 / 4, 1 / 4]
+
+
+def three_voxels() -> tuple[torch.Tensor, torch.Tensor]:
+    """The case of `test_value_counted_by_hand`, in which the third of four voxels is ignored."""
+    logits = torch.tensor([[[[0.0, 0.0, 9.0, 0.0]], [[0.0, math.log(3), 0.0, -math.log(3)]]]])
+    return logits, torch.tensor([[[[1.0, 1.0, IGNORE_LABEL, 0.0]]]])
+
+
+def by_hand() -> dict[str, float]:
+    right = [THREE[0], THREE[1], 1 - THREE[2]]  # the probability of the class that is there
+    inside = THREE[0] + THREE[1]
+    dice = (2 * inside + 1) / (sum(THREE) + 2 + 1)
+    cross = {power: sum((-math.log(p)) ** power for p in right) / 3 for power in (0.3, 1)}
+    both = inside / 2**2 + right[2] / 1**2
+    sums = (sum(THREE) + 2) / 2**2 + (3 - sum(THREE) + 1) / 1**2
+    return {
+        "focal": sum((1 - p) ** 2 * -math.log(p) for p in right) / 3,
+        "vnet_dice": 1 - 2 * inside / (sum(p**2 for p in THREE) + 2),
+        "generalised_dice": 1 - 2 * both / sums,
+        "exponential_logarithmic": 0.5 * cross[0.3] + 0.5 * (-math.log(dice)) ** 0.3,
+        "mss": 0.5 * cross[1] + 0.5 * (-math.log(dice)) ** 0.3,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(by_hand()))
+def test_losses_of_the_field_counted_by_hand(name):
+    assert configured(name)(*three_voxels()).item() == pytest.approx(by_hand()[name], abs=1e-5)
+
+
+def test_generalised_dice_is_the_same_in_a_large_image():
+    """1 / voxels squared is far below the 1e-5 that MONAI adds to both sums."""
+    logits, target = make_batch((1, 3, 6, 5))
+    target[..., 0] = IGNORE_LABEL
+    small = configured("generalised_dice")(logits, target)
+    large = configured("generalised_dice")(logits.repeat(1, 1, 200, 100), target.repeat(1, 1, 200, 100))
+    assert large.item() == pytest.approx(small.item(), rel=1e-3)
+
+
+def test_weights_of_the_exponential_logarithmic_loss():
+    logits, target = make_batch((2, 3, 6, 5))
+    one, two = (ExpLogLoss(0.0, dice_weights=weights)(logits, target) for weights in ([1, 0], [0, 1]))
+    both = ExpLogLoss(0.0, dice_weights=[0.4, 0.6])(logits, target)
+    torch.testing.assert_close(both, 0.4 * one + 0.6 * two)
+    plain = ExpLogLoss(1.0, gamma_cross=1.0, class_weights=[1, 4, 2])(logits, target)
+    torch.testing.assert_close(plain, WeightedDiceCELoss(1.0, class_weights=[1, 4, 2])(logits, target))
+    with pytest.raises(InputError, match=r"dice_weights \[0.4, 0.6, 1\] has 3 entries: give 2"):
+        ExpLogLoss(dice_weights=[0.4, 0.6, 1])(logits, target)
+    with pytest.raises(InputError, match="gamma is 0: use a power above 0"):
+        ExpLogLoss(gamma=0)
+
+
+def test_a_sure_answer_has_a_finite_slope():
+    """Powers below one are vertical at 0, where all is right."""
+    target = torch.zeros(1, 1, 4, 4)
+    target[..., 2:] = 1
+    logits = torch.cat([1 - target, target], 1) * 200
+    logits.requires_grad_()
+    ExpLogLoss()(logits, target).backward()
+    assert logits.grad.isfinite().all()
