@@ -208,7 +208,11 @@ def count_parameters(parser: ConfigParser) -> int:
 def test_overlay_resolves(base: str, file: Path) -> None:
     """Network, loss and inferer of every overlay, on 16 channels or what the overlay says."""
     name = name_of(file)
-    size = {"network/unet2015": [188] * 3, "network/unet3d2016": [132, 132, 116]}.get(name)
+    size = {
+        "network/mss": [192, 192, 48],
+        "network/unet2015": [188] * 3,
+        "network/unet3d2016": [132, 132, 116],
+    }.get(name)
     parser = merged(base, name, **({"patch_size": size} if size else {}))
     assert count_parameters(parser) > 1e5
     of_training = ("loss", "label_size", "augment", "targets")

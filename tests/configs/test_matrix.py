@@ -19,8 +19,9 @@ pytestmark = pytest.mark.workflow
 TASKS = {"phantom_cells": (Kind.CELLS, (64, 72)), "phantom_organ": (Kind.ORGAN, (24, 25, 26))}
 
 #: Small channels in the form of the published networks, and a legal patch: three levels take
-#: 4n + 12 voxels and give 4n - 28, with two convolutions of 3 a level.
+#: 4n + 12 voxels and give 4n - 28, with two convolutions of 3 a level. Strides where they are a list.
 VALID: dict[str | None, dict[int, dict[str, Any]]] = {
+    "mss": {2: {"network_def::strides": 2}, 3: {"network_def::strides": [[2, 2, 1], 2, 2]}},
     "unet2015": {
         2: {"patch_size": [104, 104], "channels": [4, 8, 8]},
         3: {"patch_size": [68, 68, 60], "channels": [2, 4, 4]},

@@ -32,6 +32,8 @@ SHRUNK, LEAST = 16, 4
 #: Ids that make a small network of an overlay whose `channels` do not: for any dimension, or under "2" and
 #: "3" for one.
 SMALL: dict[str, dict[str, Any]] = {
+    "resenc_l": {"channels": [4, 6, 8]},
+    "resenc_m": {"channels": [4, 6, 8]},
     "segresnet": {"network_def::init_filters": 8},
     "unet2015": {"channels": [4, 8, 8]},
     "unet3d2016": {"channels": [[2, 4], [4, 8], [8, 8]]},
@@ -45,8 +47,17 @@ WITHOUT_DROPOUT = {"segresnet"}
 
 #: Parameters as published: overlay, axes, channels in, channels out, further ids, parameters.
 PUBLISHED: list[tuple[str, int, int, int, dict[str, Any], int]] = [
+    ("attention", 3, 1, 2, {}, 6_472_784),
+    ("attention", 3, 1, 4, {}, 6_473_322),
+    ("attention", 3, 1, 2, {"network_def::merge::gates": 1}, 6_213_613),
+    ("attention", 3, 1, 4, {"network_def::merge::gates": 1}, 6_214_151),
+    ("mss", 3, 1, 3, {}, 29_659_280),
+    ("recurrent", 2, 3, 1, {"network_def::block::shared": True}, 39_091_393),
+    ("resenc_l", 3, 1, 2, {}, 102_349_770),
+    ("resenc_m", 3, 1, 2, {}, 102_349_770),
     ("unet2015", 2, 1, 2, {}, 31_030_658),
     ("unet3d2016", 3, 3, 3, {}, 19_069_955),
+    ("vnet", 3, 1, 2, {}, 61_982_682),
 ]
 
 #: Norms that in training see the batch and in evaluation what they kept.
