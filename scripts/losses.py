@@ -1,4 +1,4 @@
-"""Losses that leave out what nobody annotated: those that MONAI lacks, or has without an ignored label.
+"""Losses that leave out what nobody annotated: of classes, of distances, and their sum over several heads.
 
 Sources:
     O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
@@ -13,16 +13,20 @@ Sources:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DeepSupervisionLoss, DiceLoss, GeneralizedDiceLoss
+from monai.losses import DiceLoss, GeneralizedDiceLoss
 from monai.networks import one_hot
 from torch import nn
 
-from scripts.errors import InputError, require_within
+from scripts.errors import InputError, require_one_of, require_within
 from scripts.labels import IGNORE_LABEL
+from scripts.networks.heads import MAIN_HEAD
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 #: Generalised Dice divides sums over the square of a class's voxels: MONAI's 1e-5 would drown those of large
 #: ones. This is below the share of a class that fills a volume of 1000 x 1000 x 1000.
@@ -35,35 +39,159 @@ PSEUDOCOUNT = 1.0
 LEAST_LOGARITHM = 1e-6
 
 
-class HeadsLoss(DeepSupervisionLoss):
-    """The loss of each head of a network against one target, shrunk to the head's size, and their sum.
+@dataclass(frozen=True)
+class HeadTerm:
+    """What one head of a network is held to.
 
-    Arguments are those of MONAI's DeepSupervisionLoss, which takes a list.
+    Attributes:
+        loss: takes the head's logits and a target; None takes that of `HeadsLoss`.
+        channel: the channel of the target that it is held to, counted from 0; None takes all of them.
+        weight: 0 or more; with 0 the head is not held to anything.
     """
 
-    def forward(  # type: ignore[override]
-        self, input: torch.Tensor | Mapping[str, torch.Tensor], target: torch.Tensor
+    loss: Loss | None = None
+    channel: int | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_within("weight", self.weight, 0)
+        if self.channel is not None:
+            require_within("channel", self.channel, 0)
+
+
+class HeadsLoss(nn.Module):
+    """The weighted sum of the losses of a network's heads, each against a target of the head's size.
+
+    Args:
+        loss: of every head that ``heads`` does not name, against the whole target.
+        heads: `HeadTerm` of each head that is to have a loss, a target or a weight of its own, by its name;
+            a network with one head gives "main".
+        weight_mode: weights of the heads that ``heads`` does not name: "same" for 1, or "exp" for 1 for the
+            first head, and half of the one before for each that follows.
+
+    Raises:
+        InputError: another ``weight_mode``.
+    """
+
+    def __init__(
+        self, loss: Loss, heads: Mapping[str, HeadTerm] | None = None, weight_mode: str = "exp"
+    ) -> None:
+        super().__init__()
+        require_one_of("weight_mode", weight_mode, ("exp", "same"))
+        self.loss = loss
+        self.heads = dict(heads or {})
+        self.decay = 0.5 if weight_mode == "exp" else 1.0
+
+    def forward(
+        self, logits: torch.Tensor | Mapping[str, torch.Tensor], target: torch.Tensor
     ) -> torch.Tensor:
         """Loss of a batch.
 
         Args:
-            input: logits (B, classes, *spatial); or those of several heads by name, from high to low
-                resolution.
-            target: see the loss.
+            logits: (B, classes, *spatial); or those of several heads by name, from high to low resolution.
+            target: (B, channels, *spatial), see the losses; shrunk for smaller heads by taking the nearest.
 
         Returns:
             A scalar.
 
         Raises:
-            InputError: a list, of which nothing says what each entry is.
+            InputError: a list, of which nothing says what each entry is; ``heads`` names a head that is not
+                there, or a channel that the target lacks; a channel of the target that no head is held to.
         """
-        if isinstance(input, list | tuple):
+        if isinstance(logits, list | tuple):
             raise InputError(
-                f"the network gives a {type(input).__name__} of {len(input)} outputs, and nothing says what "
-                "they are: have it give a dictionary by name, or set train::loss_function to MONAI's "
+                f"the network gives a {type(logits).__name__} of {len(logits)} outputs, and nothing says "
+                "what they are: have it give a dictionary by name, or set train::loss_function to MONAI's "
                 "DeepSupervisionLoss if they are its levels"
             )
-        return super().forward(list(input.values()) if isinstance(input, Mapping) else input, target)
+        heads = logits if isinstance(logits, Mapping) else {MAIN_HEAD: logits}
+        terms = {
+            name: self.heads.get(name, HeadTerm(weight=self.decay**place)) for place, name in enumerate(heads)
+        }
+        self._check(terms, target)
+        total = target.new_zeros(())
+        for name, term in terms.items():
+            if term.weight > 0:
+                part = target if term.channel is None else target[:, term.channel : term.channel + 1]
+                if part.shape[2:] != heads[name].shape[2:]:
+                    part = F.interpolate(part, heads[name].shape[2:], mode="nearest-exact")
+                total = total + term.weight * (term.loss or self.loss)(heads[name], part)
+        return total
+
+    def _check(self, terms: Mapping[str, HeadTerm], target: torch.Tensor) -> None:
+        if missing := self.heads.keys() - terms.keys():
+            raise InputError(
+                f"heads names {', '.join(sorted(missing))}, and the network's heads are {', '.join(terms)}: "
+                "name only those"
+            )
+        given = set(range(target.shape[1]))
+        held = {term.channel for term in terms.values() if term.weight > 0}
+        channels = {channel for channel in held if channel is not None} | (given if None in held else set())
+        if channels - given:
+            raise InputError(
+                f"a head is held to channel {max(channels)} of a target that has {len(given)}: add the "
+                "transforms that make it; an overlay that has them, as configs/network/dual_decoder.json, "
+                "goes after the task in the list of configs"
+            )
+        if given - channels:
+            raise InputError(
+                f"channel {max(given - channels)} of the target teaches no head: name it in heads, or leave "
+                "out the overlay that makes it"
+            )
+
+
+class ForegroundLoss(nn.Module):
+    """A loss of two classes, background and all others, of one logit a voxel: that of the others.
+
+    Args:
+        loss: takes logits (B, 2, *spatial) and a target (B, 1, *spatial) of the classes 0 and 1.
+        ignore_label: class index of voxels that nobody annotated; stays as it is.
+    """
+
+    def __init__(self, loss: Loss, ignore_label: int = IGNORE_LABEL) -> None:
+        super().__init__()
+        self.loss = loss
+        self.ignore_label = ignore_label
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            logits: (B, 1, *spatial); the sigmoid is the probability of the foreground.
+            target: (B, 1, *spatial), class indices or ``ignore_label``.
+
+        Returns:
+            A scalar.
+        """
+        mask = torch.where(target == self.ignore_label, target, target.clamp(max=1))
+        # the softmax of 0 and a logit is the sigmoid of the logit
+        return self.loss(torch.cat([torch.zeros_like(logits), logits], dim=1), mask)
+
+
+class KnownMSELoss(nn.Module):
+    """Mean squared error over the voxels that somebody annotated.
+
+    Args:
+        ignore_label: value of the target where nobody did.
+    """
+
+    def __init__(self, ignore_label: int = IGNORE_LABEL) -> None:
+        super().__init__()
+        self.ignore_label = ignore_label
+
+    def forward(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            predicted: (B, 1, *spatial).
+            target: (B, 1, *spatial), what is to be predicted, or ``ignore_label``.
+
+        Returns:
+            A scalar; zero where every voxel is ignored.
+        """
+        known = target != self.ignore_label
+        error = torch.where(known, predicted - target, torch.zeros_like(predicted))
+        return error.square().sum() / known.sum().clamp(min=1)
 
 
 class WeightedDiceCELoss(nn.Module):

@@ -14,7 +14,14 @@ from monai.losses import DiceLoss
 
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
-from scripts.losses import ExpLogLoss, HeadsLoss, WeightedDiceCELoss
+from scripts.losses import (
+    ExpLogLoss,
+    ForegroundLoss,
+    HeadsLoss,
+    HeadTerm,
+    KnownMSELoss,
+    WeightedDiceCELoss,
+)
 from tests.commands import CONFIGS
 
 SHAPES = [(2, 3, 6, 5), (2, 4, 4, 5, 3), (1, 2, 4, 4)]
@@ -278,3 +285,42 @@ def test_a_sure_answer_has_a_finite_slope():
     logits.requires_grad_()
     ExpLogLoss()(logits, target).backward()
     assert logits.grad.isfinite().all()
+
+
+def test_heads_have_losses_targets_and_weights_of_their_own():
+    """A mask and distances from channels of one target; a head of weight 0 is held to nothing."""
+    mask, classes = make_batch((2, 1, 6, 5))[0], make_batch((2, 3, 6, 5), 1)[1]
+    classes, ignored = with_holes(classes)
+    distance = torch.rand(classes.shape, generator=torch.Generator().manual_seed(3))
+    predicted = torch.rand(classes.shape, generator=torch.Generator().manual_seed(4))
+    target = torch.cat([classes, torch.where(ignored, float(IGNORE_LABEL), distance)], 1)
+    loss = HeadsLoss(
+        WeightedDiceCELoss(1.0),
+        {
+            "main": HeadTerm(weight=0),
+            "mask": HeadTerm(ForegroundLoss(WeightedDiceCELoss(1.0)), channel=0, weight=1.5),
+            "distance": HeadTerm(KnownMSELoss(), channel=1, weight=0.25),
+        },
+    )
+    known = ~ignored
+    expected = 1.5 * F.binary_cross_entropy_with_logits(mask[known], (classes[known] > 0).float())
+    expected = expected + 0.25 * F.mse_loss(predicted[known], distance[known])
+    heads = {"main": torch.full((2, 3, 6, 5), torch.nan), "mask": mask, "distance": predicted}
+    torch.testing.assert_close(loss(heads, target), expected)
+    with pytest.raises(InputError, match="held to channel 1 of a target that has 1: add the transforms"):
+        loss(heads, target[:, :1])
+    with pytest.raises(InputError, match="channel 2 of the target teaches no head: name it"):
+        loss(heads, torch.cat([target, classes], 1))
+    with pytest.raises(InputError, match="heads names distance, and the network's heads are main, mask: "):
+        loss({"main": mask, "mask": mask}, target)
+
+
+def test_heads_weigh_the_same_where_asked():
+    logits, target = make_batch((2, 3, 6, 5))
+    loss = WeightedDiceCELoss()
+    heads = dict.fromkeys(("main", "deep1", "deep2"), logits)
+    torch.testing.assert_close(HeadsLoss(loss, weight_mode="same")(heads, target), 3 * loss(logits, target))
+    with pytest.raises(InputError, match="weight_mode is 'two'"):
+        HeadsLoss(loss, weight_mode="two")
+    with pytest.raises(InputError, match="weight is -1"):
+        HeadTerm(weight=-1)
