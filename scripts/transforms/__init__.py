@@ -4,7 +4,9 @@ from scripts.transforms.hosts import IsolatedSpacingd, ToLabelMapd
 from scripts.transforms.instances import (
     ClassesToInstancesd,
     ComponentsToInstancesd,
+    InstancesFromDistancesd,
     InstancesToClassesd,
+    InstancesToDistancesd,
     SeparateInstancesd,
     WatershedInstancesd,
 )
@@ -18,7 +20,9 @@ __all__ = [
     "ClassesToLabelsd",
     "ComponentsToInstancesd",
     "CountClassesd",
+    "InstancesFromDistancesd",
     "InstancesToClassesd",
+    "InstancesToDistancesd",
     "IsolatedSpacingd",
     "LabelsToClassesd",
     "RandSpatialPatchd",

@@ -18,7 +18,9 @@ from scripts.errors import InputError
 from scripts.transforms import (
     ClassesToInstancesd,
     ComponentsToInstancesd,
+    InstancesFromDistancesd,
     InstancesToClassesd,
+    InstancesToDistancesd,
     SeparateInstancesd,
     WatershedInstancesd,
 )
@@ -463,3 +465,85 @@ def test_components_of_masks_and_instance_maps():
     values = [[255, 255, 0, 7], [0, 0, 255, 7], [9, 8, 8, 7]]
     found = ComponentsToInstancesd("label")({"label": torch.tensor([values])})["label"][0].tolist()
     assert found == [[1, 1, 0, 2], [0, 0, 3, 2], [4, 5, 5, 2]]
+
+
+# Distances, and back
+
+
+def test_distances_are_those_of_each_instance_alone():
+    """By brute force: to the nearest pixel outside, as a share of the instance's largest."""
+    ids = np.random.default_rng(3).integers(0, 4, (4, 5)).repeat(3, 0).repeat(4, 1)
+    ids[6:, 10:] = 7
+    out = InstancesToDistancesd("label", threshold=0.6)({"label": tracked(ids[None])})
+    places = np.stack(np.nonzero(np.ones_like(ids)), 1)
+    expected = np.zeros(ids.shape)
+    for number in set(ids.flat) - {0}:
+        others = places[ids.ravel() != number]
+        for i, j in places[ids.ravel() == number]:
+            expected[i, j] = np.hypot(*(others - (i, j)).T).min()
+        expected[ids == number] /= expected[ids == number].max()
+    np.testing.assert_allclose(out["distance"][0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(out["label"][0], np.where(ids == 0, 0, np.where(expected > 0.6, 1, 2)))
+    assert out["distance"].dtype == torch.float32
+    assert torch.equal(out["distance"].affine, AFFINE)
+
+
+def test_distances_of_an_instance_that_fills_the_image():
+    out = InstancesToDistancesd("label")({"label": torch.ones(1, 5, 7, dtype=torch.int32)})
+    assert out["distance"][0, 2, 3] == 1
+    assert out["distance"].min() == pytest.approx(1 / 3)
+
+
+def from_distances(ids: np.ndarray) -> torch.Tensor:
+    """Probabilities of a network that has learnt distances without an error."""
+    distance = InstancesToDistancesd("label")({"label": torch.from_numpy(ids)[None]})["distance"][0]
+    inside = torch.from_numpy(ids > 0).float()
+    return torch.stack([1 - inside, inside * distance, inside * (1 - distance)])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_touching_discs_come_back_from_their_distances(dims):
+    shape, centres = ((40, 60, 20)[:dims], [(12, 14, 9)[:dims], (14, 31, 10)[:dims], (30, 20, 9)[:dims]])
+    ids = discs(shape, centres, 9.5)
+    assert set(np.unique(ids)) == {0, 1, 2, 3}
+    back = np.asarray(InstancesFromDistancesd("pred")({"pred": from_distances(ids)})["pred"][0])
+    np.testing.assert_array_equal(back > 0, ids > 0)
+    assert back.max() == 3
+    for number in (1, 2, 3):  # the line between two discs may move by a pixel
+        own = back == np.bincount(back[ids == number]).argmax()
+        assert (own & (ids == number)).sum() > 0.95 * (own | (ids == number)).sum()
+
+
+def test_noise_of_distances_makes_no_seed_and_small_parts_go():
+    ids = discs((40, 50), [(20, 20)], 15)
+    ids[2:4, 45:48] = 2  # 6 pixels
+    pred = from_distances(ids)
+    noise = 0.05 * torch.rand(pred.shape[1:], generator=torch.Generator().manual_seed(0))
+    pred[1] -= noise * pred[1]
+    pred[2] += noise * pred[1]
+    back = InstancesFromDistancesd("pred", smoothing=0)({"pred": pred})["pred"][0]
+    np.testing.assert_array_equal(back, ids == 1)
+    both = InstancesFromDistancesd("pred", smoothing=0, min_size=6)({"pred": pred})["pred"][0]
+    assert both.max() == 2
+    nothing = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 9, 9)
+    assert not InstancesFromDistancesd("pred")({"pred": nothing})["pred"].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threshold": 1.5}, "threshold is 1.5: use 0 to 1"),
+        ({"height": 0}, "height is 0: use a number above 0"),
+        ({"smoothing": -1}, "smoothing is -1: use 0 or more"),
+    ],
+)
+def test_distances_with_a_wrong_argument_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        InstancesFromDistancesd("pred", **arguments)
+
+
+def test_distances_want_three_channels():
+    with pytest.raises(
+        InputError, match=r"scan_7.png has 2 channels: give the probabilities of background, "
+    ):
+        InstancesFromDistancesd("pred")({"pred": tracked(np.zeros((2, 4, 4)))})
