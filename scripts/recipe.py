@@ -49,8 +49,9 @@ OF_EACH_RUN = (
 #: What weights depend on, with all that these ids refer to,
 DEFINING = ("network_def", "labels", "preprocessing")
 
-#: but for what reads a file: a network trained on NIfTI segments DICOM.
-FREE = ("reader",)
+#: but for what reads a file, as a network trained on NIfTI segments DICOM, and for how much of a nested
+#: decoder is used.
+FREE = ("reader", "depth", "heads_mode")
 
 #: What may be another when a training goes on, wherever it stands: how long and how fast it learns and when
 #: it is judged, where things lie, which machine, what is told. All else of its config makes it what it is.

@@ -125,11 +125,10 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
         watch_block(down.block, index)
         if isinstance(down.dropout, nn.Dropout) and down.dropout.p > 0:
             watch_dropout(down.dropout)
-    deepest = len(network.encoder.levels) - 1
-    for index, rise in enumerate(cast(list[DecoderLevel], list(network.decoder.levels)), start=1):
-        watch(rise.up, "up", _describe_up(rise.up), deepest - index)
-        watch(rise.merge, "merge", _describe_merge(rise.merge), deepest - index)
-        watch_block(rise.block, deepest - index)
+    for rise in (module for module in network.decoder.modules() if isinstance(module, DecoderLevel)):
+        watch(rise.up, "up", _describe_up(rise.up), rise.level)
+        watch(rise.merge, "merge", _describe_merge(rise.merge), rise.level)
+        watch_block(rise.block, rise.level)
     heads = cast(nn.Module, network.heads)
     if isinstance(heads, Heads):
         for index, head in enumerate([heads.main, *heads.deep.values()]):
@@ -143,11 +142,10 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
 
         handles.append(heads.register_forward_hook(note_heads))
 
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
-    maps.append(FeatureMap("input", "", 0, first.in_channels, tuple(int(n) for n in input_size)))
+    maps.append(FeatureMap("input", "", 0, network.in_channels, tuple(int(n) for n in input_size)))
     training, heads.training = heads.training, True  # of the heads alone: all of them, nothing else changes
     try:
-        dry_run(network, (1, first.in_channels, *input_size))
+        dry_run(network, (1, network.in_channels, *input_size))
     finally:
         heads.training = training
         for handle in handles:
@@ -266,6 +264,7 @@ class _Diagram:
                     room = ends[m.level] + 1.6 * self.GAP + (self._width(skipped) if skipped else 0.0)
                     push = max(room - left, 0.0)
                     spans[before] = (spans[before][0] + push, spans[before][1])
+                    ends[self.maps[before].level] += push
                     left += push
             spans.append((left, width))
             ends[m.level] = left + width
@@ -275,9 +274,11 @@ class _Diagram:
         """The map that a map is made from."""
         if index == 0:
             return None
-        if self.maps[index].operation == "head":
+        if self.maps[index].operation in ("head", "up"):
+            source = self.maps[index].level + (self.maps[index].operation == "up")
             return max(
-                i for i in range(index) if self.maps[i].level == self.maps[index].level and self._is_inner(i)
+                (i for i in range(index) if self.maps[i].level == source and self._is_inner(i)),
+                default=index - 1,
             )
         return index - 1
 

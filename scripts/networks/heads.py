@@ -49,6 +49,7 @@ class Heads(Stage):
                 f'deep_supervision is {deep_supervision} with padding "valid", where each level predicts '
                 'another part of the image: use 0, or padding "same"'
             )
+        self.expected = len(in_channels)
         head = Conv[Conv.CONV, layers.spatial_dims]
         main, *below = reversed(in_channels)
         self.main = head(main, out_channels, 1, bias=bias)
@@ -61,9 +62,25 @@ class Heads(Stage):
 
     def forward(self, maps: list[Tensor]) -> Tensor | dict[str, Tensor]:
         """Logits of the highest map, `(B, out_channels, *size)`; while training of all heads, by name."""
-        if not torch.jit.is_scripting() and self.training and len(self.deep) > 0:
-            return self.all_heads(maps)
+        if not torch.jit.is_scripting():
+            self.check(maps)
+            if self.training and len(self.deep) > 0:
+                return self.all_heads(maps)
         return self.main(maps[-1])
+
+    @torch.jit.unused
+    def check(self, maps: list[Tensor]) -> None:
+        """Refuse the maps of a decoder that was cut, of which the heads have learnt nothing.
+
+        Raises:
+            InputError: fewer maps than the heads were made for.
+        """
+        if len(maps) != self.expected:
+            raise InputError(
+                f"the decoder gives {len(maps)} of its {self.expected} maps, and the network's only head is "
+                "on the last: use all of its depth, or train it with heads on each, as "
+                "configs/network/unetplusplus.json does"
+            )
 
     @torch.jit.unused
     def all_heads(self, maps: list[Tensor]) -> dict[str, Tensor]:

@@ -39,6 +39,9 @@ from scripts.networks.sizes import IllegalLength, Sizes
 # The 2015 paper has "drop-out layers at the end of the contracting path": here, in the two deepest levels.
 DROPOUT_LEVELS = 2
 
+# What a batch norm in training says of a single value.
+NO_STATISTICS = "more than 1 value per channel"
+
 Part = Callable[..., Stage]  # a class of `scripts.networks.blocks`, or like one
 
 
@@ -163,10 +166,18 @@ class Encoder(Assembly):
 
 
 class DecoderLevel(Assembly):
-    """One resolution of the decoder: up-step, merge with the skip, block."""
+    """One resolution of the decoder: up-step, merge with the skip, block.
 
-    def __init__(self, up: Stage, merge: Stage, block: Stage) -> None:
+    Args:
+        up: the up-step.
+        merge: what joins the skip and the level below.
+        block: the convolutions.
+        level: which resolution, 0 for the highest.
+    """
+
+    def __init__(self, up: Stage, merge: Stage, block: Stage, level: int) -> None:
         super().__init__(block.out_channels)
+        self.level = level
         self.up = up
         self.merge = merge
         self.block = block
@@ -214,7 +225,7 @@ class Decoder(Assembly):
                 layers=layers, skip_channels=skip, up_channels=step.out_channels, below_channels=below
             )
             block = level.make_block(layers, joint.out_channels, unit)
-            self.levels.append(DecoderLevel(step, joint, block))
+            self.levels.append(DecoderLevel(step, joint, block, len(levels) - 1 - len(self.levels)))
             below = block.out_channels
         self.last: nn.Module = nn.Identity()
         if strides[0] != unit:
@@ -358,6 +369,11 @@ class UNet(nn.Module):
         except (RuntimeError, ValueError) as error:
             if args and isinstance(args[0], Tensor) and not args[0].is_meta:
                 Sizes(self).check(args[0].shape[2:], error)
+                if NO_STATISTICS in str(error):
+                    raise InputError(
+                        f"a norm has no statistics of a batch of {tuple(args[0].shape)}, which ends as a "
+                        "single voxel: give batch_size 2 or more, or a larger patch_size"
+                    ) from error
             raise
 
 

@@ -18,7 +18,7 @@ from bundle.runs.experiments import parser_of, read_experiment
 from scripts.data.reader import read_spacing
 from scripts.errors import InputError
 from scripts.files import sha256
-from scripts.recipe import RECIPE, Recipe, for_inference, read_recipe, write_weights
+from scripts.recipe import RECIPE, Recipe, contradictions, for_inference, read_recipe, write_weights
 from tests.commands import CONFIGS, input_error, run
 
 TRAIN, INFERENCE = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
@@ -206,3 +206,11 @@ def test_spacing_by_the_header_follows_the_axes_of_the_patient(tmp_path: Path) -
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), affine), tmp_path / "a.nii.gz")
     assert read_spacing(tmp_path / "a.nii.gz") == [3.0, 1.0, 2.0]
     assert read_spacing(tmp_path / "a.png") is None
+
+
+def test_a_nested_decoder_is_cut_at_inference():
+    """Which of its heads are used, and how deep it is, does not touch the weights; its channels do."""
+    trained = {"network_def": {"depth": "@depth", "mode": "@heads_mode", "channels": "@channels"}}
+    trained |= {"depth": None, "heads_mode": "accurate", "channels": [4, 8]}
+    given = {**trained, "depth": 1, "heads_mode": "fast", "channels": [4, 6]}
+    assert list(contradictions(trained, given)) == [("channels", [4, 8], [4, 6])]
