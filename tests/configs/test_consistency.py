@@ -35,6 +35,9 @@ BASES = ("train", "inference", "evaluate", "ensemble", "dicom", "exported", "mul
 #: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
 ADDED = {
     "network/unet3d2016": {"norm_affine"},
+    "network/dcsau": {"decoder_channels"},
+    "network/fcdensenet": {"decoder_channels"},
+    "network/unetplusplus": {"depth", "heads_mode"},
     "evaluate": {
         *("section", "tolerance", "cases", "dataset", "evaluator", "recipe"),
         *("validate::evaluator::iteration_update", "validate::dataloader::cases"),
@@ -209,6 +212,7 @@ def test_overlay_resolves(base: str, file: Path) -> None:
     """Network, loss and inferer of every overlay, on 16 channels or what the overlay says."""
     name = name_of(file)
     size = {
+        "network/fcdensenet": [32, 64, 32],
         "network/mss": [192, 192, 48],
         "network/unet2015": [188] * 3,
         "network/unet3d2016": [132, 132, 116],

@@ -18,9 +18,14 @@ pytestmark = pytest.mark.workflow
 
 TASKS = {"phantom_cells": (Kind.CELLS, (64, 72)), "phantom_organ": (Kind.ORGAN, (24, 25, 26))}
 
-#: Small channels in the form of the published networks, and a legal patch: three levels take
-#: 4n + 12 voxels and give 4n - 28, with two convolutions of 3 a level. Strides where they are a list.
+#: Small channels in the form of the published networks, and a legal patch. With valid convolutions three
+#: levels take 4n + 12 voxels and give 4n - 28, with two convolutions of 3 a level. Strides where they are a
+#: list.
 VALID: dict[str | None, dict[int, dict[str, Any]]] = {
+    "dcsau": {dims: {"channels": [8, 8, 16], "decoder_channels": [8, 8]} for dims in (2, 3)},
+    "fcdensenet": {
+        dims: {"channels": [[4, 4], [4], [4, 4]], "decoder_channels": [[4, 4], [4]]} for dims in (2, 3)
+    },
     "mss": {2: {"network_def::strides": 2}, 3: {"network_def::strides": [[2, 2, 1], 2, 2]}},
     "unet2015": {
         2: {"patch_size": [104, 104], "channels": [4, 8, 8]},
@@ -31,6 +36,9 @@ VALID: dict[str | None, dict[int, dict[str, Any]]] = {
         3: {"patch_size": [68, 68, 60], "channels": [[1, 2], [2, 4], [4, 4]]},
     },
 }
+
+#: Networks that number objects, whatever the labels of the task.
+NUMBERING = {"dual_decoder"}
 
 NETWORKS = [None, *sorted(file.stem for file in (CONFIGS / "network").glob("*.json"))]
 LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.json"))
@@ -93,6 +101,6 @@ def test_combination_trains_and_segments(
     for image in images:
         made = tmp_path / "seg" / image.name.replace(ending, f"_seg{ending}")
         assert read_array(made).shape == read_array(image).shape
-        if dims == 3:
+        if dims == 3 and network not in NUMBERING:
             labels = json.loads((CONFIGS / "train.json").read_text())["labels"]
             assert set(np.unique(read_array(made))) <= set(labels.values())

@@ -34,6 +34,8 @@ SHRUNK, LEAST = 16, 4
 SMALL: dict[str, dict[str, Any]] = {
     "resenc_l": {"channels": [4, 6, 8]},
     "resenc_m": {"channels": [4, 6, 8]},
+    "dcsau": {"channels": [8, 16, 16], "decoder_channels": [8, 16]},
+    "fcdensenet": {"channels": [[4, 4], [4, 4], [4, 4, 4]], "decoder_channels": [[4, 4], [4, 4]]},
     "segresnet": {"network_def::init_filters": 8},
     "unet2015": {"channels": [4, 8, 8]},
     "unet3d2016": {"channels": [[2, 4], [4, 8], [8, 8]]},
@@ -58,6 +60,11 @@ PUBLISHED: list[tuple[str, int, int, int, dict[str, Any], int]] = [
     ("unet2015", 2, 1, 2, {}, 31_030_658),
     ("unet3d2016", 3, 3, 3, {}, 19_069_955),
     ("vnet", 3, 1, 2, {}, 61_982_682),
+    ("dcsau", 2, 3, 1, {}, 2_598_785),
+    ("dual_decoder", 2, 3, 3, {}, 3_555_666),
+    ("fcdensenet", 2, 3, 11, {}, 9_322_091),
+    ("inception", 2, 3, 1, {}, 3_902_519 - 12),  # without the norm on the image
+    ("unetplusplus", 2, 1, 1, {}, 9_041_700),
 ]
 
 #: Norms that in training see the batch and in evaluation what they kept.
