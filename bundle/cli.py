@@ -47,6 +47,7 @@ Section = Literal["testing", "validation", "training"]
 
 #: Names of which several can be given, for which typer wants an enumeration.
 FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", "tensorrt", "torchscript"])
+Corruption = StrEnum("Corruption", "bias_field noise blur ringing inverted low_resolution ghosting motion")
 ContestName = StrEnum(
     "ContestName", "inference int8 training augmentation weightmap metrics cohort classes start foreground"
 )
@@ -165,6 +166,20 @@ def datalist(
         )
 
 
+@command(DATA, "data.corrupt")
+def corrupt(
+    dataset_dir: DataFolder,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="A new folder")],
+    kind: Annotated[Corruption, typer.Option("--kind", help="What is done to the images")],
+    strength: Annotated[
+        int, typer.Option("--strength", min=1, max=3, help="From hardly seen to clearly")
+    ] = 2,
+    section: Annotated[Section, typer.Option("--section", help="Which cases")] = "testing",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same images")] = 0,
+) -> None:
+    """Write cases of a data set with changed images: noise, blur, fields, motion, another contrast."""
+
+
 @command(RUNS, "doctor")
 def doctor(
     args_file: Annotated[
@@ -248,9 +263,23 @@ def study(
     inferer: Annotated[
         Path | None, typer.Option("--inferer", help="An overlay for inference, such as configs/inferer's")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="As many steps as fit into them, by the time of one here"),
+    ] = None,
+    corrupt: Annotated[
+        list[Corruption] | None,
+        typer.Option("--corrupt", help="Repeatable: judge on changed images too, in three strengths"),
+    ] = None,
+    other: Annotated[
+        list[Path] | None,
+        typer.Option("--other", help="Repeatable: folder of a data set that is judged on too"),
+    ] = None,
     ids: Ids = None,
 ) -> None:
-    """Train every variant with every seed, judge all, and write study.csv and study.png."""
+    """Train every variant with every seed, judge all on all data, and compare them case by case."""
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise InputError(f"--minutes is {minutes:g}; a training takes more than 0; correct it.")
 
 
 @command(SHIP, "ship.package")

@@ -1,7 +1,11 @@
 """`python -m bundle study`: a training repeated with several seeds, and with settings changed one at a time.
 
 Each training resumes where it was cut, and one that is judged is not repeated: a study that was interrupted
-goes on when the same command is given again.
+goes on when the same command is given again, and a variant, a seed or a data set more adds itself.
+
+With minutes, every variant trains as many steps as fit into them (`bundle.runs.budget`). Variants are held
+against the first one case by case (`bundle.runs.compare`), on the cases of the data set and on others that no
+training saw: of another place, or changed ones (`bundle.data.corrupt`).
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,12 +21,15 @@ from typing import Any
 import typer
 from matplotlib.figure import Figure
 
+from bundle.data.corrupt import STRENGTHS, write_corrupted
+from bundle.runs.budget import plan_training, read_plan, seconds_a_case, write_plan
 from bundle.runs.commands import run_bundle, run_python, say
+from bundle.runs.compare import compare, interval, mean_over, read_cases
 from bundle.runs.experiments import read_experiment
 from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError
 from scripts.files import read_json, write_csv
-from scripts.judging.tables import read_means
+from scripts.judging.tables import mean_of, read_means
 from scripts.pictures import save_figure
 from scripts.tables import Row, number, table
 
@@ -35,6 +42,16 @@ SHOWN = {
 
 #: The training without any change.
 UNCHANGED = "unchanged"
+
+#: The data set that is trained on.
+OWN = "own"
+
+#: What every variant costs, below the output folder, and which of its ids `--minutes` sets.
+PLAN, LENGTH = "plan.json", ("max_epochs", "val_interval")
+
+#: Columns of a comparison that the first variant has no values for, and those of what a variant costs.
+COMPARED = ("difference", "low", "high", "p", "p_holm", "differs")
+COSTS = ("parameters", "multiply_adds", "step_bytes", "seconds_a_step", "seconds_a_case", "max_epochs")
 
 #: In place of a seed: the mean of the probabilities of all seeds.
 ENSEMBLE = "ensemble"
@@ -49,38 +66,62 @@ def study(
     variants: Path | None,
     section: str,
     inferer: Path | None,
+    minutes: float | None,
+    corrupt: list[str] | None,
+    other: list[Path] | None,
     ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.study`, whose arguments these are."""
     seeds = list(dict.fromkeys(seeds))
     changes = {variant: {**ids, **own} for variant, own in read_variants(variants).items()}
-    for change in changes.values():
+    for variant, change in changes.items():
         read_experiment(args_file, change)
-    cases_of(sections(dataset_dir), section)  # hours before they are segmented
+        _require_no_length(variant, change, minutes)
     results = section if inferer is None else f"{section}_{inferer.stem}"
     output_dir = output_dir.resolve()
     places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
+    others = [folder.resolve() for folder in dict.fromkeys(other or ())]
+    for folder in (dataset_dir, *others):
+        cases_of(sections(folder), section)  # hours before they are segmented
+    data = _data_sets(dataset_dir, output_dir, section, corrupt or (), others)
+    plan = read_plan(output_dir / PLAN)
+    if minutes is not None:
+        for variant, change in changes.items():
+            known = plan.get(variant, {})
+            if known.get("minutes") != minutes:
+                _require_not_begun(output_dir / folder_name(variant), variant, known, minutes)
+                say(f"{variant}: how long a step takes")
+                planned = {**change, "dataset_dir": places["dataset_dir"]}
+                plan[variant] = plan_training(args_file, planned, minutes)
+                write_plan(output_dir / PLAN, plan)
+            changes[variant] = {**change, **{name: plan[variant][name] for name in LENGTH}}
     rows: list[Row] = []
 
     def judge(variant: str, seed: int | str, folder: Path, checkpoint: list[str], *more: str) -> None:
-        judged = folder / results
+        for name in [OWN] if seed == ENSEMBLE else data:
+            judge_on(name, variant, seed, folder, checkpoint, *more)
+
+    def judge_on(
+        name: str, variant: str, seed: int | str, folder: Path, checkpoint: list[str], *more: str
+    ) -> None:
+        judged = _judged(folder, results, name)
+        trained = str(Path(checkpoint[0]).with_name("inference.json"))
+        overlays = [] if inferer is None else [str(inferer.resolve())]
+        configs = ["configs/inference.json", trained, *overlays, *more]
+        where: dict[str, Any] = {"section": section, "checkpoint": checkpoint}
+        where["dataset_dir"] = str(data[name])
         if not (judged / "summary.json").is_file():
-            trained = str(Path(checkpoint[0]).with_name("inference.json"))
-            overlays = [] if inferer is None else [str(inferer.resolve())]
-            run_bundle(
-                ["configs/inference.json", trained, *overlays, *more],
-                dataset_dir=places["dataset_dir"],
-                section=section,
-                checkpoint=checkpoint,
-                output_dir=str(judged),
-                save_probabilities=measure == "membranes",
-            )
+            run_bundle(configs, **where, output_dir=str(judged), save_probabilities=measure == "membranes")
             run_python(
-                *("-m", "bundle", "score", str(judged), places["dataset_dir"], "--section", section),
+                *("-m", "bundle", "score", str(judged), where["dataset_dir"], "--section", section),
                 *("--measure", measure, "--output_dir", str(judged)),
             )
+        if name == OWN and variant in plan and "seconds_a_case" not in plan[variant]:
+            run = {"config_file": configs, **where, "output_dir": str(judged)}
+            plan[variant]["seconds_a_case"] = seconds_a_case(run)
+            write_plan(output_dir / PLAN, plan)
         scores = read_means(judged / "summary.json")
-        rows.append({"variant": variant, "seed": seed, **scores, "minutes": _minutes(folder)})
+        rows.append({"variant": variant, "seed": seed, "data": name, **scores, "minutes": _minutes(folder)})
         write(rows, output_dir / results, measure)
 
     for seed in seeds:
@@ -96,7 +137,156 @@ def study(
         checkpoints = [str(folder / f"seed{seed}" / "model.pt") for seed in seeds]
         together = folder / "_".join([ENSEMBLE, *map(str, sorted(seeds))])  # of other seeds, another one
         judge(variant, ENSEMBLE, together, checkpoints, "configs/ensemble.json")
-    typer.echo(f"\n{summary_table(rows, measure)}\n\nTable and picture: {output_dir / results}")
+    own = [row for row in rows if row["data"] == OWN]
+    typer.echo(f"\n{summary_table(own, measure)}")
+    if len(changes) > 1 or len(data) > 1:
+        score = SHOWN[measure][0]
+        scored = {
+            name: {
+                variant: mean_over(
+                    [
+                        read_cases(
+                            _judged(output_dir / folder_name(variant) / f"seed{seed}", results, name), score
+                        )
+                        for seed in seeds
+                    ]
+                )
+                for variant in changes
+            }
+            for name in data
+        }
+        compared = comparison(scored, plan)
+        write_csv(output_dir / results / "comparison.csv", compared)
+        draw_comparison(compared, score, output_dir / results / "comparison.png")
+        typer.echo(f"\n{comparison_table(compared, score)}")
+    typer.echo(f"\nTables and pictures: {output_dir / results}")
+
+
+def _data_sets(
+    dataset_dir: Path, output_dir: Path, section: str, corrupt: Sequence[str], others: Sequence[Path]
+) -> dict[str, Path]:
+    """What is judged on, by name: the own data, those of other places, and changed ones, which are made."""
+    data = {OWN: dataset_dir.resolve(), **{folder.name: folder for folder in others}}
+    if len(data) <= len(others):
+        raise InputError(f"--other {others[-1]}: several data sets have one name: rename their folders")
+    for kind in dict.fromkeys(map(str, corrupt)):
+        for strength in STRENGTHS:
+            folder = output_dir / "data" / section / f"{kind}_{strength}"
+            data[f"{kind} {strength}"] = folder
+            if not folder.is_dir():
+                write_corrupted(dataset_dir, folder, kind, strength, section)
+    return data
+
+
+def comparison(scored: Mapping[str, Mapping[str, Mapping[str, float]]], plan: Mapping[str, Row]) -> list[Row]:
+    """A row for each variant on each data set: its mean, its drop, its difference from the first, its cost.
+
+    Args:
+        scored: by data set, OWN first, and variant, the score of each case.
+        plan: what each variant costs, where that was measured.
+    """
+    rows = []
+    for data, variants in scored.items():
+        against = {row["variant"]: row for row in compare(variants)}
+        for variant, cases in variants.items():
+            values = list(cases.values())
+            low, high = interval(values)
+            own = mean_of(list(scored[OWN][variant].values()))
+            row: Row = {"data": data, "variant": variant, "mean": mean_of(values), "mean_low": low}
+            row |= {"mean_high": high, "drop": own - mean_of(values)}
+            row |= against.get(variant, dict.fromkeys(COMPARED))
+            row["cases"] = len(values)
+            rows.append({**row, **{name: plan.get(variant, {}).get(name) for name in COSTS}})
+    return rows
+
+
+def comparison_table(rows: Sequence[Row], score: str) -> str:
+    """A line for each variant: in the domain with its difference from the first, out of it the mean drop."""
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own, *shifted = [row for row in rows if row["variant"] == variant]
+        line: Row = {"variant": variant}
+        line[f"{score} (95 %)"] = f"{own['mean']:.4f} ({own['mean_low']:.4f} to {own['mean_high']:.4f})"
+        if own["difference"] is not None:
+            line["difference (95 %)"] = f"{own['difference']:+.4f} ({own['low']:+.4f} to {own['high']:+.4f})"
+            line["p, Holm"] = f"{own['p_holm']:.3g}"
+            line["differs"] = "yes" if own["differs"] else "no"
+        else:
+            line |= {"difference (95 %)": "-", "p, Holm": "-", "differs": "-"}
+        if shifted:
+            line["elsewhere"] = f"{mean_of([row['mean'] for row in shifted]):.4f}"
+        if own["parameters"] is not None:
+            line["parameters, M"] = f"{own['parameters'] / 1e6:.2f}"
+            line["multiply-adds, G"] = f"{own['multiply_adds'] / 1e9:.2f}"
+            line["step, GiB"] = f"{own['step_bytes'] / 2**30:.2f}"
+            line["s a step"] = f"{own['seconds_a_step']:.3g}"
+            line["s a case"] = f"{own['seconds_a_case']:.3g}"
+        lines.append(line)
+    return table(list(lines[0]), lines)
+
+
+def draw_comparison(rows: Sequence[Row], score: str, path: Path) -> None:
+    """Save the score of every variant against the seconds of a step, in and out of the domain.
+
+    Args:
+        rows: from `comparison`.
+        score: its name.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    timed = all(row["seconds_a_step"] is not None for row in rows)
+    for place, variant in enumerate(variants):
+        own, *shifted = [row for row in rows if row["variant"] == variant]
+        x = own["seconds_a_step"] if timed else place
+        axis.errorbar(
+            x,
+            own["mean"],
+            yerr=[[own["mean"] - own["mean_low"]], [own["mean_high"] - own["mean"]]],
+            fmt="o",
+            color="#0072b2",
+            capsize=3,
+        )
+        axis.annotate(variant, (x, own["mean"]), (5, 5), textcoords="offset points", fontsize=8)
+        if shifted:
+            axis.scatter(
+                x, mean_of([row["mean"] for row in shifted]), s=34, facecolors="none", edgecolors="#d55e00"
+            )
+    if timed:
+        axis.set_xscale("log")
+    axis.set_xlabel("seconds a step, here" if timed else "variant")
+    if not timed:
+        axis.set_xticks([])
+    axis.set_ylabel(score)
+    axis.grid(alpha=0.3)
+    axis.set_title(
+        "filled: the data of the training, 95 % over its cases; hollow: mean over all other data", fontsize=9
+    )
+    save_figure(figure, path)
+
+
+def _judged(training: Path, results: str, data: str) -> Path:
+    """Where a training was judged on a data set."""
+    return training / (results if data == OWN else f"{results}_{folder_name(data)}")
+
+
+def _require_no_length(variant: str, change: Row, minutes: float | None) -> None:
+    given = next((name for name in LENGTH if name in change), None)
+    if minutes is not None and given is not None:
+        raise InputError(
+            f"--minutes is {minutes:g}, and {variant!r} has {given} {change[given]}: the minutes say how "
+            "many epochs there are; drop one"
+        )
+
+
+def _require_not_begun(folder: Path, variant: str, known: Row, minutes: float) -> None:
+    if any(folder.glob("seed*/checkpoints/last.pt")):
+        before = f"{known['minutes']:g} minutes" if known else "no --minutes"
+        raise InputError(
+            f"--minutes is {minutes:g}, and {variant!r} was trained with {before} in {folder}: give what was "
+            "given then, or another --output_dir"
+        )
 
 
 def read_variants(path: Path | None) -> dict[str, Row]:
@@ -147,9 +337,9 @@ def summary_table(rows: Sequence[Row], measure: str) -> str:
 
 
 def write(rows: Sequence[Row], output_dir: Path, measure: str) -> None:
-    """Write study.csv, a row for each training, and study.png."""
+    """Write study.csv, a row for each training and data set, and study.png, of the own data alone."""
     write_csv(output_dir / "study.csv", rows)
-    draw(rows, SHOWN[measure], output_dir / "study.png")
+    draw([row for row in rows if row["data"] == OWN], SHOWN[measure], output_dir / "study.png")
 
 
 def draw(rows: Sequence[Row], scores: Sequence[str], path: Path) -> None:

@@ -11,10 +11,14 @@ from typing import Any
 import monai.bundle
 import pytest
 
+import bundle.runs.budget
 import bundle.runs.study
+from scripts.errors import InputError
 from tests.commands import ROOT, TINY, as_options, datalist, invoke, unchanged_process
 
 pytestmark = pytest.mark.workflow
+
+RESIDUAL = "configs/network/residual.json"
 
 
 @pytest.fixture
@@ -96,3 +100,81 @@ def test_study_of_two_seeds_and_two_variants(nnunet_cells: Path, tmp_path: Path,
     assert commands == ["train", "segment", "score"] * 2  # training has nothing left to do
     assert (tmp_path / "out/testing_orientations/study.csv").is_file()
     assert len(curves[0].read_text().splitlines()) == 3
+
+
+def test_equal_minutes_and_data_that_no_training_saw(
+    cells: Path, tmp_path: Path, commands: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps follow from the time of one, which is measured once; every variant is judged on all data."""
+    experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"], **TINY[2]}
+    (tmp_path / "args.json").write_text(json.dumps(experiment))
+    variants = {"plain": {}, "residual": {"config_file": [*experiment["config_file"], RESIDUAL]}}
+    (tmp_path / "variants.json").write_text(json.dumps({"variants": variants}))
+    asked: list[str] = []
+
+    def ask_doctor(run: dict[str, Any]) -> dict[str, Any]:
+        kind = "training" if "section" not in run else "inference"
+        asked.append(kind)
+        slow = RESIDUAL in run["config_file"]
+        if kind == "training":
+            return {"seconds": {"step": 2.0 if slow else 1.0}, "steps": 4}
+        return {"seconds": {"cases": [9.0, 0.25]}}
+
+    monkeypatch.setattr(bundle.runs.budget, "ask_doctor", ask_doctor)
+    shutil.copytree(cells, tmp_path / "elsewhere")
+
+    def study(*more: object, **options: object) -> str:
+        given = {"args_file": tmp_path / "args.json", "dataset_dir": cells, "output_dir": tmp_path / "out"}
+        given |= {"measure": "instances", "variants": tmp_path / "variants.json", "seed": 0, **options}
+        result = invoke("study", *as_options(**given), *more)
+        return str(result.exception) if result.exception else result.output
+
+    output = study(minutes=0.2, other=tmp_path / "elsewhere", corrupt="blur")
+    assert "Tables and pictures" in output
+    plan = json.loads((tmp_path / "out/plan.json").read_text())
+    # 12 seconds: 3 epochs of 4 steps of one second, and one of steps of two
+    assert {name: row["max_epochs"] for name, row in plan.items()} == {"plain": 3, "residual": 1}
+    assert plan["plain"]["parameters"] < plan["residual"]["parameters"]
+    assert all(row["seconds_a_case"] == 0.25 and row["step_bytes"] > 0 for row in plan.values())
+    assert asked == ["training"] * 2 + ["inference"] * 2
+    for name, epochs in (("plain", 3), ("residual", 1)):
+        curve = (tmp_path / f"out/{name}/seed0/learning_curve.csv").read_text()
+        assert len(curve.splitlines()) == 1 + epochs
+    with (tmp_path / "out/testing/comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    everywhere = ["own", "elsewhere", "blur 1", "blur 2", "blur 3"]
+    assert [(row["data"], row["variant"]) for row in rows] == [
+        (data, variant) for data in everywhere for variant in ("plain", "residual")
+    ]
+    by_place = {(row["data"], row["variant"]): row for row in rows}
+    assert float(by_place["elsewhere", "plain"]["drop"]) == pytest.approx(0)  # it is a copy
+    assert by_place["own", "plain"]["p"] == ""
+    assert 0 < float(by_place["own", "residual"]["p_holm"]) <= 1
+    assert (tmp_path / "out/testing/comparison.png").is_file()
+    assert "elsewhere" in output
+    assert "differs" in output
+
+    commands.clear()
+    study(minutes=0.2, other=tmp_path / "elsewhere", corrupt="blur")
+    assert (commands, len(asked)) == ([], 4)  # nothing is measured, trained or judged again
+    study(minutes=0.2, corrupt="noise")
+    assert commands == ["segment", "score"] * 6
+    assert "was trained with 0.2 minutes" in study(minutes=0.4)
+    assert "max_epochs 5: the minutes say how many epochs" in study("--max_epochs", 5, minutes=0.2)
+    assert "more than 0" in study(minutes=-1)
+    (tmp_path / "out/plan.json").unlink()
+    assert "was trained with no --minutes" in study(minutes=0.2)
+    assert "one epoch of 4 steps takes 0.067" in study(minutes=0.01, output_dir=tmp_path / "new")
+    twin = shutil.copytree(cells, tmp_path / "more/elsewhere")
+    assert "several data sets have one name" in study(other=[twin, tmp_path / "elsewhere"])
+
+
+def test_the_doctor_times_a_step_and_a_case(cells: Path, tmp_path: Path) -> None:
+    """As it is, in a process of its own."""
+    ids = {**TINY[2], "max_epochs": 1, "val_interval": 1, "output_dir": str(tmp_path / "out")}
+    experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"], **ids}
+    found = bundle.runs.budget.ask_doctor({**experiment, "dataset_dir": str(cells)})
+    assert found["steps"] == 1
+    assert 0 < found["seconds"]["step"] < 10
+    with pytest.raises(InputError, match=r"doctor` finds .*chanels"):
+        bundle.runs.budget.ask_doctor({**experiment, "dataset_dir": str(cells), "chanels": [4, 8]})
