@@ -269,7 +269,8 @@ class WatershedInstancesd(MapTransform):
         core = remove_small_objects(core, max_size=max(self.min_size - 1, 0))
         depth = ndimage.distance_transform_edt(core)  # from 1 in the core, 0 elsewhere
         relief = -(depth + interior)  # the core lies below all the rest, and floods first
-        instances = watershed(relief, self._seeds(core, depth), mask=mask, watershed_line=self.line)
+        flooded = watershed(relief, self._seeds(core, depth), mask=mask, watershed_line=self.line)
+        instances = connected_components(flooded, connectivity=flooded.ndim)  # lines may cut one in two
         return _without_small(instances, self.min_size)
 
     def _seeds(self, core: np.ndarray, depth: np.ndarray) -> np.ndarray:

@@ -34,7 +34,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def run_python(*arguments: str) -> None:
         done.append(arguments[2])
-        assert invoke(*arguments[2:]).exit_code == 0
+        result = invoke(*arguments[2:])
+        assert result.exit_code == 0, result.output
 
     monkeypatch.setattr(bundle.runs.study, "run_bundle", run_bundle)
     monkeypatch.setattr(bundle.runs.study, "run_python", run_python)
@@ -157,7 +158,7 @@ def test_equal_minutes_and_data_that_no_training_saw(
     commands.clear()
     study(minutes=0.2, other=tmp_path / "elsewhere", corrupt="blur")
     assert (commands, len(asked)) == ([], 4)  # nothing is measured, trained or judged again
-    study(minutes=0.2, corrupt="noise")
+    assert "Tables" in study(minutes=0.2, corrupt="noise")
     assert commands == ["segment", "score"] * 6
     assert "was trained with 0.2 minutes" in study(minutes=0.4)
     assert "max_epochs 5: the minutes say how many epochs" in study("--max_epochs", 5, minutes=0.2)
