@@ -437,6 +437,8 @@ def test_watershed_keeps_what_it_promises(seed, shape, classes, neck, min_size):
     for axis in range(line.ndim):
         one, other = (np.take(line, range(s, line.shape[axis] - 1 + s), axis) for s in (0, 1))
         assert ((one == other) | (one == 0) | (other == 0)).all()
+    for number in range(1, line.max() + 1):
+        assert connected_components(line == number, connectivity=line.ndim).max() == 1
 
 
 @pytest.mark.parametrize(
