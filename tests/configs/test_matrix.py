@@ -43,7 +43,7 @@ NUMBERING = {"dual_decoder"}
 NETWORKS = [None, *sorted(file.stem for file in (CONFIGS / "network").glob("*.json"))]
 LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.json"))
 
-#: Networks that train on both tasks; the others take turns, as `test_networks.py` has each in both dimensions.
+#: Networks that train on both tasks; the others take turns: `test_networks.py` has each in both dimensions.
 ON_BOTH, TURNS = {None, "residual", "unet2015", "unet3d2016"}, list(TASKS)
 
 MATRIX = [
