@@ -191,7 +191,10 @@ class ClassesToInstancesd(MapTransform):
             instances = connected_components(interior, connectivity=1)
             if self.border is not None:
                 grown = expand_labels(instances, self.grow)
-                instances = np.where((classes == self.interior) | (classes == self.border), grown, 0)
+                grown = np.where((classes == self.interior) | (classes == self.border), grown, 0)
+                pieces = connected_components(grown, connectivity=grown.ndim)
+                with_core = np.isin(pieces, np.unique(pieces[interior]))  # border beyond a gap is nobody's
+                instances = np.where(with_core, grown, 0)
             out[key] = like(instances, out[key])
         return out
 

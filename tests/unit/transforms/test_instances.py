@@ -163,6 +163,13 @@ def test_instances_grow_over_the_border_and_no_further():
     np.testing.assert_array_equal(out, expected.astype(int))
 
 
+def test_border_beyond_a_gap_is_nobodys():
+    """An object is one piece, however near another patch of border lies."""
+    classes = torch.tensor([[[0, 1, 2, 0, 2, 0, 0, 0], [0, 1, 2, 0, 2, 0, 0, 0]]])
+    out = ClassesToInstancesd("label", grow=3, min_size=1)({"label": classes})["label"]
+    assert out[0].tolist() == [[0, 1, 1, 0, 0, 0, 0, 0]] * 2
+
+
 def test_probabilities_are_no_class_map():
     with pytest.raises(InputError, match=r"^label has 3 channels where a class map has one: put AsDiscreted"):
         ClassesToInstancesd("label")({"label": torch.rand(3, 8, 8)})
