@@ -12,6 +12,7 @@ from scripts.networks.blocks import (
     Concatenate,
     InterpolatedUp,
     Layers,
+    LinearUp,
     PlainBlock,
     ResidualBlock,
     TransposedUp,
@@ -142,6 +143,14 @@ def test_interpolated_up_is_interpolation_then_1x1_convolution(size, stride, mod
     enlarged = [n * s for n, s in zip(size, stride, strict=True)]
     expected = up.convolution(nn.functional.interpolate(x, size=enlarged, mode=mode))
     assert torch.allclose(up(x), expected, atol=ROUNDING)
+
+
+def test_linear_up_is_interpolation_alone():
+    up = LinearUp(Layers(2), in_channels=3, out_channels=7, stride=(2, 3))
+    x = torch.rand(2, 3, 4, 5)
+    assert up.out_channels == 3
+    assert list(up.parameters()) == []
+    assert torch.equal(up(x), nn.functional.interpolate(x, size=(8, 15), mode="bilinear"))
 
 
 def test_concatenate_puts_the_cropped_skip_first():
