@@ -284,3 +284,12 @@ def test_orientations_turn_whatever_predicts_the_windows() -> None:
         expected += tile(turned.flip(2), network).softmax(1).flip(2).rot90(-turns, (2, 3)) / 8
     averaged = parser.get_parsed_content("inferer")(image, network).softmax(1)
     torch.testing.assert_close(averaged, expected, atol=1e-5, rtol=0)
+
+
+def test_heads_of_mss_weigh_as_published() -> None:
+    """Zhao et al., 2020: 0.6 for the highest, 0.1 for each of the four others."""
+    parser = merged("train", "network/mss", patch_size=[64, 64, 16], channels=[4] * 6)
+    with torch.device("meta"):
+        outputs = parser.get_parsed_content("network_def")(torch.empty(2, 1, 64, 64, 16))
+    weights = {name: term.weight for name, term in parser.get_parsed_content("heads_loss").heads.items()}
+    assert weights == dict(zip(outputs, [0.6, 0.1, 0.1, 0.1, 0.1], strict=True))

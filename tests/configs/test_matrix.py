@@ -26,7 +26,10 @@ VALID: dict[str | None, dict[int, dict[str, Any]]] = {
     "fcdensenet": {
         dims: {"channels": [[4, 4], [4], [4, 4]], "decoder_channels": [[4, 4], [4]]} for dims in (2, 3)
     },
-    "mss": {2: {"network_def::strides": 2}, 3: {"network_def::strides": [[2, 2, 1], 2, 2]}},
+    "mss": {
+        2: {"network_def::strides": 2, "heads_loss::heads": {}},
+        3: {"network_def::strides": [[2, 2, 1], 2, 2], "heads_loss::heads": {}},
+    },
     "unet2015": {
         2: {"patch_size": [104, 104], "channels": [4, 8, 8]},
         3: {"patch_size": [68, 68, 60], "channels": [2, 4, 4]},
