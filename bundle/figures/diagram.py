@@ -119,12 +119,21 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
 
         handles.append(dropout.register_forward_hook(note))
 
-    for index, down in enumerate(cast(list[EncoderLevel], list(network.encoder.levels))):
+    levels = [module for module in network.encoder.modules() if isinstance(module, EncoderLevel)]
+    for index, down in enumerate(levels):
         if isinstance(down.down, Stage):
             watch(down.down, "pool", _describe_down(down), index)
         watch_block(down.block, index)
         if isinstance(down.dropout, nn.Dropout) and down.dropout.p > 0:
             watch_dropout(down.dropout)
+    if not levels:
+
+        def note_features(encoder: nn.Module, inputs: Any, output: list[torch.Tensor]) -> None:
+            for index, x in enumerate(output):
+                made = type(encoder).__name__
+                maps.append(FeatureMap("strided convolution", made, index, x.shape[1], tuple(x.shape[2:])))
+
+        handles.append(network.encoder.register_forward_hook(note_features))
     for rise in (module for module in network.decoder.modules() if isinstance(module, DecoderLevel)):
         watch(rise.up, "up", _describe_up(rise.up), rise.level)
         watch(rise.merge, "merge", _describe_merge(rise.merge), rise.level)

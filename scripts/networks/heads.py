@@ -27,6 +27,7 @@ class Heads(Stage):
         out_channels: channels of the logits.
         deep_supervision: number of further heads; None gives one to each map.
         bias: whether the convolutions have a bias.
+        kernel_size: of the convolutions, odd; they keep the size.
 
     Raises:
         InputError: more heads than maps, or several with valid padding, where each level sees another field.
@@ -39,6 +40,7 @@ class Heads(Stage):
         out_channels: int,
         deep_supervision: int | None = 0,
         bias: bool = True,
+        kernel_size: int = 1,
     ) -> None:
         super().__init__(out_channels)
         below_highest = len(in_channels) - 1
@@ -52,10 +54,11 @@ class Heads(Stage):
         self.expected = len(in_channels)
         head = Conv[Conv.CONV, layers.spatial_dims]
         main, *below = reversed(in_channels)
-        self.main = head(main, out_channels, 1, bias=bias)
+        settings = {"padding": kernel_size // 2, "bias": bias}
+        self.main = head(main, out_channels, kernel_size, **settings)
         self.deep = nn.ModuleDict(
             {
-                f"deep{i}": head(below[i - 1], out_channels, 1, bias=bias)
+                f"deep{i}": head(below[i - 1], out_channels, kernel_size, **settings)
                 for i in range(1, deep_supervision + 1)
             }
         )

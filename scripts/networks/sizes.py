@@ -50,6 +50,22 @@ class IllegalLength(InputError):
         self.axis = axis
 
 
+def require_multiple(x: Tensor, stride: Axes) -> None:
+    """Refuse a map that a stride does not divide: skips would lie askew.
+
+    Args:
+        x: (B, C, *spatial).
+        stride: one entry per axis.
+
+    Raises:
+        IllegalLength: such a length.
+    """
+    for axis, (length, step) in enumerate(zip(x.shape[2:], stride, strict=True)):
+        if length % step:
+            what = f"{length} voxels along axis {axis} of a feature map meet the stride {step}"
+            raise IllegalLength(f"{what}: use a multiple of it", axis)
+
+
 class Sizes:
     """The sizes of one network; each is tried once.
 
@@ -122,7 +138,9 @@ class Sizes:
         if not isinstance(why, Exception):
             return
         refused = isinstance(why, InputError) and not isinstance(why, IllegalLength)
-        is_about_size = isinstance(why, RuntimeError | ValueError) and not refused
+        if refused:
+            raise InputError(str(why)) from cause
+        is_about_size = isinstance(why, RuntimeError | ValueError)
         base = self._legal_above(size) if is_about_size else None
         if base is None:
             reason = (str(why).strip().splitlines() or [type(why).__name__])[0]

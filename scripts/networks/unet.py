@@ -34,7 +34,7 @@ from scripts.networks.blocks import (
     TransposedUp,
 )
 from scripts.networks.heads import Heads
-from scripts.networks.sizes import IllegalLength, Sizes
+from scripts.networks.sizes import Sizes, require_multiple
 
 # The 2015 paper has "drop-out layers at the end of the contracting path": here, in the two deepest levels.
 DROPOUT_LEVELS = 2
@@ -116,10 +116,7 @@ class EncoderLevel(Assembly):
         Raises:
             IllegalLength: such a length.
         """
-        for axis, (length, stride) in enumerate(zip(x.shape[2:], self.stride, strict=True)):
-            if length % stride:
-                what = f"{length} voxels along axis {axis} of a feature map meet the stride {stride}"
-                raise IllegalLength(f"{what}: use a multiple of it", axis)
+        require_multiple(x, self.stride)
 
 
 class Encoder(Assembly):
@@ -199,6 +196,8 @@ class Decoder(Assembly):
         levels: from high to low resolution, one for each of the encoder's but the deepest.
         up: class of the up-steps.
         merge: class of what joins the skip and the level below; or a list with the class of each level.
+        image_channels: channels of the step to the image, where there is one; None for those of the highest
+            level.
 
     Attributes:
         out_channels: channels of each map, from low to high resolution, the order of the outputs.
@@ -212,6 +211,7 @@ class Decoder(Assembly):
         levels: Sequence[Level],
         up: Part,
         merge: Part | Sequence[Part],
+        image_channels: int | None = None,
     ) -> None:
         super().__init__(())
         self.levels = nn.ModuleList()
@@ -229,10 +229,11 @@ class Decoder(Assembly):
             below = block.out_channels
         self.last: nn.Module = nn.Identity()
         if strides[0] != unit:
-            step = up(
-                layers=layers, in_channels=below, out_channels=levels[0].channels[-1], stride=strides[0]
-            )
-            block = levels[0].make_block(layers, step.out_channels, unit)
+            top = levels[0]
+            if image_channels is not None:
+                top = replace(top, channels=(image_channels,) * len(top.channels))
+            step = up(layers=layers, in_channels=below, out_channels=top.channels[-1], stride=strides[0])
+            block = top.make_block(layers, step.out_channels, unit)
             self.last = nn.Sequential(step, block)
             below = block.out_channels
         self.out_channels = (*(level.out_channels for level in self.levels[:-1]), below)
