@@ -123,7 +123,7 @@ def test_both_files_of_weights_have_the_recipe(trained: Path) -> None:
         (
             ("task/phantom_organ", "network/segresnet"),
             {},
-            "network_def was scripts.networks.UNet and is SegRes",
+            "network_def was scripts.networks.UNet and is scripts.networks.of_monai.SegRes",
         ),
     ],
 )
