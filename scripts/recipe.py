@@ -46,6 +46,9 @@ OF_EACH_RUN = (
     *("precision", "quantised", "memory_gb", "threads", "set_up", "network", "initialize", "run"),
 )
 
+#: Ids that training alone reads, null in inference: what a network began with is in its weights.
+OF_TRAINING = ("pretrained",)
+
 #: What weights depend on, with all that these ids refer to,
 DEFINING = ("network_def", "labels", "preprocessing")
 
@@ -57,7 +60,7 @@ FREE = ("reader", "depth", "heads_mode")
 #: it is judged, where things lie, which machine, what is told. All else of its config makes it what it is.
 OF_EACH_RESUME = (
     *("max_epochs", "learning_rate", "lr", "lr_scheduler", "val_interval", "patience", "handlers"),
-    *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "check"),
+    *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "pretrained", "check"),
     *("device", "device_ids", "memory_format", "compile", "runtime", "precision", "quantised", "memory_gb"),
     *("threads", "cache_rate", "num_workers", "persistent_workers", "prefetch_factor", "pin_memory"),
     *("progress",),
@@ -264,7 +267,8 @@ def for_inference(config: Mapping[str, Any], configs: Path = CONFIGS) -> Ids:
         key: _carry(train.get(key), config[key], own) if key in config and key not in OF_EACH_RUN else own
         for key, own in inference.items()
     }
-    return with_references({**config, **made}, list(made))
+    alone = {key: None for key in OF_TRAINING if key in config}
+    return with_references({**config, **made, **alone}, list(made))
 
 
 def for_resume(config: Mapping[str, Any]) -> Ids:

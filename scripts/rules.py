@@ -342,6 +342,9 @@ RULES: dict[str, Rule] = {
     "alpha": number(0, 1),
     "channels": Rule("a list of whole numbers above 0, one for each level, such as [16, 32, 64]", _channels),
     "decoder_channels": Rule("a list like channels, one entry fewer", _channels),
+    "pretrained": optional(
+        Rule("the path of a file of weights, without #, or the package that has them", _path)
+    ),
     "cache_rate": number(0, 1),
     "num_workers": whole(0, MOST_WORKERS),
     "amp": FLAG,

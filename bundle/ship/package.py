@@ -30,7 +30,7 @@ from scripts.judging.tables import read_means
 from scripts.labels import class_names
 from scripts.networks.sizes import Sizes
 from scripts.process import bundle_root
-from scripts.recipe import Recipe, for_inference, read_recipe, with_references, write_weights
+from scripts.recipe import OF_TRAINING, Recipe, for_inference, read_recipe, with_references, write_weights
 from scripts.settings import CONFIGS
 from scripts.tables import number
 
@@ -74,7 +74,8 @@ def package(
     experiment = read_experiment(args_file, ids)
     audit_experiment(experiment, ids)
     texts = read_card(card or CARDS / args_file.name)
-    config = parser_of({key: value for key, value in experiment.items() if key not in PLACES}).get()
+    own = (*PLACES, *OF_TRAINING)
+    config = parser_of({key: value for key, value in experiment.items() if key not in own}).get()
     train = with_references(config, list(read_json(CONFIGS / "train.json")))
     inference = for_inference(config)
     network = _network(inference)
