@@ -34,6 +34,9 @@ BASES = ("train", "inference", "evaluate", "ensemble", "dicom", "exported", "mul
 
 #: Ids that an overlay adds on purpose; every other id of an overlay replaces one that is there.
 ADDED = {
+    "network/pretrained_efficientnet": {"decoder_channels", "pretrained"},
+    "network/pretrained_resnet": {"decoder_channels", "pretrained"},
+    "network/transunet": {"decoder_channels"},
     "network/unet3d2016": {"norm_affine"},
     "network/dcsau": {"decoder_channels"},
     "network/fcdensenet": {"decoder_channels"},
@@ -214,6 +217,8 @@ def test_overlay_resolves(base: str, file: Path) -> None:
     size = {
         "network/fcdensenet": [32, 64, 32],
         "network/mss": [192, 192, 48],
+        **dict.fromkeys(("network/pretrained_efficientnet", "network/pretrained_resnet"), [64] * 3),
+        "network/swinunetr": [64] * 3,
         "network/unet2015": [188] * 3,
         "network/unet3d2016": [132, 132, 116],
     }.get(name)

@@ -43,6 +43,32 @@ VALID: dict[str | None, dict[int, dict[str, Any]]] = {
 #: Networks that number objects, whatever the labels of the task.
 NUMBERING = {"dual_decoder"}
 
+#: Small ones of networks that `channels` does not describe, in either dimension.
+SMALL: dict[str, tuple[dict[int, list[int]], dict[str, Any]]] = {
+    "mednext": ({}, {"network_def::init_filters": 4}),
+    "pretrained_efficientnet": ({2: [64, 32], 3: [64, 32, 32]}, {"channels": [16, 24, 40, 112, 320]}),
+    "pretrained_resnet": ({2: [64, 32], 3: [64, 32, 32]}, {"channels": [4, 4, 4, 4, 4]}),
+    "swinunetr": ({2: [64, 32], 3: [64, 32, 32]}, {"network_def::feature_size": 12}),
+    "transunet": (
+        {2: [32, 32], 3: [32, 32, 32]},
+        {
+            **{"channels": [4, 8, 8, 8], "network_def::bottleneck::hidden_size": 24},
+            **{"network_def::bottleneck::mlp_dim": 48, "network_def::bottleneck::num_layers": 2},
+        },
+    ),
+    "unetr": (
+        {2: [32, 32], 3: [32, 32, 32]},
+        {
+            **{"network_def::feature_size": 4, "network_def::hidden_size": 48},
+            "network_def::mlp_dim": 96,
+        },
+    ),
+}
+VALID |= {
+    name: {dims: ({"patch_size": sizes[dims]} if sizes else {}) | ids for dims in (2, 3)}
+    for name, (sizes, ids) in SMALL.items()
+}
+
 NETWORKS = [None, *sorted(file.stem for file in (CONFIGS / "network").glob("*.json"))]
 LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.json"))
 

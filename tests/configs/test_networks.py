@@ -32,11 +32,29 @@ SHRUNK, LEAST = 16, 4
 #: Ids that make a small network of an overlay whose `channels` do not: for any dimension, or under "2" and
 #: "3" for one.
 SMALL: dict[str, dict[str, Any]] = {
+    "mednext": {"network_def::init_filters": 4},
+    "pretrained_efficientnet": {
+        **{"channels": [16, 24, 40, 112, 320]},
+        **{"2": {"patch_size": [64, 32]}, "3": {"patch_size": [64, 32, 32]}},
+    },
+    "pretrained_resnet": {"2": {"patch_size": [64, 32]}, "3": {"patch_size": [64, 32, 32]}},
     "resenc_l": {"channels": [4, 6, 8]},
     "resenc_m": {"channels": [4, 6, 8]},
     "dcsau": {"channels": [8, 16, 16], "decoder_channels": [8, 16]},
     "fcdensenet": {"channels": [[4, 4], [4, 4], [4, 4, 4]], "decoder_channels": [[4, 4], [4, 4]]},
     "segresnet": {"network_def::init_filters": 8},
+    "swinunetr": {
+        "network_def::feature_size": 12,
+        "2": {"patch_size": [64, 32]},
+        "3": {"patch_size": [64, 32, 32]},
+    },
+    "transunet": {
+        **{"network_def::bottleneck::hidden_size": 24, "network_def::bottleneck::mlp_dim": 48},
+        **{"network_def::bottleneck::num_layers": 2, "network_def::bottleneck::out_channels": 32},
+        **{"network_def::encoder::blocks": [1, 1, 1]},
+        **{"2": {"patch_size": [64, 64]}, "3": {"patch_size": [64, 32, 32]}},
+    },
+    "unetr": {"network_def::feature_size": 4, "network_def::hidden_size": 48, "network_def::mlp_dim": 96},
     "unet2015": {"channels": [4, 8, 8]},
     "unet3d2016": {"channels": [[2, 4], [4, 8], [8, 8]]},
 }
@@ -45,7 +63,7 @@ SMALL: dict[str, dict[str, Any]] = {
 ONLY: dict[str, int] = {}
 
 #: Overlays of networks whose dropout has another name.
-WITHOUT_DROPOUT = {"segresnet"}
+WITHOUT_DROPOUT: set[str] = set()
 
 #: Parameters as published: overlay, axes, channels in, channels out, further ids, parameters.
 PUBLISHED: list[tuple[str, int, int, int, dict[str, Any], int]] = [
@@ -59,6 +77,8 @@ PUBLISHED: list[tuple[str, int, int, int, dict[str, Any], int]] = [
     ("resenc_m", 3, 1, 2, {}, 102_349_770),
     ("unet2015", 2, 1, 2, {}, 31_030_658),
     ("unet3d2016", 3, 3, 3, {}, 19_069_955),
+    ("swinunetr", 3, 1, 14, {}, 62_187_296),
+    ("transunet", 2, 3, 9, {"patch_size": [224, 224]}, 105_277_081),
     ("vnet", 3, 1, 2, {}, 61_982_682),
     ("dcsau", 2, 3, 1, {}, 2_598_785),
     ("dual_decoder", 2, 3, 3, {}, 3_555_666),
@@ -69,6 +89,9 @@ PUBLISHED: list[tuple[str, int, int, int, dict[str, Any], int]] = [
 
 #: Norms that in training see the batch and in evaluation what they kept.
 KEEPING = nn.modules.batchnorm._BatchNorm
+
+#: How much more an image may take in a batch than alone, where it needs fewer copies.
+COPIES = 1.15
 
 #: bf16 has 8 bits: how far logits may lie from those of float32, as a share of their spread.
 BF16 = 0.1
@@ -255,7 +278,7 @@ def test_heads_have_names(case: Case) -> None:
 def test_memory_of_a_step_is_foreseen(case: Case) -> None:
     """By tensors without data: what it keeps of an image is kept of each image of a batch."""
     one, three = (training_bytes(case.network.train(), (batch, 1, *case.size)) for batch in (1, 3))
-    assert 4 * math.prod(case.size) < one < three <= 3 * one
+    assert 4 * math.prod(case.size) < one < three <= 3 * COPIES * one
 
 
 def test_it_is_drawn_from_the_instance(case: Case) -> None:
