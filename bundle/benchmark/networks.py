@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from bundle.benchmark.runner import CEILING, Entry
 from scripts.compute import memory
 from scripts.compute.acceleration import accelerate, mixed_precision
+from scripts.files import read_json
 from scripts.networks import UNet
 from scripts.process import bundle_root
 
@@ -158,10 +158,10 @@ def network_of_2015(channels: Sequence[int] | None = None) -> nn.Module:
     Args:
         channels: other channels than the paper's.
     """
-    overlay = Path(bundle_root(), "configs", "network", "unet2015.json").read_text(encoding="utf-8")
+    overlay = read_json(Path(bundle_root(), "configs", "network", "unet2015.json"))
     sizes = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
-    network = {**json.loads(overlay)["network_def"], **({"channels": list(channels)} if channels else {})}
-    return ConfigParser({**sizes, "network_def": network}).get_parsed_content("network_def")
+    parser = ConfigParser({**overlay, **sizes, **({"channels": list(channels)} if channels else {})})
+    return parser.get_parsed_content("network_def")
 
 
 def nnunet_or_ours(dims: int, channels: Sequence[int], classes: int) -> tuple[str, Build]:
