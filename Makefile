@@ -6,6 +6,7 @@
 # make test-hosts  both packages in a real MONAI Label server, in an environment of its own (2.4 GB), an archive, and OHIF
 # make test-faults  kills trainings a hundred times and fills disks; writes docs/faults.md
 # make test-mutations  a thousand broken inputs, in ten minutes on 2 cores: SEED=15 COUNT=1000; writes docs/mutations.md
+# make test-networks  every network trains, is validated and segments, in 2D and 3D
 # make test-real   the trainings on real data that docs/results.md reports, with their figures as assertions
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -17,7 +18,7 @@ PIP_OPTIONS := --disable-pip-version-check --progress-bar off
 SEED ?= 15
 COUNT ?= 1000
 
-.PHONY: env demo test lint test-real test-hosts test-faults test-mutations
+.PHONY: env demo test lint test-networks test-real test-hosts test-faults test-mutations
 
 env: .venv/installed
 
@@ -42,6 +43,9 @@ lint: env
 # Each is refused in one sentence or done rightly; the inputs of the others lie in runs/mutations.
 test-mutations: env
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.mutations --seed $(SEED) --count $(COUNT) --keep runs/mutations --report docs/mutations.md
+
+test-networks: env
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal tests/networks
 
 test-real: env
 	$(BIN)/python -m pytest tests/real -s

@@ -1,0 +1,24 @@
+"""Every network of `configs/network` on both tasks: an epoch of training, a validation, an inference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.configs.test_matrix import NETWORKS, TASKS, tiny_phantoms, train_and_segment
+
+pytestmark = pytest.mark.workflow
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return tiny_phantoms(tmp_path_factory.mktemp("phantoms"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_network_trains_and_segments(
+    task: str, network: str, phantoms: dict[str, Path], tmp_path: Path
+) -> None:
+    train_and_segment(task, network, None, phantoms[task], tmp_path)
