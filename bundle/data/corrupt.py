@@ -99,16 +99,20 @@ def _ghosting(image: torch.Tensor, strength: int, state: np.random.RandomState) 
 
 
 def _motion(image: torch.Tensor, strength: int, state: np.random.RandomState) -> Any:
-    """A head that moved twice while it was scanned, by up to 2, 4 and 8 degrees and voxels."""
+    """A head that moved twice while it was scanned, by up to 2, 4 and 8 degrees and voxels.
+
+    It lay still while the middle of k-space was taken, which says where things are: labels keep their place.
+    """
     size = (2.0, 4.0, 8.0)[strength - 1]
     degrees, translation = (size * state.uniform(-1, 1, (2, 3)) for _ in range(2))
-    if image.ndim == 3:  # within the plane of a picture
-        degrees[:, :2], translation[:, 2] = 0, 0
-    times = np.sort(state.uniform(0.2, 0.8, 2))
+    times = np.sort(state.uniform(0.55, 0.9, 2))
+    if image.ndim == 3:  # within the plane of a picture, whose last axis is that of k-space too
+        degrees[:, 1:], translation[:, 0] = 0, 0
     made = _torchio().transforms.Motion(
         degrees=degrees, translation=translation, times=times, image_interpolation="linear"
     )
-    return made(_volume(image)).reshape(image.shape)
+    volume = image if image.ndim == 4 else image[:, None]
+    return made(volume).reshape(image.shape)
 
 
 #: Kinds by name; each takes an image, (C, *spatial), whose range is 0 to 1.

@@ -43,6 +43,18 @@ def test_stronger_is_further_away(kind: str, shape: tuple[int, ...]) -> None:
     assert 0 < away[0] < away[1] < away[2]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in HERE if kind != "inverted"])
+@pytest.mark.parametrize("shape", [(24, 27), (16, 18, 20)], ids=["2D", "3D"])
+def test_what_is_shown_stays_in_its_place(kind: str, shape: tuple[int, ...]) -> None:
+    """The label lies on it still: no shift fits better than none."""
+    image = blob(*shape)
+    for name in "abc":
+        made = changed(image, False, name, kind, 3).astype(float)
+        one, other = (np.fft.fftn(values - values.mean()) for values in (image, made))
+        fit = np.fft.ifftn(one.conj() * other).real
+        assert np.unravel_index(fit.argmax(), fit.shape) == (0,) * len(shape)
+
+
 def test_what_is_drawn_follows_from_case_kind_and_seed() -> None:
     image = blob(16, 17)
     same, case, seed = (
