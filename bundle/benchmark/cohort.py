@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -173,9 +172,16 @@ def _network_alone(cohort: Cohort) -> Callable[[], Any]:
                 return runtime.abreast(*args)  # windows side by side, as inference has them
 
         inferer.runtime = Recorder(cohort.runtime, runtime.amp)
-        for case in cases.cases:
-            inferer(preprocessing(case)["image"][None], network)
-        return lambda: deque((runtime(network, tile) for tile in tiles), maxlen=0)  # keeps no logits
+        with torch.no_grad():
+            for case in cases.cases:
+                inferer(preprocessing(case)["image"][None], network)
+
+        @torch.no_grad()
+        def compute() -> None:
+            for tile in tiles:
+                runtime(network, tile)
+
+        return compute
 
     made = _Files(cohort, make, "ours")
     return made.work
