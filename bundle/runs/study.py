@@ -253,8 +253,7 @@ def draw_comparison(rows: Sequence[Row], score: str, path: Path) -> None:
             axis.scatter(
                 x, mean_of([row["mean"] for row in shifted]), s=34, facecolors="none", edgecolors="#d55e00"
             )
-    if timed:
-        axis.set_xscale("log")
+    axis.margins(x=0.2)  # for the names
     axis.set_xlabel("seconds a step, here" if timed else "variant")
     if not timed:
         axis.set_xticks([])
