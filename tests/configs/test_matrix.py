@@ -45,7 +45,7 @@ NUMBERING = {"dual_decoder"}
 
 #: Small ones of networks that `channels` does not describe, in either dimension.
 SMALL: dict[str, tuple[dict[int, list[int]], dict[str, Any]]] = {
-    "mednext": ({}, {"network_def::init_filters": 4}),
+    "mednext": ({2: [32, 32], 3: [32, 32, 32]}, {"network_def::init_filters": 4}),
     "pretrained_efficientnet": ({2: [64, 32], 3: [64, 32, 32]}, {"channels": [16, 24, 40, 112, 320]}),
     "pretrained_resnet": ({2: [64, 32], 3: [64, 32, 32]}, {"channels": [4, 4, 4, 4, 4]}),
     "swinunetr": ({2: [64, 32], 3: [64, 32, 32]}, {"network_def::feature_size": 12}),
