@@ -16,6 +16,7 @@ halves it. Nothing at full resolution is skipped: one more up-step leads to the 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,7 +102,7 @@ def of_channels(weight: Tensor, wanted: int) -> Tensor:
     return weight[:, torch.arange(wanted) % given] * (given / wanted)
 
 
-class PretrainedEncoder(Stage):
+class PretrainedEncoder(Stage, ABC):
     """An encoder that takes its weights from a file, or draws them as every other part does.
 
     Derived classes have the names of the weights in files, and `stage`.
@@ -134,9 +135,9 @@ class PretrainedEncoder(Stage):
         self.image_weight = image_weight
         self.dropout = nn.Dropout(dropout)
 
+    @abstractmethod
     def stage(self, level: int, x: Tensor) -> Tensor:
         """The features of a level from those of the level above, or from the image."""
-        raise NotImplementedError
 
     def draw_weights(self) -> None:
         """Take those of the file, where there is one."""
