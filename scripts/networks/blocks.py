@@ -80,6 +80,21 @@ class Layers:
             unit.add_module("act", self.activation(out_channels))
         return unit
 
+    def preactivated(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+    ) -> nn.Sequential:
+        """Norm, where there is one, activation, then a convolution; arguments are those of `convolution`."""
+        unit = nn.Sequential()
+        if self.norm is not None:
+            unit.append(get_norm_layer(self.norm, self.spatial_dims, in_channels))
+        unit.append(self.activation(in_channels))
+        unit.append(self.convolution(in_channels, out_channels, kernel_size, stride)[0])
+        return unit
+
     def activation(self, channels: int) -> nn.Module:
         """The activation of a map.
 

@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from monai.networks.layers import get_act_layer, get_norm_layer
+from monai.networks.layers import get_norm_layer
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ class PrimaryFeatures(Stage):
 
     def _unit(self, layers: Layers, convolution: nn.Module) -> nn.Sequential:
         """A convolution, an activation and, after it, a norm."""
-        unit = nn.Sequential(convolution, get_act_layer(layers.act))
+        unit = nn.Sequential(convolution, layers.activation(self.out_channels))
         if layers.norm is not None:
             unit.add_module("norm", get_norm_layer(layers.norm, layers.spatial_dims, self.out_channels))
         return unit
@@ -108,7 +108,7 @@ class SplitAttention(nn.Module):
         self.attention = nn.Sequential(
             convolution(channels, within, 1),
             nn.Identity() if layers.norm is None else pooled,
-            get_act_layer(layers.act),
+            layers.activation(within),
             convolution(within, SPLITS * channels, 1),
         )
 
@@ -140,7 +140,7 @@ def _normed(
     if layers.norm is not None:
         unit.add_module("norm", get_norm_layer(layers.norm, layers.spatial_dims, out_channels))
     if act:
-        unit.add_module("act", get_act_layer(layers.act))
+        unit.add_module("act", layers.activation(out_channels))
     return unit
 
 
@@ -172,7 +172,7 @@ class SplitBottleneck(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = _normed(layers, in_channels, out_channels, act=False)
-        self.act = get_act_layer(layers.act)
+        self.act = layers.activation(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W[, D])` to `(B, out_channels, H, W[, D])`."""

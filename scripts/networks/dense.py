@@ -16,33 +16,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from monai.networks.layers import get_act_layer, get_norm_layer
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from scripts.errors import InputError
 from scripts.networks.blocks import Axes, Layers, MaxPool, Stage, centre_crop
 from scripts.networks.unet import Decoder, Encoder, Level, Part
-
-
-def preactivated(
-    layers: Layers, in_channels: int, out_channels: int, kernel_size: int | Sequence[int]
-) -> nn.Sequential:
-    """Norm, where there is one, activation and convolution.
-
-    Args:
-        layers: what layers are made of.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd, one number or one per axis.
-    """
-    unit = nn.Sequential()
-    if layers.norm is not None:
-        unit.add_module("norm", get_norm_layer(layers.norm, layers.spatial_dims, in_channels))
-    unit.add_module("act", get_act_layer(layers.act))
-    bare = replace(layers, norm=None)
-    unit.extend(bare.convolution(in_channels, out_channels, kernel_size, act=False))
-    return unit
 
 
 class DenseBlock(Stage):
@@ -79,7 +58,7 @@ class DenseBlock(Stage):
         self.only_new = only_new
         self.steps = nn.ModuleList()
         for channels in out_channels:
-            self.steps.append(preactivated(layers, in_channels, channels, kernel_size))
+            self.steps.append(layers.preactivated(in_channels, channels, kernel_size))
             in_channels += channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +80,7 @@ class TransitionDown(Stage):
 
     def __init__(self, layers: Layers, in_channels: int, stride: Sequence[int]) -> None:
         super().__init__(in_channels)
-        self.convolution = preactivated(layers, in_channels, in_channels, 1)
+        self.convolution = layers.preactivated(in_channels, in_channels, 1)
         self.pool = MaxPool(layers, in_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:

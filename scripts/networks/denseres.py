@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from monai.networks.layers import get_act_layer
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
@@ -82,7 +81,7 @@ class AtrousStep(nn.Module):
         self.convolution = layers.convolution(channels, channels, 3, act=False)
         self.convolution[0] = convolution(channels, channels, 3, padding=dilation, dilation=dilation)
         self.shortcut = layers.convolution(channels, channels, 1, act=False)
-        self.act = get_act_layer(layers.act)
+        self.act = layers.activation(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, channels, H, W[, D])` to the same shape."""

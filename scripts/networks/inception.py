@@ -25,7 +25,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from monai.networks.layers import get_act_layer
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
@@ -72,7 +71,7 @@ class HybridPool(Stage):
         self.stride = tuple(stride)
         pool = Pool[Pool.MAX, layers.spatial_dims]
         self.pool = pool(3, 1, 1) if max(stride) == 1 else pool(self.stride, self.stride)
-        self.act = get_act_layer(layers.act)
+        self.act = layers.activation(in_channels)
         self.join = Conv[Conv.CONV, layers.spatial_dims](2 * in_channels, in_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from monai.networks.layers import get_norm_layer
 from monai.networks.layers.factories import Conv
 from torch import nn
 
@@ -52,13 +51,7 @@ class PreActivationBlock(ResidualBlock):
         is_last: bool,
     ) -> nn.Sequential:
         """Norm, activation and convolution."""
-        convolution, *_ = layers.convolution(in_channels, out_channels, kernel_size, stride)
-        unit = nn.Sequential()
-        if layers.norm is not None:
-            unit.append(get_norm_layer(layers.norm, layers.spatial_dims, in_channels))
-        unit.append(layers.activation(in_channels))
-        unit.append(convolution)
-        return unit
+        return layers.preactivated(in_channels, out_channels, kernel_size, stride)
 
     def make_shortcut(self, layers: Layers, in_channels: int, stride: Sequence[int]) -> nn.Module:
         """The way around the convolutions."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from monai.networks.layers import get_act_layer, get_norm_layer
+from monai.networks.layers import get_norm_layer
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
@@ -48,7 +48,7 @@ class DepthwiseSeparableBlock(Stage):
             )
             if layers.norm is not None:
                 self.convolutions.append(get_norm_layer(layers.norm, layers.spatial_dims, in_channels))
-            self.convolutions.append(get_act_layer(layers.act))
+            self.convolutions.append(layers.activation(in_channels))
             self.convolutions.append(layers.convolution(in_channels, channels, 1))
             in_channels = channels
 
