@@ -157,7 +157,7 @@ HEADROOM = 100e6
 
 def _within(connection: Any) -> None:
     """Both ways, with no more memory than there is now and some: what came of them."""
-    torch.set_num_threads(1)  # the others of the parent are not there after a fork, and would be waited for
+    torch.set_num_threads(1)
     with open("/proc/self/status") as file:
         held = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData"))
     resource.setrlimit(resource.RLIMIT_DATA, (int(held + HEADROOM),) * 2)
@@ -176,9 +176,12 @@ def _within(connection: Any) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
 def test_logits_of_the_whole_image_are_never_held() -> None:
-    """On the grid of the file and on another; the long way fails there."""
+    """On the grid of the file and on another; the long way fails there.
+
+    In a process that begins anew: a fork has what earlier tests freed, which is within its limit.
+    """
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_within, args=(there,))
+    process = multiprocessing.get_context("spawn").Process(target=_within, args=(there,))
     process.start()
     came = [here.recv() for _ in range(4) if here.poll(60)]
     process.join(60)
