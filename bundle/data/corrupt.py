@@ -95,7 +95,8 @@ def _ghosting(image: torch.Tensor, strength: int, state: np.random.RandomState) 
     ghosts, axis = int(state.randint(3, 7)), int(state.randint(image.ndim - 1))
     size = (0.4, 0.8, 1.2)[strength - 1]
     made = _torchio().transforms.Ghosting(num_ghosts=ghosts, axis=axis, intensity=size, restore=0.02)
-    return made(_volume(image)).reshape(image.shape)
+    volume = image if image.ndim == 4 else image[..., None]
+    return made(volume).reshape(image.shape)
 
 
 def _motion(image: torch.Tensor, strength: int, state: np.random.RandomState) -> Any:
@@ -251,8 +252,3 @@ def _torchio() -> Any:
             "requirements-benchmark.txt"
         ) from error
     return torchio
-
-
-def _volume(image: torch.Tensor) -> torch.Tensor:
-    """An image as TorchIO has it, (C, x, y, z)."""
-    return image if image.ndim == 4 else image[..., None]

@@ -14,10 +14,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.stats import bootstrap, wilcoxon
 
 from scripts.judging.tables import mean_of
-from scripts.tables import Row
+from scripts.pictures import save_figure
+from scripts.tables import Row, table
+
+#: The data set that is trained on.
+OWN = "own"
+
+#: Columns of a comparison that the first variant has no values for, and those of what a variant costs.
+COMPARED = ("difference", "low", "high", "p", "p_holm", "differs")
+COSTS = ("parameters", "multiply_adds", "step_bytes", "seconds_a_step", "seconds_a_case", "max_epochs")
 
 #: Above which p a difference may be chance.
 LEVEL = 0.05
@@ -92,3 +101,90 @@ def holm(ps: Sequence[float]) -> list[float]:
         most = max(most, min((len(ps) - rank) * ps[index], 1.0))
         raised[index] = most
     return raised
+
+
+def comparison(scored: Mapping[str, Mapping[str, Mapping[str, float]]], plan: Mapping[str, Row]) -> list[Row]:
+    """A row for each variant on each data set: its mean, its drop, its difference from the first, its cost.
+
+    Args:
+        scored: by data set, OWN first, and variant, the score of each case.
+        plan: what each variant costs, where that was measured.
+    """
+    rows = []
+    for data, variants in scored.items():
+        against = {row["variant"]: row for row in compare(variants)}
+        for variant, cases in variants.items():
+            values = list(cases.values())
+            low, high = interval(values)
+            own = mean_of(list(scored[OWN][variant].values()))
+            row: Row = {"data": data, "variant": variant, "mean": mean_of(values), "mean_low": low}
+            row |= {"mean_high": high, "drop": own - mean_of(values)}
+            row |= against.get(variant, dict.fromkeys(COMPARED))
+            row["cases"] = len(values)
+            rows.append({**row, **{name: plan.get(variant, {}).get(name) for name in COSTS}})
+    return rows
+
+
+def comparison_table(rows: Sequence[Row], score: str) -> str:
+    """A line for each variant: in the domain with its difference from the first, out of it the mean drop."""
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own, *shifted = [row for row in rows if row["variant"] == variant]
+        line: Row = {"variant": variant}
+        line[f"{score} (95 %)"] = f"{own['mean']:.4f} ({own['mean_low']:.4f} to {own['mean_high']:.4f})"
+        if own["difference"] is not None:
+            line["difference (95 %)"] = f"{own['difference']:+.4f} ({own['low']:+.4f} to {own['high']:+.4f})"
+            line["p, Holm"] = f"{own['p_holm']:.3g}"
+            line["differs"] = "yes" if own["differs"] else "no"
+        else:
+            line |= {"difference (95 %)": "-", "p, Holm": "-", "differs": "-"}
+        if shifted:
+            line["elsewhere"] = f"{mean_of([row['mean'] for row in shifted]):.4f}"
+        if own["parameters"] is not None:
+            line["parameters, M"] = f"{own['parameters'] / 1e6:.2f}"
+            line["multiply-adds, G"] = f"{own['multiply_adds'] / 1e9:.2f}"
+            line["step, GiB"] = f"{own['step_bytes'] / 2**30:.2f}"
+            line["s a step"] = f"{own['seconds_a_step']:.3g}"
+            line["s a case"] = f"{own['seconds_a_case']:.3g}"
+        lines.append(line)
+    return table(list(lines[0]), lines)
+
+
+def draw_comparison(rows: Sequence[Row], score: str, path: Path) -> None:
+    """Save the score of every variant against the seconds of a step, in and out of the domain.
+
+    Args:
+        rows: from `comparison`.
+        score: its name.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    timed = all(row["seconds_a_step"] is not None for row in rows)
+    for place, variant in enumerate(variants):
+        own, *shifted = [row for row in rows if row["variant"] == variant]
+        x = own["seconds_a_step"] if timed else place
+        axis.errorbar(
+            x,
+            own["mean"],
+            yerr=[[own["mean"] - own["mean_low"]], [own["mean_high"] - own["mean"]]],
+            fmt="o",
+            color="#0072b2",
+            capsize=3,
+        )
+        axis.annotate(variant, (x, own["mean"]), (5, 5), textcoords="offset points", fontsize=8)
+        if shifted:
+            axis.scatter(
+                x, mean_of([row["mean"] for row in shifted]), s=34, facecolors="none", edgecolors="#d55e00"
+            )
+    axis.margins(x=0.2)  # for the names
+    axis.set_xlabel("seconds a step, here" if timed else "variant")
+    if not timed:
+        axis.set_xticks([])
+    axis.set_ylabel(score)
+    axis.grid(alpha=0.3)
+    axis.set_title(
+        "filled: the data of the training, 95 % over its cases; hollow: mean over all other data", fontsize=9
+    )
+    save_figure(figure, path)

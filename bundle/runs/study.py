@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -24,12 +24,19 @@ from matplotlib.figure import Figure
 from bundle.data.corrupt import STRENGTHS, write_corrupted
 from bundle.runs.budget import plan_training, read_plan, seconds_a_case, write_plan
 from bundle.runs.commands import run_bundle, run_python, say
-from bundle.runs.compare import compare, interval, mean_over, read_cases
+from bundle.runs.compare import (
+    OWN,
+    comparison,
+    comparison_table,
+    draw_comparison,
+    mean_over,
+    read_cases,
+)
 from bundle.runs.experiments import read_experiment
 from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError
 from scripts.files import read_json, write_csv
-from scripts.judging.tables import mean_of, read_means
+from scripts.judging.tables import read_means
 from scripts.pictures import save_figure
 from scripts.tables import Row, number, table
 
@@ -43,15 +50,8 @@ SHOWN = {
 #: The training without any change.
 UNCHANGED = "unchanged"
 
-#: The data set that is trained on.
-OWN = "own"
-
 #: What every variant costs, below the output folder, and which of its ids `--minutes` sets.
 PLAN, LENGTH = "plan.json", ("max_epochs", "val_interval")
-
-#: Columns of a comparison that the first variant has no values for, and those of what a variant costs.
-COMPARED = ("difference", "low", "high", "p", "p_holm", "differs")
-COSTS = ("parameters", "multiply_adds", "step_bytes", "seconds_a_step", "seconds_a_case", "max_epochs")
 
 #: In place of a seed: the mean of the probabilities of all seeds.
 ENSEMBLE = "ensemble"
@@ -176,93 +176,6 @@ def _data_sets(
             if not folder.is_dir():
                 write_corrupted(dataset_dir, folder, kind, strength, section)
     return data
-
-
-def comparison(scored: Mapping[str, Mapping[str, Mapping[str, float]]], plan: Mapping[str, Row]) -> list[Row]:
-    """A row for each variant on each data set: its mean, its drop, its difference from the first, its cost.
-
-    Args:
-        scored: by data set, OWN first, and variant, the score of each case.
-        plan: what each variant costs, where that was measured.
-    """
-    rows = []
-    for data, variants in scored.items():
-        against = {row["variant"]: row for row in compare(variants)}
-        for variant, cases in variants.items():
-            values = list(cases.values())
-            low, high = interval(values)
-            own = mean_of(list(scored[OWN][variant].values()))
-            row: Row = {"data": data, "variant": variant, "mean": mean_of(values), "mean_low": low}
-            row |= {"mean_high": high, "drop": own - mean_of(values)}
-            row |= against.get(variant, dict.fromkeys(COMPARED))
-            row["cases"] = len(values)
-            rows.append({**row, **{name: plan.get(variant, {}).get(name) for name in COSTS}})
-    return rows
-
-
-def comparison_table(rows: Sequence[Row], score: str) -> str:
-    """A line for each variant: in the domain with its difference from the first, out of it the mean drop."""
-    lines = []
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        own, *shifted = [row for row in rows if row["variant"] == variant]
-        line: Row = {"variant": variant}
-        line[f"{score} (95 %)"] = f"{own['mean']:.4f} ({own['mean_low']:.4f} to {own['mean_high']:.4f})"
-        if own["difference"] is not None:
-            line["difference (95 %)"] = f"{own['difference']:+.4f} ({own['low']:+.4f} to {own['high']:+.4f})"
-            line["p, Holm"] = f"{own['p_holm']:.3g}"
-            line["differs"] = "yes" if own["differs"] else "no"
-        else:
-            line |= {"difference (95 %)": "-", "p, Holm": "-", "differs": "-"}
-        if shifted:
-            line["elsewhere"] = f"{mean_of([row['mean'] for row in shifted]):.4f}"
-        if own["parameters"] is not None:
-            line["parameters, M"] = f"{own['parameters'] / 1e6:.2f}"
-            line["multiply-adds, G"] = f"{own['multiply_adds'] / 1e9:.2f}"
-            line["step, GiB"] = f"{own['step_bytes'] / 2**30:.2f}"
-            line["s a step"] = f"{own['seconds_a_step']:.3g}"
-            line["s a case"] = f"{own['seconds_a_case']:.3g}"
-        lines.append(line)
-    return table(list(lines[0]), lines)
-
-
-def draw_comparison(rows: Sequence[Row], score: str, path: Path) -> None:
-    """Save the score of every variant against the seconds of a step, in and out of the domain.
-
-    Args:
-        rows: from `comparison`.
-        score: its name.
-        path: the PNG to write.
-    """
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.subplots()
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    timed = all(row["seconds_a_step"] is not None for row in rows)
-    for place, variant in enumerate(variants):
-        own, *shifted = [row for row in rows if row["variant"] == variant]
-        x = own["seconds_a_step"] if timed else place
-        axis.errorbar(
-            x,
-            own["mean"],
-            yerr=[[own["mean"] - own["mean_low"]], [own["mean_high"] - own["mean"]]],
-            fmt="o",
-            color="#0072b2",
-            capsize=3,
-        )
-        axis.annotate(variant, (x, own["mean"]), (5, 5), textcoords="offset points", fontsize=8)
-        if shifted:
-            axis.scatter(
-                x, mean_of([row["mean"] for row in shifted]), s=34, facecolors="none", edgecolors="#d55e00"
-            )
-    axis.margins(x=0.2)  # for the names
-    axis.set_xlabel("seconds a step, here" if timed else "variant")
-    if not timed:
-        axis.set_xticks([])
-    axis.set_ylabel(score)
-    axis.grid(alpha=0.3)
-    axis.set_title(
-        "filled: the data of the training, 95 % over its cases; hollow: mean over all other data", fontsize=9
-    )
-    save_figure(figure, path)
 
 
 def _judged(training: Path, results: str, data: str) -> Path:
