@@ -337,6 +337,7 @@ RULES: dict[str, Rule] = {
     "patience": whole(1),
     "batch_size": whole(1),
     "samples_per_case": whole(1),
+    "steps_per_epoch": optional(whole(1)),
     "learning_rate": number(0),
     "weight_decay": number(0),
     "alpha": number(0, 1),

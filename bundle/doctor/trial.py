@@ -168,6 +168,7 @@ def _train(report: Report, run: Run, cases: Cases, folder: Path, row: Finding, s
         val_interval=INTERVAL,
         patience=EPOCHS,
         samples_per_case=math.ceil(STEPS * batch / len(chosen)),
+        steps_per_epoch=None,
     )
     trial.part("set_up")
     begun = time.perf_counter()
@@ -201,7 +202,7 @@ def _train(report: Report, run: Run, cases: Cases, folder: Path, row: Finding, s
             f"the loss is {clock.losses[bad]} at step {bad + 1}: lower learning_rate, or look at the "
             "intensities of the images and at normalise"
         )
-    steps = math.ceil(len(cases.lists["training"]) * repeats / batch)
+    steps = run.part("steps_per_epoch") or math.ceil(len(cases.lists["training"]) * repeats / batch)
     epochs, interval = run.part("max_epochs"), run.part("val_interval")
     validations = (epochs // interval + bool(epochs % interval)) * bool(held)
     voxels = {

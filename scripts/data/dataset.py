@@ -229,24 +229,31 @@ class SeededCacheDataset(CachedCases):
 
 
 class EpochSampler(DistributedSampler):
-    """Every case ``repeats`` times an epoch, in an order drawn from seed and epoch, shared by the processes.
+    """Rounds of every case ``repeats`` times, in an order drawn from seed and round, shared by the processes.
 
+    An epoch is a round, or so many steps, which go on in the rounds where the epoch before ended.
     Two processes with half the batch each see, step by step, the samples that one process with the whole
     batch sees; where they do not share out evenly, the first few of the epoch come again in its last step.
 
     Args:
         dataset: the data set, for its length.
         seed: seed of the order.
-        repeats: samples drawn from each case in an epoch.
+        repeats: samples drawn from each case in a round.
+        steps: of an epoch; None makes an epoch a round.
+        batch_size: samples of a step, for each process.
     """
 
-    def __init__(self, dataset: Any, seed: int = 0, repeats: int = 1) -> None:
+    def __init__(
+        self, dataset: Any, seed: int = 0, repeats: int = 1, steps: int | None = None, batch_size: int = 1
+    ) -> None:
         rank, size = rank_and_size()
+        self.round = len(dataset) * repeats
+        samples = self.round if steps is None else steps * batch_size * size
         super().__init__(
-            range(len(dataset) * repeats),  # type: ignore[arg-type]
+            range(samples),  # type: ignore[arg-type]
             num_replicas=size,
             rank=rank,
-            shuffle=True,
+            shuffle=False,
             seed=seed,
         )
         self.done: tuple[int, int] | None = None
@@ -262,9 +269,16 @@ class EpochSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[int]:
         epoch, samples = self.done or (self.epoch, 0)
-        drawn = self.epoch * len(self.dataset)  # type: ignore[arg-type]
-        indices = [drawn + index for index in super().__iter__()]
+        before = self.epoch * len(self.dataset)  # type: ignore[arg-type]
+        drawn = [before + place for place in super().__iter__()]
+        orders = {turn: self._order(turn) for turn in {number // self.round for number in drawn}}
+        indices = [orders[number // self.round][number % self.round] for number in drawn]
         return iter(indices[samples if epoch == self.epoch else 0 :])
+
+    def _order(self, turn: int) -> list[int]:
+        """The indices of a round."""
+        generator = torch.Generator().manual_seed(self.seed + turn)
+        return (turn * self.round + torch.randperm(self.round, generator=generator)).tolist()
 
 
 def _fill_before_fork(dataset: Callable[[], CachedCases | None]) -> None:

@@ -17,7 +17,7 @@ from tests.faults.killing import Ending, Killer
 #: Ids of a training of seconds, with dropout and with several steps an epoch.
 IDS: dict[str, Any] = {
     **{"patch_size": [32, 32], "channels": [4, 8, 8, 8], "samples_per_case": 2, "batch_size": 2},
-    **{"val_interval": 2, "network_def::dropout": 0.2},
+    **{"val_interval": 2, "network_def::dropout": 0.2, "steps_per_epoch": 4},
 }
 
 

@@ -52,14 +52,16 @@ def test_what_is_cached_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert "caching 2 of 4 cases in memory" in caplog.text
 
 
-def make_sampler(dataset, rank: int = 0, world: int = 1, seed: int = 0, repeats: int = 1) -> EpochSampler:
+def make_sampler(
+    dataset, rank: int = 0, world: int = 1, seed: int = 0, repeats: int = 1, **of_an_epoch: int
+) -> EpochSampler:
     """The sampler of one of several processes."""
     with pytest.MonkeyPatch.context() as patch:
         if world > 1:
             patch.setattr(torch.distributed, "is_initialized", lambda: True)
             patch.setattr(torch.distributed, "get_world_size", lambda *_: world)
             patch.setattr(torch.distributed, "get_rank", lambda *_: rank)
-        return EpochSampler(dataset, seed, repeats)
+        return EpochSampler(dataset, seed, repeats, **of_an_epoch)
 
 
 def run_epochs(epochs, dataset, sampler, batch_size: int = 2, num_workers: int = 0) -> list[torch.Tensor]:
@@ -132,6 +134,35 @@ def test_every_case_comes_repeats_times_and_no_draw_comes_twice(cases, repeats, 
         assert np.bincount([i % cases for i in indices], minlength=cases).tolist() == [repeats] * cases
         drawn += indices
     assert len(set(drawn)) == len(drawn)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 7), st.integers(1, 3), st.integers(0, 5))
+def test_epochs_of_so_many_steps_are_the_rounds_cut_anew(cases, repeats, steps, batch_size, seed):
+    """Steps of any number are those of the rounds in their order, without one left out or twice."""
+    rounds, cut = [
+        make_sampler(range(cases), seed=seed, repeats=repeats, **of_an_epoch)
+        for of_an_epoch in ({}, {"steps": steps, "batch_size": batch_size})
+    ]
+    assert len(cut) == steps * batch_size
+    drawn: dict[EpochSampler, list[int]] = {rounds: [], cut: []}
+    for sampler, found in drawn.items():
+        while len(found) < 40:
+            sampler.set_epoch(len(found) // len(sampler))
+            found += list(sampler)
+    assert drawn[cut][:40] == drawn[rounds][:40]
+
+
+def test_two_processes_share_steps_as_they_share_rounds():
+    steps = {"steps": 3, "batch_size": 2}
+    indices = []
+    for rank in (0, 1):
+        sampler = make_sampler(range(5), rank, 2, **steps)
+        sampler.set_epoch(1)
+        indices.append(list(sampler))
+    alone = make_sampler(range(5), steps=3, batch_size=4)
+    alone.set_epoch(1)
+    assert [i for pair in zip(*indices, strict=True) for i in pair] == list(alone)
 
 
 def test_order_differs_between_epochs_and_seeds():
