@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
@@ -100,6 +101,7 @@ def draw_learning_curve(rows: Sequence[dict], metric: str, path: str | Path) -> 
         [row["epoch"] for row in rows], [row["loss"] for row in rows], color="#0072b2", label="training loss"
     )
     axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_ylabel("training loss", color="#0072b2")
     judged = [(row["epoch"], row[metric]) for row in rows if row.get(metric) is not None]
     if judged:

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from bundle.data.phantom import draw_cells
+from scripts import pictures
 from scripts.errors import InputError
 from scripts.judging import Case, CellErrors
-from scripts.pictures import distinct_colours, draw_instances
+from scripts.pictures import distinct_colours, draw_instances, draw_learning_curve
 
 
 def renumbered(cells: np.ndarray, seed: int) -> np.ndarray:
@@ -99,3 +100,16 @@ def test_other_sizes_are_refused(tmp_path: Path) -> None:
         draw_instances(np.ones((5, 4)), Case("a", cells, cells), tmp_path / "never.png")
     with pytest.raises(InputError, match="on one grid"):
         distinct_colours(cells, np.ones((5, 4), int))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 40])
+def test_a_learning_curve_has_whole_epochs_below_it(
+    epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
+    rows = [{"epoch": epoch + 1, "loss": 1 / (epoch + 1), "dice": 0.5} for epoch in range(epochs)]
+    draw_learning_curve(rows, "dice", tmp_path / "curve.png")
+    ticks = drawn[0].axes[0].get_xticks()
+    assert len(ticks) > 0
+    assert all(tick == round(tick) for tick in ticks)
