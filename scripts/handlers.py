@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 import sys
@@ -36,8 +34,9 @@ from scripts.checkpoints import (
 from scripts.compute.acceleration import memory_format_of
 from scripts.compute.exported import Exported
 from scripts.data import CachedCases, EpochSampler
+from scripts.data.cases import describe_cases
 from scripts.errors import InputError, few
-from scripts.files import atomic_write, fingerprint, write_csv
+from scripts.files import atomic_write, write_csv
 from scripts.networks import Ensemble
 from scripts.pictures import draw_learning_curve
 from scripts.process import gather, rank_and_size
@@ -480,7 +479,7 @@ class LastCheckpoint:
         return {
             "config": self.weights.training,
             "number of processes": str(rank_and_size()[1]),
-            **{f"data of {name}": _describe_cases(cases) for name, cases in self.cases.items()},
+            **{f"data of {name}": describe_cases(cases) for name, cases in self.cases.items()},
         }
 
 
@@ -620,20 +619,6 @@ class LearningCurve:
                 if is_scalar(value):
                     self.scalars.add(name, float(value), trainer.state.epoch)
             draw_learning_curve(self.rows, metric, self.output_dir / "learning_curve.png")
-
-
-def _describe_cases(cases: Sequence[Mapping[str, Any]]) -> str:
-    """How many cases, and a hash of their ids and of what their files hold, in their order."""
-    listed = []
-    for case in cases:
-        files = [Path(file) for key in ("image", "label") for file in ensure_tuple(case.get(key, ()))]
-        contents = [fingerprint(file) for file in files if file.is_file()]
-        listed.append([case.get("case", [file.name for file in files]), contents])
-    return f"{len(cases)} cases ({_hash(json.dumps(listed))})"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _state(engine: Engine) -> Any:

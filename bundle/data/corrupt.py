@@ -28,6 +28,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
+from bundle.runs.made_of import write_record
+from scripts.data.cases import describe_cases
 from scripts.data.datalist import SPLITS, cases_of, output_name, sections
 from scripts.data.nifti import Nifti, write_result
 from scripts.data.pictures import Picture
@@ -175,7 +177,16 @@ def write_corrupted(
         splits = {key: [case["case"] for case in listed[name]] for key, name in SPLITS.items()}
         _write_json(made / "dataset.json", {"name": name, **kept, "training": [*entries, *others]})
         _write_json(made / "splits.json", splits)
+        write_record(made, corrupted_of(dataset_dir, kind, strength, section, seed))
         replace_folder(made, output_dir)
+
+
+def corrupted_of(
+    dataset_dir: Path, kind: str, strength: int, section: str, seed: int = 0
+) -> dict[str, str | int]:
+    """What a changed data set is made of; arguments are those of `write_corrupted`."""
+    cases = describe_cases(cases_of(sections(dataset_dir), section))
+    return {"cases": cases, "kind": str(kind), "strength": strength, "section": str(section), "seed": seed}
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -21,14 +21,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bundle.runs.commands import ROOT
 from bundle.runs.experiments import parser_of, read_experiment
+from bundle.runs.made_of import machine
 from scripts.compute.memory import dry_run, training_bytes
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json
-from scripts.machine import processor
 from scripts.tables import Row
 
-#: How often a training of a budget is validated.
-VALIDATIONS = 6
+#: How often a training of a budget is validated, and how many epochs it has at least (where it has so many
+#: steps) and at most: the learning rate follows its schedule in as many stairs.
+VALIDATIONS, FEWEST, MOST = 6, 20, 60
+
+#: What of a plan sets ids of the training.
+LENGTH = ("max_epochs", "steps_per_epoch", "val_interval")
 
 
 def read_plan(path: Path) -> dict[str, Row]:
@@ -43,8 +47,20 @@ def write_plan(path: Path, plan: Mapping[str, Row]) -> None:
         temporary.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
+def whole_epochs(steps: int) -> tuple[int, int]:
+    """Epochs of one length that make so many steps, or hardly fewer: the number of epochs, and the length.
+
+    At most one step in 60 is lost, and of a thousand or more one in 150.
+    """
+    if steps <= MOST:
+        return steps, 1
+    lengths = range(-(-steps // MOST), steps // FEWEST + 1)
+    length = min(lengths, key=lambda length: steps % length)  # of equals the shortest
+    return steps // length, length
+
+
 def plan_training(args_file: Path, ids: Mapping[str, Any], minutes: float) -> Row:
-    """Measure a training, and find how many epochs fit.
+    """Measure a training, and find how many steps fit.
 
     Args:
         args_file: the experiment.
@@ -53,10 +69,10 @@ def plan_training(args_file: Path, ids: Mapping[str, Any], minutes: float) -> Ro
 
     Returns:
         "parameters", "multiply_adds" (of a patch, forward), "step_bytes" (of tensors), "seconds_a_step",
-        "steps_an_epoch", "max_epochs", "val_interval", "minutes" and "machine".
+        "steps", those of LENGTH, "minutes" and "machine".
 
     Raises:
-        InputError: the doctor finds an error, or not one epoch fits.
+        InputError: the doctor finds an error, or not one step fits.
     """
     experiment = read_experiment(args_file, ids)
     parser = parser_of(experiment)
@@ -65,24 +81,24 @@ def plan_training(args_file: Path, ids: Mapping[str, Any], minutes: float) -> Ro
     batch, channels, patch = (parser.get_parsed_content(part) for part in parts)
     with FlopCounterMode(display=False) as operations:
         dry_run(network, (1, channels, *patch))
-    found = ask_doctor(experiment)
-    step, steps = found["seconds"]["step"], found["steps"]
-    epochs = math.floor(60 * minutes / (steps * step))
+    step = ask_doctor(experiment)["seconds"]["step"]
+    epochs, length = whole_epochs(math.floor(60 * minutes / step))
     if epochs < 1:
         raise InputError(
-            f"--minutes is {minutes:g}, and one epoch of {steps} steps takes {steps * step / 60:.2g} here: "
-            "give more, or a smaller samples_per_case"
+            f"--minutes is {minutes:g}, and one step takes {step / 60:.2g} here: give more, or a smaller "
+            "network, patch_size or batch_size"
         )
     return {
         "parameters": sum(weights.numel() for weights in network.parameters()),
         "multiply_adds": operations.get_total_flops() // 2,
         "step_bytes": training_bytes(network, (batch, channels, *patch)),
         "seconds_a_step": step,
-        "steps_an_epoch": steps,
+        "steps": epochs * length,
         "max_epochs": epochs,
+        "steps_per_epoch": length,
         "val_interval": math.ceil(epochs / VALIDATIONS),
         "minutes": minutes,
-        "machine": processor(),
+        "machine": machine(),
     }
 
 

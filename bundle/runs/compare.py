@@ -26,7 +26,7 @@ OWN = "own"
 
 #: Columns of a comparison that the first variant has no values for, and those of what a variant costs.
 COMPARED = ("difference", "low", "high", "p", "p_holm", "differs")
-COSTS = ("parameters", "multiply_adds", "step_bytes", "seconds_a_step", "seconds_a_case", "max_epochs")
+COSTS = ("parameters", "multiply_adds", "step_bytes", "seconds_a_step", "seconds_a_case", "steps")
 
 #: Above which p a difference may be chance.
 LEVEL = 0.05
@@ -145,7 +145,7 @@ def comparison_table(rows: Sequence[Row], score: str) -> str:
             line["multiply-adds, G"] = f"{own['multiply_adds'] / 1e9:.2f}"
             line["step, GiB"] = f"{own['step_bytes'] / 2**30:.2f}"
             line["s a step"] = f"{own['seconds_a_step']:.3g}"
-            line["s a case"] = f"{own['seconds_a_case']:.3g}"
+            line["s a case"] = "-" if own["seconds_a_case"] is None else f"{own['seconds_a_case']:.3g}"
         lines.append(line)
     return table(list(lines[0]), lines)
 

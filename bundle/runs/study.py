@@ -5,7 +5,8 @@ goes on when the same command is given again, and a variant, a seed or a data se
 
 With minutes, every variant trains as many steps as fit into them (`bundle.runs.budget`). Variants are held
 against the first one case by case (`bundle.runs.compare`), on the cases of the data set and on others that no
-training saw: of another place, or changed ones (`bundle.data.corrupt`).
+training saw: of another place, or changed ones (`bundle.data.corrupt`). What is there is used again where it
+was made of what it would be made of now (`bundle.runs.made_of`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -21,8 +24,8 @@ from typing import Any
 import typer
 from matplotlib.figure import Figure
 
-from bundle.data.corrupt import STRENGTHS, write_corrupted
-from bundle.runs.budget import plan_training, read_plan, seconds_a_case, write_plan
+from bundle.data.corrupt import STRENGTHS, corrupted_of, write_corrupted
+from bundle.runs.budget import LENGTH, plan_training, read_plan, seconds_a_case, write_plan
 from bundle.runs.commands import run_bundle, run_python, say
 from bundle.runs.compare import (
     OWN,
@@ -32,10 +35,12 @@ from bundle.runs.compare import (
     mean_over,
     read_cases,
 )
-from bundle.runs.experiments import read_experiment
+from bundle.runs.experiments import PLACES, parser_of, read_experiment
+from bundle.runs.made_of import machine, require_same, short_hash, write_record
+from scripts.data.cases import describe_cases
 from scripts.data.datalist import cases_of, sections
-from scripts.errors import InputError
-from scripts.files import read_json, write_csv
+from scripts.errors import InputError, few
+from scripts.files import fingerprint, read_json, write_csv
 from scripts.judging.tables import read_means
 from scripts.pictures import save_figure
 from scripts.tables import Row, number, table
@@ -50,11 +55,172 @@ SHOWN = {
 #: The training without any change.
 UNCHANGED = "unchanged"
 
-#: What every variant costs, below the output folder, and which of its ids `--minutes` sets.
-PLAN, LENGTH = "plan.json", ("max_epochs", "val_interval")
+#: What every variant costs, below the output folder; what an evaluation ends with, below its own.
+PLAN, SUMMARY = "plan.json", "summary.json"
+
+#: Ids that each training of a variant has for itself, or that say where things lie.
+OF_A_TRAINING = (*PLACES, "bundle_root", "resume")
 
 #: In place of a seed: the mean of the probabilities of all seeds.
 ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is judged: the network of one seed, or the mean of those of all.
+
+    Attributes:
+        variant: its name.
+        seed: a seed, or ENSEMBLE.
+        folder: where results go.
+        checkpoints: weights, of each network.
+        overlays: of its inference.
+    """
+
+    variant: str
+    seed: int | str
+    folder: Path
+    checkpoints: list[str]
+    overlays: Sequence[str] = ()
+
+    @classmethod
+    def all_of(cls, output_dir: Path, variants: Iterable[str], seeds: Sequence[int]) -> list[Trained]:
+        """Every seed of every variant, seed by seed; of several the mean as well."""
+        folders = {variant: output_dir / folder_name(variant) for variant in variants}
+        single = [
+            cls(variant, seed, folder / f"seed{seed}", [str(folder / f"seed{seed}" / "model.pt")])
+            for seed in seeds
+            for variant, folder in folders.items()
+        ]
+        inside = sorted(seeds)  # of other seeds, another one
+        together = [
+            cls(
+                variant,
+                ENSEMBLE,
+                folder / "_".join([ENSEMBLE, *map(str, inside)]),
+                [str(folder / f"seed{seed}" / "model.pt") for seed in inside],
+                ["configs/ensemble.json"],
+            )
+            for variant, folder in folders.items()
+        ]
+        return single + together * (len(seeds) > 1)
+
+
+@dataclass
+class Judge:
+    """How every training of a study is judged.
+
+    Args:
+        output_dir: the folder of the study.
+        measure: one of SHOWN.
+        section: whose cases are judged.
+        inferer: an overlay for inference, or None.
+        data: folders of the data sets by name, OWN first.
+        plan: what each variant costs, where that was measured.
+
+    Attributes:
+        results: the folder of a judgement within that of a training.
+        cases: those of each data set, described.
+        rows: a line for each training and data set.
+    """
+
+    output_dir: Path
+    measure: str
+    section: str
+    inferer: Path | None
+    data: dict[str, Path]
+    plan: dict[str, Row]
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.results = self.section if self.inferer is None else f"{self.section}_{self.inferer.stem}"
+        self.cases = {
+            name: describe_cases(cases_of(sections(folder), self.section))
+            for name, folder in self.data.items()
+        }
+
+    def names(self, trained: Trained) -> list[str]:
+        """The data sets that it is judged on; the mean of several on its own alone."""
+        return [OWN] if trained.seed == ENSEMBLE else list(self.data)
+
+    def folder(self, trained: Trained, name: str) -> Path:
+        """Where a training is judged on a data set."""
+        return trained.folder / (self.results if name == OWN else f"{self.results}_{folder_name(name)}")
+
+    def is_judged(self, trained: Trained, name: str) -> bool:
+        """Whether that was done."""
+        return (self.folder(trained, name) / SUMMARY).is_file()
+
+    def made_of(self, trained: Trained, name: str) -> Row:
+        """What a judgement depends on; weights that are there no more are what they were."""
+        weights = [Path(file) for file in trained.checkpoints if Path(file).is_file()]
+        return {
+            "measure": self.measure,
+            "section": self.section,
+            "inferer": self.inferer and read_json(self.inferer),
+            "cases": self.cases[name],
+            **({"weights": [short_hash(fingerprint(file)) for file in weights]} if weights else {}),
+        }
+
+    def judge(self, trained: Trained, name: str) -> None:
+        """Judge a training on a data set, unless that was done, and add its row to the tables."""
+        judged = self.folder(trained, name)
+        beside = str(Path(trained.checkpoints[0]).with_name("inference.json"))
+        inferer = [] if self.inferer is None else [str(self.inferer.resolve())]
+        configs = ["configs/inference.json", beside, *inferer, *trained.overlays]
+        where: dict[str, Any] = {"section": self.section, "checkpoint": trained.checkpoints}
+        where["dataset_dir"] = str(self.data[name])
+        if not self.is_judged(trained, name):
+            write_record(judged, self.made_of(trained, name))
+            run_bundle(
+                configs, **where, output_dir=str(judged), save_probabilities=self.measure == "membranes"
+            )
+            run_python(
+                *("-m", "bundle", "score", str(judged), where["dataset_dir"], "--section", self.section),
+                *("--measure", self.measure, "--output_dir", str(judged)),
+            )
+        costs = self.plan.get(trained.variant, {})
+        seconds = costs.get("seconds_a_case", {})
+        if name == OWN and costs.get("machine") == machine() and self.results not in seconds:
+            run = {"config_file": configs, **where, "output_dir": str(judged)}
+            costs["seconds_a_case"] = {**seconds, self.results: seconds_a_case(run)}
+            write_plan(self.output_dir / PLAN, self.plan)
+        row: Row = {"variant": trained.variant, "seed": trained.seed, "data": name}
+        self.rows.append({**row, **read_means(judged / SUMMARY), "minutes": _minutes(trained.folder)})
+        write(self.rows, self.output_dir / self.results, self.measure)
+
+    def costs(self) -> dict[str, Row]:
+        """The plan, with the seconds of a case as it is judged here."""
+        return {
+            variant: {**costs, "seconds_a_case": costs.get("seconds_a_case", {}).get(self.results)}
+            for variant, costs in self.plan.items()
+        }
+
+
+class Reused:
+    """What a study uses again, and what is to be told of it.
+
+    Args:
+        output_dir: the folder of the study.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self.told: dict[str, list[str]] = {}
+
+    def take(self, folder: Path, made_of: Row) -> None:
+        """Use a folder, if it was made of what it would be made of now.
+
+        Raises:
+            InputError: see `require_same`.
+        """
+        if found := require_same(folder, made_of):
+            self.told.setdefault(found, []).append(str(folder.relative_to(self.output_dir)))
+
+    def tell(self) -> None:
+        """Warn of what another code or machine made."""
+        for found, folders in self.told.items():
+            warn(f"{few(folders)}: {found}; it stands as it is")
 
 
 def study(
@@ -77,93 +243,128 @@ def study(
     for variant, change in changes.items():
         read_experiment(args_file, change)
         _require_no_length(variant, change, minutes)
-    results = section if inferer is None else f"{section}_{inferer.stem}"
     output_dir = output_dir.resolve()
     places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
     others = [folder.resolve() for folder in dict.fromkeys(other or ())]
     for folder in (dataset_dir, *others):
         cases_of(sections(folder), section)  # hours before they are segmented
-    data = _data_sets(dataset_dir, output_dir, section, corrupt or (), others)
-    plan = read_plan(output_dir / PLAN)
-    if minutes is not None:
-        for variant, change in changes.items():
-            known = plan.get(variant, {})
-            if known.get("minutes") != minutes:
-                _require_not_begun(output_dir / folder_name(variant), variant, known, minutes)
+    reused = Reused(output_dir)
+    plan = {} if minutes is None else read_plan(output_dir / PLAN)
+    for variant, change in changes.items():
+        made_of = _training_of(args_file, change, dataset_dir, minutes)
+        folder = output_dir / folder_name(variant)
+        has_begun = any(folder.glob("seed*"))
+        if has_begun:
+            reused.take(folder, made_of)
+        if minutes is not None:
+            if not _is_planned(plan.get(variant), made_of):
+                _require_not_begun(has_begun, variant, folder)
+                _require_one_machine(variant, plan)
                 say(f"{variant}: how long a step takes")
                 planned = {**change, "dataset_dir": places["dataset_dir"]}
                 plan[variant] = plan_training(args_file, planned, minutes)
+                plan[variant]["of"] = _planned(plan[variant], made_of)
                 write_plan(output_dir / PLAN, plan)
             changes[variant] = {**change, **{name: plan[variant][name] for name in LENGTH}}
-    rows: list[Row] = []
-
-    def judge(variant: str, seed: int | str, folder: Path, checkpoint: list[str], *more: str) -> None:
-        for name in [OWN] if seed == ENSEMBLE else data:
-            judge_on(name, variant, seed, folder, checkpoint, *more)
-
-    def judge_on(
-        name: str, variant: str, seed: int | str, folder: Path, checkpoint: list[str], *more: str
-    ) -> None:
-        judged = _judged(folder, results, name)
-        trained = str(Path(checkpoint[0]).with_name("inference.json"))
-        overlays = [] if inferer is None else [str(inferer.resolve())]
-        configs = ["configs/inference.json", trained, *overlays, *more]
-        where: dict[str, Any] = {"section": section, "checkpoint": checkpoint}
-        where["dataset_dir"] = str(data[name])
-        if not (judged / "summary.json").is_file():
-            run_bundle(configs, **where, output_dir=str(judged), save_probabilities=measure == "membranes")
-            run_python(
-                *("-m", "bundle", "score", str(judged), where["dataset_dir"], "--section", section),
-                *("--measure", measure, "--output_dir", str(judged)),
-            )
-        if name == OWN and variant in plan and "seconds_a_case" not in plan[variant]:
-            run = {"config_file": configs, **where, "output_dir": str(judged)}
-            plan[variant]["seconds_a_case"] = seconds_a_case(run)
-            write_plan(output_dir / PLAN, plan)
-        scores = read_means(judged / "summary.json")
-        rows.append({"variant": variant, "seed": seed, "data": name, **scores, "minutes": _minutes(folder)})
-        write(rows, output_dir / results, measure)
-
-    for seed in seeds:
-        for variant, overrides in changes.items():
-            folder = output_dir / folder_name(variant) / f"seed{seed}"
-            if not (folder / results / "summary.json").is_file():
-                say(f"{variant}, seed {seed}")
-                run_bundle(**{**places, **overrides}, seed=seed, resume=True, output_dir=str(folder))
-            judge(variant, seed, folder, [str(folder / "model.pt")])
-    for variant in changes if len(seeds) > 1 else ():
-        folder = output_dir / folder_name(variant)
-        say(f"{variant}, mean of {len(seeds)} networks")
-        checkpoints = [str(folder / f"seed{seed}" / "model.pt") for seed in seeds]
-        together = folder / "_".join([ENSEMBLE, *map(str, sorted(seeds))])  # of other seeds, another one
-        judge(variant, ENSEMBLE, together, checkpoints, "configs/ensemble.json")
-    own = [row for row in rows if row["data"] == OWN]
-    typer.echo(f"\n{summary_table(own, measure)}")
+        if not has_begun:
+            write_record(folder, made_of)
+    _warn_of_other_machines(plan, changes)
+    data = _data_sets(dataset_dir, output_dir, section, corrupt or (), others, reused)
+    judge = Judge(output_dir, measure, section, inferer, data, plan)
+    trainings = Trained.all_of(output_dir, changes, seeds)
+    for trained in trainings:
+        for name in filter(partial(judge.is_judged, trained), judge.names(trained)):
+            reused.take(judge.folder(trained, name), judge.made_of(trained, name))
+    reused.tell()
+    for trained in trainings:
+        if trained.seed == ENSEMBLE:
+            say(f"{trained.variant}, mean of {len(seeds)} networks")
+        elif not judge.is_judged(trained, OWN):
+            say(f"{trained.variant}, seed {trained.seed}")
+            own = {**places, **changes[trained.variant], "seed": trained.seed}
+            run_bundle(**own, resume=True, output_dir=str(trained.folder))
+        for name in judge.names(trained):
+            judge.judge(trained, name)
+    typer.echo(f"\n{summary_table([row for row in judge.rows if row['data'] == OWN], measure)}")
+    results = output_dir / judge.results
     if len(changes) > 1 or len(data) > 1:
         score = SHOWN[measure][0]
         scored = {
             name: {
                 variant: mean_over(
                     [
-                        read_cases(
-                            _judged(output_dir / folder_name(variant) / f"seed{seed}", results, name), score
-                        )
-                        for seed in seeds
+                        read_cases(judge.folder(trained, name), score)
+                        for trained in trainings
+                        if trained.variant == variant and trained.seed != ENSEMBLE
                     ]
                 )
                 for variant in changes
             }
             for name in data
         }
-        compared = comparison(scored, plan)
-        write_csv(output_dir / results / "comparison.csv", compared)
-        draw_comparison(compared, score, output_dir / results / "comparison.png")
+        compared = comparison(scored, judge.costs())
+        write_csv(results / "comparison.csv", compared)
+        draw_comparison(compared, score, results / "comparison.png")
         typer.echo(f"\n{comparison_table(compared, score)}")
-    typer.echo(f"\nTables and pictures: {output_dir / results}")
+    typer.echo(f"\nTables and pictures: {results}")
+
+
+def _training_of(args_file: Path, change: Row, dataset_dir: Path, minutes: float | None) -> Row:
+    """What the trainings of a variant depend on: the minutes, the merged configs, and the cases."""
+    config = parser_of(read_experiment(args_file, change)).get()
+    cases = sections(dataset_dir)
+    return {
+        "minutes": minutes,
+        "config": {key: value for key, value in config.items() if key not in OF_A_TRAINING},
+        "cases": {name: describe_cases(cases[name]) for name in ("training", "validation")},
+    }
+
+
+def _planned(costs: Row, made_of: Row) -> str:
+    """What a plan holds for: a training, and the length that it has."""
+    return short_hash([made_of, *(costs[name] for name in LENGTH)])
+
+
+def _is_planned(costs: Row | None, made_of: Row) -> bool:
+    """Whether a plan is one of this training, as it was written."""
+    return costs is not None and "of" in costs and costs["of"] == _planned(costs, made_of)
+
+
+def _require_not_begun(has_begun: bool, variant: str, folder: Path) -> None:
+    if has_begun:
+        raise InputError(
+            f"{PLAN} does not have the steps that {variant!r} was trained with in {folder}: put back the "
+            "file as it was, remove that folder to have it trained again, or give another --output_dir"
+        )
+
+
+def _require_one_machine(variant: str, plan: Mapping[str, Row]) -> None:
+    """Refuse to time a variant beside others that another machine timed: minutes would not be equal."""
+    others = sorted({costs["machine"] for costs in plan.values()} - {machine()})
+    if others:
+        raise InputError(
+            f"--minutes: {variant!r} has no plan yet, and {PLAN} was measured on another machine "
+            f"({few(others)}; this is {machine()}), so that equal minutes are not equal compute: measure it "
+            "there, or give another --output_dir"
+        )
+
+
+def _warn_of_other_machines(plan: Mapping[str, Row], variants: Iterable[str]) -> None:
+    measured = {plan[variant]["machine"] for variant in variants if variant in plan}
+    if others := sorted(measured - {machine()}):
+        warn(
+            f"{PLAN} was measured on {few(others)}, and this is {machine()}: the numbers of steps stay as "
+            "they are, seconds are those of that machine, and no case is timed here"
+        )
 
 
 def _data_sets(
-    dataset_dir: Path, output_dir: Path, section: str, corrupt: Sequence[str], others: Sequence[Path]
+    dataset_dir: Path,
+    output_dir: Path,
+    section: str,
+    corrupt: Sequence[str],
+    others: Sequence[Path],
+    reused: Reused,
 ) -> dict[str, Path]:
     """What is judged on, by name: the own data, those of other places, and changed ones, which are made."""
     data = {OWN: dataset_dir.resolve(), **{folder.name: folder for folder in others}}
@@ -175,12 +376,14 @@ def _data_sets(
             data[f"{kind} {strength}"] = folder
             if not folder.is_dir():
                 write_corrupted(dataset_dir, folder, kind, strength, section)
+            else:
+                reused.take(folder, corrupted_of(dataset_dir, kind, strength, section))
     return data
 
 
-def _judged(training: Path, results: str, data: str) -> Path:
-    """Where a training was judged on a data set."""
-    return training / (results if data == OWN else f"{results}_{folder_name(data)}")
+def warn(what: str) -> None:
+    """Say what should be known, and go on."""
+    typer.echo(f"warning: {what}", err=True)
 
 
 def _require_no_length(variant: str, change: Row, minutes: float | None) -> None:
@@ -188,16 +391,7 @@ def _require_no_length(variant: str, change: Row, minutes: float | None) -> None
     if minutes is not None and given is not None:
         raise InputError(
             f"--minutes is {minutes:g}, and {variant!r} has {given} {change[given]}: the minutes say how "
-            "many epochs there are; drop one"
-        )
-
-
-def _require_not_begun(folder: Path, variant: str, known: Row, minutes: float) -> None:
-    if any(folder.glob("seed*/checkpoints/last.pt")):
-        before = f"{known['minutes']:g} minutes" if known else "no --minutes"
-        raise InputError(
-            f"--minutes is {minutes:g}, and {variant!r} was trained with {before} in {folder}: give what was "
-            "given then, or another --output_dir"
+            "long a training is; drop one"
         )
 
 

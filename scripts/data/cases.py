@@ -7,18 +7,23 @@ argument that is wrong, a place that cannot be written to, a GPU that is lost.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from monai.utils import ensure_tuple
 
 from scripts.data.checks import Problem
 from scripts.errors import Fault, InputError, few, root_cause
+from scripts.files import fingerprint
 from scripts.process import gather
 
 logger = logging.getLogger(__name__)
@@ -96,6 +101,17 @@ class InferenceCases:
                 f"{len(failed)} of {total} images were not {self.work}: "
                 f"{few(failed)}; the others are done; mend the files named in the log and run again on them."
             )
+
+
+def describe_cases(cases: Sequence[Mapping[str, Any]]) -> str:
+    """How many cases, and a hash of their ids and of what their files hold, in their order."""
+    listed = []
+    for case in cases:
+        files = [Path(file) for key in ("image", "label") for file in ensure_tuple(case.get(key, ()))]
+        contents = [fingerprint(file) for file in files if file.is_file()]
+        listed.append([case.get("case", [file.name for file in files]), contents])
+    found = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:8]
+    return f"{len(cases)} cases ({found})"
 
 
 def problem_of(case: Mapping[str, Any], error: BaseException) -> Problem:

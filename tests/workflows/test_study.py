@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import monai.bundle
 import pytest
 
 import bundle.runs.budget
+import bundle.runs.made_of
 import bundle.runs.study
 from scripts.errors import InputError
 from tests.commands import ROOT, TINY, as_options, datalist, invoke, unchanged_process
@@ -118,10 +121,11 @@ def test_equal_minutes_and_data_that_no_training_saw(
         asked.append(kind)
         slow = RESIDUAL in run["config_file"]
         if kind == "training":
-            return {"seconds": {"step": 2.0 if slow else 1.0}, "steps": 4}
+            return {"seconds": {"step": 2.0 if slow else 1.0}}
         return {"seconds": {"cases": [9.0, 0.25]}}
 
     monkeypatch.setattr(bundle.runs.budget, "ask_doctor", ask_doctor)
+    monkeypatch.setattr(bundle.runs.study, "STRENGTHS", (2,))
     shutil.copytree(cells, tmp_path / "elsewhere")
 
     def study(*more: object, **options: object) -> str:
@@ -135,17 +139,18 @@ def test_equal_minutes_and_data_that_no_training_saw(
     output = study(minutes=0.2, other=tmp_path / "elsewhere", corrupt="blur")
     assert commands == ["segment", "score"] * 2  # what is new alone
     plan = json.loads((tmp_path / "out/plan.json").read_text())
-    # 12 seconds: 3 epochs of 4 steps of one second, and one of steps of two
-    assert {name: row["max_epochs"] for name, row in plan.items()} == {"plain": 3, "residual": 1}
+    # 12 seconds: 12 steps of one second, 6 of two, each an epoch of its own
+    assert {name: row["steps"] for name, row in plan.items()} == {"plain": 12, "residual": 6}
     assert plan["plain"]["parameters"] < plan["residual"]["parameters"]
-    assert all(row["seconds_a_case"] == 0.25 and row["step_bytes"] > 0 for row in plan.values())
+    assert all(row["seconds_a_case"] == {"testing": 0.25} for row in plan.values())
+    assert all(row["step_bytes"] > 0 for row in plan.values())
     assert asked == ["training"] * 2 + ["inference"] * 2
-    for name, epochs in (("plain", 3), ("residual", 1)):
+    for name, epochs in (("plain", 12), ("residual", 6)):
         curve = (tmp_path / f"out/{name}/seed0/learning_curve.csv").read_text()
         assert len(curve.splitlines()) == 1 + epochs
     with (tmp_path / "out/testing/comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    everywhere = ["own", "elsewhere", "blur 1", "blur 2", "blur 3"]
+    everywhere = ["own", "elsewhere", "blur 2"]
     assert [(row["data"], row["variant"]) for row in rows] == [
         (data, variant) for data in everywhere for variant in ("plain", "residual")
     ]
@@ -160,14 +165,56 @@ def test_equal_minutes_and_data_that_no_training_saw(
     commands.clear()
     study(minutes=0.2, other=tmp_path / "elsewhere", corrupt="blur")
     assert (commands, len(asked)) == ([], 4)  # nothing is measured, trained or judged again
-    assert "was trained with 0.2 minutes" in study(minutes=0.4)
-    assert "max_epochs 5: the minutes say how many epochs" in study("--max_epochs", 5, minutes=0.2)
+    assert "max_epochs 5: the minutes say how long" in study("--max_epochs", 5, minutes=0.2)
     assert "more than 0" in study(minutes=-1)
-    (tmp_path / "out/plan.json").unlink()
-    assert "was trained with no --minutes" in study(minutes=0.2)
-    assert "one epoch of 4 steps takes 0.067" in study(minutes=0.01, output_dir=tmp_path / "new")
+    assert "one step takes 0.017 here" in study(minutes=0.01, output_dir=tmp_path / "new")
     twin = shutil.copytree(cells, tmp_path / "more/elsewhere")
-    assert "several data sets have one name" in study(other=[twin, tmp_path / "elsewhere"])
+    assert "several data sets have one name" in study(minutes=0.2, other=[twin, tmp_path / "elsewhere"])
+
+    # what is changed between two calls is named, and nothing is done
+    file = tmp_path / "inferer.json"
+    file.write_text("{}")
+    plan_file, before = tmp_path / "out/plan.json", json.dumps(plan)
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle.runs.made_of, "processor", lambda: "another")
+        output = study(minutes=0.2)
+        assert "plan.json was measured on" in output
+        assert "and this is another, " in output
+        assert "machine was " in output
+        three = json.dumps({"variants": {**variants, "third": {"alpha": 0.25}}})
+        (tmp_path / "three.json").write_text(three)
+        assert "equal minutes are not equal compute" in study(minutes=0.2, variants=tmp_path / "three.json")
+    commands.clear()
+    refused = {
+        "minutes was 0.2 and is 0.4": {"minutes": 0.4},
+        "minutes was 0.2 and is not set": {},
+        "cases::training was 3 cases": {"minutes": 0.2, "dataset_dir": _other_labels(cells, tmp_path)},
+        "measure was instances and is membranes": {"minutes": 0.2, "measure": "membranes"},
+    }
+    for sentence, options in refused.items():
+        assert f"was made of something else ({sentence}" in study(**options)
+    assert "config::batch_size was 4 and is 3" in study("--batch_size", 3, minutes=0.2)
+    (tmp_path / "args.json").write_text(json.dumps({**experiment, "learning_rate": 0.5}))
+    assert "config::learning_rate was 0.003 and is 0.5" in study(minutes=0.2)
+    (tmp_path / "args.json").write_text(json.dumps(experiment))
+    plan_file.write_text(before.replace('"max_epochs": 12', '"max_epochs": 13'))
+    assert "plan.json does not have the steps that 'plain' was trained with" in study(minutes=0.2)
+    plan_file.write_text(before)
+    other_weights = tmp_path / "out/residual/seed0/model.pt"
+    other_weights.rename(tmp_path / "kept.pt")
+    shutil.copy(tmp_path / "out/plain/seed0/model.pt", other_weights)
+    assert "residual/seed0/testing was made of something else (weights was" in study(minutes=0.2)
+    (tmp_path / "kept.pt").rename(other_weights)
+    assert commands == []
+    assert "Tables and pictures" in study(minutes=0.2)
+
+
+def _other_labels(cells: Path, folder: Path) -> Path:
+    """A copy of the data set, one label of which is the label of another case."""
+    made = shutil.copytree(cells, folder / "relabelled")
+    first, second = sorted((made / "labelsTr").iterdir())[:2]
+    shutil.copy(second, first)
+    return made
 
 
 def test_the_doctor_times_a_step_and_a_case(cells: Path, tmp_path: Path) -> None:
@@ -175,7 +222,21 @@ def test_the_doctor_times_a_step_and_a_case(cells: Path, tmp_path: Path) -> None
     ids = {**TINY[2], "max_epochs": 1, "val_interval": 1, "output_dir": str(tmp_path / "out")}
     experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"], **ids}
     found = bundle.runs.budget.ask_doctor({**experiment, "dataset_dir": str(cells)})
-    assert found["steps"] == 1
     assert 0 < found["seconds"]["step"] < 10
-    with pytest.raises(InputError, match=r"doctor` finds .*chanels"):
-        bundle.runs.budget.ask_doctor({**experiment, "dataset_dir": str(cells), "chanels": [4, 8]})
+
+
+def test_what_the_doctor_finds_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {
+        "check": "ids",
+        "found": "chanels is no id",
+        "fix": "write channels",
+        "status": "error",
+        "values": {},
+    }
+    said = {"stdout": json.dumps({"checks": [row]}), "stderr": ""}
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **how: SimpleNamespace(**said))
+    with pytest.raises(InputError, match=r"doctor` finds 1 error.*ids: chanels is no id write channels"):
+        bundle.runs.budget.ask_doctor({})
+    said["stdout"] = ""
+    with pytest.raises(InputError, match=r"doctor` broke off \(nothing\)"):
+        bundle.runs.budget.ask_doctor({})

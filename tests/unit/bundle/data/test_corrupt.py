@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from bundle.cli import Corruption
-from bundle.data.corrupt import KINDS, STRENGTHS, changed, write_corrupted
+from bundle.data.corrupt import KINDS, STRENGTHS, changed, corrupted_of, write_corrupted
 from bundle.data.phantom import Kind, write_phantom
+from bundle.runs.made_of import require_same
 from scripts.data.datalist import sections
 from scripts.errors import InputError
 from tests.commands import read_array
@@ -97,6 +98,13 @@ def test_labels_names_and_places_stay(kind: Kind, tmp_path: Path) -> None:
         assert not np.array_equal(made, values)
         if kind == Kind.ORGAN:
             assert np.allclose(nib.load(one["image"]).affine, nib.load(other["image"]).affine)
+    made_of = corrupted_of(tmp_path / "data", "blur", 2, "testing")
+    assert require_same(tmp_path / "worse", made_of) == ""
+    with pytest.raises(InputError, match=r"made of something else \(seed was 0 and is 1\)"):
+        require_same(tmp_path / "worse", {**made_of, "seed": 1})
+    Path(before[0]["image"]).write_bytes(Path(before[1]["image"]).read_bytes())
+    with pytest.raises(InputError, match=r"made of something else \(cases was \d cases"):
+        require_same(tmp_path / "worse", corrupted_of(tmp_path / "data", "blur", 2, "testing"))
     about = json.loads((tmp_path / "worse/dataset.json").read_text())
     assert about["labels"] == json.loads((tmp_path / "data/dataset.json").read_text())["labels"]
     write_corrupted(tmp_path / "data", tmp_path / "val", "blur", 2, "validation")
