@@ -26,6 +26,11 @@ _FAILED = re.compile(r"Failed to evaluate ConfigExpression: *\s*(?P<expression>.
 #: What MONAI says of a component that it cannot make.
 _NOT_MADE = re.compile(r"Failed to instantiate component '(?P<name>[^']*)' with keywords: (?P<values>[^\n]*)")
 
+#: What PyTorch's norms say of one value for each channel.
+_NO_STATISTICS = re.compile(
+    r"Expected more than 1 (?:value per channel|spatial element) when training, got input size (.*)"
+)
+
 #: From this likeness on, 0 to 1, a known name may have been meant by an unknown one.
 ALIKE = 0.6
 
@@ -142,7 +147,8 @@ def told(error: BaseException) -> str | None:
 
     Args:
         error: at its root an InputError, or the word of the system that there is no more room or about a
-            path, which whatever opens files by itself hands on; or a part of a config that makes nothing.
+            path, which whatever opens files by itself hands on, or of a norm, in whatever network, that has a
+            single value; or a part of a config that makes nothing.
     """
     cause = root_cause(error)
     if isinstance(cause, OSError) and cause.errno in NO_ROOM:
@@ -154,6 +160,13 @@ def told(error: BaseException) -> str | None:
     if isinstance(cause, OSError) and cause.errno in OF_THE_PATH and cause.filename:
         path = str(cause.filename)[:LONGEST_PATH]
         return f"{path} cannot be used ({cause.strerror}): correct the path, or mend its rights"
+    if (found := _NO_STATISTICS.match(str(cause))) and isinstance(cause, ValueError):
+        size = found[1].removeprefix("torch.Size(").removesuffix(")")
+        return (
+            f"a norm of the network has no statistics of one value for each channel, of a map {size}: give "
+            "a larger patch_size or batch_size, and where it is the last step of an epoch, which takes what "
+            "is left, set steps_per_epoch"
+        )
     return str(cause) if isinstance(cause, InputError) else _of_component(error)
 
 

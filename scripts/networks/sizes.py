@@ -24,8 +24,8 @@ from scripts.networks.heads import main_logits
 #: How far from a size that is illegal others are tried, in voxels.
 SEARCHED = 512
 
-#: So many sizes that fail with the same words say that it is not the size.
-REPEATED = 8
+#: So many sizes that fail with the same words say that it is not the size: more than the strides of networks.
+REPEATED = 33
 
 #: Share of its length to which an axis is cut down at most in one step.
 CUT = 7 / 8
@@ -94,6 +94,8 @@ class Sizes:
             module.register_forward_hook(self._note)
             if isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d):
                 module.forward = partial(_sized, module)  # type: ignore[method-assign]
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(_require_statistics)
 
     def output(self, size: Sequence[int]) -> Axes:
         """Spatial size of the logits of an image.
@@ -403,6 +405,17 @@ def _sized(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:
     if x.shape[2:].numel() == 1 and (norm.training or not norm.track_running_stats):
         raise ValueError(f"an instance norm of a single voxel, {tuple(x.shape)}")
     return x
+
+
+def _require_statistics(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Refuse a single value in a group: a group norm gives its bias for it, whatever the image shows.
+
+    Raises:
+        ValueError: such a map.
+    """
+    (x,) = inputs
+    if isinstance(norm, nn.GroupNorm) and x[0].numel() == norm.num_groups:
+        raise ValueError(f"a group norm of single values, {tuple(x.shape)}")
 
 
 def _with_data(tensor: Tensor) -> Tensor:

@@ -39,9 +39,6 @@ from scripts.networks.sizes import Sizes, require_multiple
 # The 2015 paper has "drop-out layers at the end of the contracting path": here, in the two deepest levels.
 DROPOUT_LEVELS = 2
 
-# What a batch norm in training says of a single value.
-NO_STATISTICS = "more than 1 value per channel"
-
 Part = Callable[..., Stage]  # a class of `scripts.networks.blocks`, or like one
 
 
@@ -370,11 +367,6 @@ class UNet(nn.Module):
         except (RuntimeError, ValueError) as error:
             if args and isinstance(args[0], Tensor) and not args[0].is_meta:
                 Sizes(self).check(args[0].shape[2:], error)
-                if NO_STATISTICS in str(error):
-                    raise InputError(
-                        f"a norm has no statistics of a batch of {tuple(args[0].shape)}, which ends as a "
-                        "single voxel: give batch_size 2 or more, or a larger patch_size"
-                    ) from error
             raise
 
 

@@ -7,6 +7,7 @@ import os
 import re
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from scripts.errors import InputError, told
@@ -71,3 +72,16 @@ def test_an_expression_that_fails_is_told(expression: str, sentence: str | None)
         parser.get_parsed_content("run")
     said = told(caught.value)
     assert said is None if sentence is None else str(said).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "norm", [torch.nn.BatchNorm2d(3), torch.nn.InstanceNorm2d(3), torch.nn.GroupNorm(3, 3)], ids=repr
+)
+def test_a_norm_of_a_single_value_is_told(norm: torch.nn.Module) -> None:
+    """As PyTorch says it, whichever network it is in."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what it says is told
+        norm(torch.zeros(1, 3, 1, 1))
+    said = str(told(caught.value))
+    assert re.match(
+        r"a norm of the network has no statistics of one value .*, of a map \[1.*\]: give a", said
+    )
