@@ -50,6 +50,12 @@ ADDED = {
     "multi_gpu_train": {"validate::sampler", "validate::dataloader::sampler"},
 }
 
+#: Ids of a task, or of an experiment, which no network brings along.
+OF_A_TASK = {
+    *("dataset_dir", "in_channels", "patch_size", "spacing", "geometry", "normalise", "seed", "fold"),
+    *("batch_size", "samples_per_case", "steps_per_epoch", "learning_rate", "max_epochs", "val_interval"),
+}
+
 #: Ids of train.json and inference.json whose values differ on purpose.
 DIFFERENT = {
     *("dataset_dir", "output_dir", "checkpoint", "interpolation", "run", "network", "runtime"),
@@ -218,6 +224,7 @@ def test_overlay_resolves(base: str, file: Path) -> None:
         "network/fcdensenet": [32, 64, 32],
         "network/mss": [192, 192, 48],
         **dict.fromkeys(("network/pretrained_efficientnet", "network/pretrained_resnet"), [64] * 3),
+        "network/resenc": [64] * 3,
         "network/swinunetr": [64] * 3,
         "network/unet2015": [188] * 3,
         "network/unet3d2016": [132, 132, 116],
@@ -298,3 +305,8 @@ def test_heads_of_mss_weigh_as_published() -> None:
         outputs = parser.get_parsed_content("network_def")(torch.empty(2, 1, 64, 64, 16))
     weights = {name: term.weight for name, term in parser.get_parsed_content("heads_loss").heads.items()}
     assert weights == dict(zip(outputs, [0.6, 0.1, 0.1, 0.1, 0.1], strict=True))
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "network").glob("*.json")), ids=name_of)
+def test_a_network_leaves_to_a_task_what_is_the_tasks(file: Path) -> None:
+    assert not OF_A_TASK & set(read(name_of(file)))
