@@ -398,5 +398,11 @@ def figures(
     only: Annotated[list[FigureName], typer.Option("--only", help="Repeatable")] = list(FigureName),
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the PNG files go")] = OWN_RUNS
     / "figures",
+    args_file: Annotated[
+        Path | None, typer.Option("--args_file", help="Draw the network of this experiment instead")
+    ] = None,
+    ids: Ids = None,
 ) -> None:
     """Draw networks, tiles, the weight map, elastic deformation and wrong cells for docs/unet2015.md."""
+    if args_file is None and ids:
+        raise InputError(f"--{next(iter(ids))} is an id of an experiment: give --args_file too")

@@ -11,14 +11,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 from matplotlib.figure import Figure
 from PIL import Image
 
 from bundle.figures.diagram import configured, draw_architecture
 from bundle.figures.mechanisms import corrupt_cells, draw_elastic, draw_tiles, draw_weights, even_cells
+from bundle.runs.experiments import parser_of, read_experiment
+from scripts.errors import InputError
 from scripts.files import atomic_write
 from scripts.judging import Case
+from scripts.networks import UNet
 from scripts.pictures import draw_instances, save_figure
 
 DPI = 100
@@ -76,7 +80,29 @@ def write_figures(names: Sequence[str], output_dir: Path) -> list[Path]:
     return paths
 
 
-def figures(only: list[str], output_dir: Path) -> None:
+def draw_network(args_file: Path, ids: dict[str, Any]) -> Figure:
+    """The network of an experiment, for its patch.
+
+    Raises:
+        InputError: see `parser_of`; a network that is not assembled of parts.
+    """
+    parser = parser_of(read_experiment(args_file, ids))
+    with torch.device("meta"):
+        network = parser.get_parsed_content("network_def")
+    if not isinstance(network, UNet):
+        raise InputError(
+            f"network_def is {type(network).__name__}, whose parts are not known: only networks that are a "
+            "scripts.networks.UNet are drawn"
+        )
+    return draw_architecture(network, parser.get_parsed_content("patch_size"))
+
+
+def figures(only: list[str], output_dir: Path, args_file: Path | None, ids: dict[str, Any]) -> None:
     """Carry out `bundle.cli.figures`, whose arguments these are."""
+    if args_file is not None:
+        path = output_dir / f"{args_file.stem}.png"
+        save_figure(draw_network(args_file, ids), path, DPI)
+        typer.echo(path)
+        return
     for path in write_figures(only, output_dir):
         typer.echo(path)

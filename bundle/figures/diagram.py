@@ -38,12 +38,17 @@ ARROWS = {
     "convolution": "#0072b2",
     "strided convolution": "#e69f00",
     "skip": "#7f7f7f",
+    "gate": "#8c6d00",
     "pool": "#d55e00",
+    "part": "#882255",
     "up": "#009e73",
     "head": "#cc79a7",
     "shortcut": "#000000",
 }
 MAP_COLOUR = "#56b4e9"
+
+#: What a merge does that puts the skip beside the map from below as it is.
+COPY = "copy"
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class FeatureMap:
         size: spatial size, in voxels.
         skipped: how many of the channels come from the skip, which is cropped to ``size``.
         dropout: probability of the dropout that follows, or 0.
+        gated: the merge looks at the coarser map, before its up-step.
         shortcut: index of the map that is added to this one, or None.
         added: the addition in words.
     """
@@ -69,6 +75,7 @@ class FeatureMap:
     size: tuple[int, ...]
     skipped: int = 0
     dropout: float = 0.0
+    gated: bool = False
     shortcut: int | None = None
     added: str = ""
 
@@ -94,7 +101,8 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
         def note(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             skipped = inputs[0].shape[1] if isinstance(module, Concatenate) else 0
             size = tuple(output.shape[2:])
-            maps.append(FeatureMap(operation, detail, level, output.shape[1], size, skipped))
+            gated = operation == "merge" and _looks_below(module, *inputs)
+            maps.append(FeatureMap(operation, detail, level, output.shape[1], size, skipped, gated=gated))
 
         handles.append(module.register_forward_hook(note))
 
@@ -105,6 +113,8 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
         for unit in cast(list[nn.Sequential], list(block.convolutions)):
             strided = any(max(m.stride) > 1 for m in unit if isinstance(m, nn.Conv2d | nn.Conv3d))
             watch(unit, "strided convolution" if strided else "convolution", _describe(*unit), level)
+        for part in (part for part in block.children() if isinstance(part, Stage)):
+            watch(part, "part", _words(part), level)
         if isinstance(block, ResidualBlock):
             added = "sum with the block's input, " + _describe(block.act)
 
@@ -134,6 +144,9 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
                 maps.append(FeatureMap("strided convolution", made, index, x.shape[1], tuple(x.shape[2:])))
 
         handles.append(network.encoder.register_forward_hook(note_features))
+    if not isinstance(network.bottleneck, nn.Identity):
+        lowest = len(network.encoder.strides) - 1
+        watch(network.bottleneck, "part", _words(network.bottleneck), lowest)
     for rise in (module for module in network.decoder.modules() if isinstance(module, DecoderLevel)):
         watch(rise.up, "up", _describe_up(rise.up), rise.level)
         watch(rise.merge, "merge", _describe_merge(rise.merge), rise.level)
@@ -374,8 +387,15 @@ class _Diagram:
                 Rectangle(frame, from_width, height, fill=False, edgecolor="#20506b", lw=0.8, linestyle="--")
             )
         y = min(bottom + self.ARROW_HEIGHT * height, from_bottom + self.ARROW_HEIGHT * from_height)
-        detail = m.detail if not m.skipped else "copy and crop" if cropped else "copy"
+        detail = "copy and crop" if cropped and m.detail == COPY else m.detail
         self._arrow("skip", detail, (from_left + from_width, y), (left, y))
+        if m.gated:  # from the map below, between the levels, beside the sizes
+            below_left, below_bottom, below_width, below_height = self.boxes[self.before(index - 1) or 0]
+            turn = below_left + 0.15 * below_width
+            top, between, x = below_bottom + below_height, bottom - 0.5 * self.STEP, left - 0.5 * self.GAP
+            self.axis.plot([turn, turn, x], [top, between, between], color=ARROWS["gate"], lw=1.4)
+            self._arrow("gate", "the coarser map looked at", (x, between), (x, y))
+            self.axis.plot(x, y, marker="o", markersize=6, color=ARROWS["gate"])
 
     def _arrow(
         self,
@@ -454,7 +474,23 @@ def _describe_up(up: Stage) -> str:
 
 
 def _describe_merge(merge: Stage) -> str:
-    return "copy" if isinstance(merge, Concatenate) else type(merge).__name__
+    return COPY if type(merge) is Concatenate else _words(merge)
+
+
+def _words(part: nn.Module) -> str:
+    """The name of a part's class as people write it: "attention gate"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(part).__name__).lower()
+
+
+def _looks_below(merge: nn.Module, skip: torch.Tensor, up: torch.Tensor, below: torch.Tensor) -> bool:
+    """Whether what a merge gives depends on the coarser map by another way than the up-step."""
+    coarser = torch.empty_like(below, requires_grad=True)
+    with torch.enable_grad():
+        merged = merge.forward(skip.detach(), up.detach(), coarser)
+        if not merged.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(merged.sum(), coarser, allow_unused=True)
+    return gradient is not None
 
 
 def configured(*overlays: str, **overrides: Any) -> tuple[UNet, tuple[int, ...]]:

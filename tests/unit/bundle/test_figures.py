@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
@@ -214,6 +215,7 @@ def test_copied_channels_are_those_of_the_skip() -> None:
         ((), None),
         (("network/residual",), None),
         (("network/unet3d2016",), (132, 132, 116)),
+        (("network/attention",), None),
     ],
     ids=str,
 )
@@ -335,3 +337,41 @@ def test_command(tmp_path: Path) -> None:
     result = invoke("figures", "--only", "unet3d", "--output_dir", tmp_path)
     assert result.exit_code == 0, result.output
     assert [path.name for path in tmp_path.iterdir()] == ["unet3d.png"]
+
+
+def test_the_network_of_an_experiment(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"config_file": ["configs/train.json", "configs/network/umamba.json"]}))
+    given = ("figures", "--args_file", file, "--output_dir", tmp_path / "out")
+    result = invoke(*given, "--channels", "[4,8,8]")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out/mine.png").is_file()
+    file.write_text(json.dumps({"config_file": ["configs/train.json", "configs/network/segresnet.json"]}))
+    assert "network_def is SegResNet, whose parts are not known" in str(invoke(*given).exception)
+    assert "give --args_file too" in str(invoke("figures", "--channels", "[4,8]").exception)
+
+
+def test_what_stands_in_the_bottleneck_and_what_gates_look_at_are_read() -> None:
+    class Twice(Stage):
+        def __init__(self, layers: Layers, in_channels: int) -> None:
+            super().__init__(2 * in_channels)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x, x], 1)
+
+    class BelowToo(Concatenate):
+        def forward(self, skip: torch.Tensor, up: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+            return super().forward(skip * below.mean(), up, below)
+
+    plain, gated = (read_feature_maps(small(merge=merge), (16, 16)) for merge in (Concatenate, BelowToo))
+    assert [m.gated for m in plain if m.operation == "merge"] == [False, False]
+    assert [m.gated for m in gated if m.operation == "merge"] == [True, True]
+    network = small(merge=BelowToo, bottleneck=Twice)
+    maps = read_feature_maps(network, (16, 16))
+    (wide,) = (m for m in maps if m.operation == "part")
+    before = maps[maps.index(wide) - 1]
+    assert (wide.detail, wide.level, wide.size) == ("twice", before.level, before.size)
+    assert wide.channels == 2 * before.channels
+    assert {"twice", "below too", "the coarser map looked at"} <= set(
+        legend(draw_architecture(network, (16, 16)))
+    )
