@@ -21,11 +21,11 @@ def run_python(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
 
 
-def evaluate(configs: list[str], data: Path, output_dir: Path) -> dict[tuple[str, str], float]:
+def evaluate(configs: list[str], data: Path, output_dir: Path, *more: str) -> dict[tuple[str, str], float]:
     """Evaluate a training on the test split; the means by class and score."""
     names = repr([*configs, "configs/evaluate.json"])
     where = ["--dataset_dir", str(data), "--output_dir", str(output_dir)]
-    run_python("-m", "monai.bundle", "run", "--config_file", names, *where)
+    run_python("-m", "monai.bundle", "run", "--config_file", names, *where, *more)
     summary = json.loads((output_dir / "evaluation" / "summary.json").read_text())["summary"]
     return {(entry["class"], entry["score"]): entry["mean"] for entry in summary}
 
@@ -50,6 +50,14 @@ def test_hippocampus_mean_dice(tmp_path):
     where = ["--dataset_dir", str(data), "--output_dir", str(tmp_path)]
     run_python("-m", "monai.bundle", "run", "--config_file", "configs/train.json", *where)
     assert evaluate(["configs/train.json"], data, tmp_path)["mean", "dice"] >= 0.885
+
+
+def test_our_weights_reach_what_their_card_says(tmp_path):
+    data = need("msd_task04_hippocampus")
+    about = json.loads((ROOT / "configs/metadata.json").read_text(encoding="utf-8"))["eval_metrics"]
+    found = evaluate(["configs/train.json"], data, tmp_path, "--checkpoint", str(ROOT / "models/model.pt"))
+    for score, tolerance in {"dice": 0.001, "hd95": 0.02, "surface_dice": 0.002}.items():
+        assert found["mean", score] == pytest.approx(about[score], abs=tolerance), score
 
 
 def listed(folder: str, output_dir: Path, *options: str) -> Path:

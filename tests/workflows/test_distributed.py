@@ -143,7 +143,7 @@ def test_processes_end_without_being_aborted(tmp_path: Path) -> None:
     script = tmp_path / "leave.py"
     script.write_text(f"import sys\nsys.path.insert(0, {bundle_root()!r})\n{LEAVE}", encoding="utf-8")
     done = command(
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4", str(script), cwd=tmp_path
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
 

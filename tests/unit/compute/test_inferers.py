@@ -579,7 +579,6 @@ print("fits" if status("VmHWM") <= budget else "exceeds")
         (["budget"], "fits"),
         (["budget", "accelerated"], "fits"),
         ([], "exceeds"),
-        (["accelerated"], "exceeds"),
     ],
 )
 def test_process_stays_within_its_budget(settings, expected):
