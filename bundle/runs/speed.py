@@ -32,6 +32,7 @@ from scripts.checkpoints import check_weights, read_weights
 from scripts.compute.acceleration import mixed_precision
 from scripts.compute.classmaps import straight
 from scripts.compute.quantised import int8_files
+from scripts.compute.runtimes import Runtime
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, write_csv
 from scripts.judging import case_of, mean_dice
@@ -69,7 +70,7 @@ MIRRORED, ALL = ORIENTATIONS = ("mirrored as in training", "all orientations")
 
 #: Columns of the table and of speed.csv.
 COLUMNS = (
-    *("setting", "dice", "loss", "largest loss", "seconds a case", "times as fast"),
+    *("setting", "auto took", "dice", "loss", "largest loss", "seconds a case", "times as fast"),
     "overlay",
 )
 
@@ -135,12 +136,14 @@ class Trial:
         setting: the setting.
         dice: mean Dice of each case; NaN for one that says nothing.
         seconds: for each round, the mean of a case.
+        taken: what runtime "auto" took, which may not be what the setting allows.
         note: why it could not be tried.
     """
 
     setting: Setting
     dice: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    taken: str = ""
     note: str = ""
 
     @property
@@ -223,6 +226,8 @@ class Bench:
                 return
         trial.seconds.append(statistics.fmean(seconds))
         trial.dice = dice
+        runtime = getattr(parser.get_parsed_content("window_inferer"), "runtime", None)
+        trial.taken = runtime.taken if isinstance(runtime, Runtime) else ""
 
 
 def tune_speed(
@@ -376,6 +381,7 @@ def row_of(trial: Trial, best: Trial, configured: Trial, chosen: Mapping[str, Tr
     losses = np.array(best.dice) - np.array(trial.dice)
     return {
         "setting": trial.setting.name,
+        "auto took": trial.taken or None,
         "dice": trial.mean,
         "loss": best.mean - trial.mean,
         "largest loss": float(np.nanmax(losses)),

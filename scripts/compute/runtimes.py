@@ -211,6 +211,11 @@ class Runtime:
             self._shown.clear()
             self.reserved = 0
 
+    @property
+    def taken(self) -> str:
+        """What "auto" took, such as "openvino in int8"; empty until it has, and for other runtimes."""
+        return _describe(self._choice) if self.runtime == "auto" and self._choice else ""
+
     def _choose(self, device: torch.device) -> Choice:
         """The runtime to convert for, and its type of mixed precision or None."""
         mixed = self._precision(device)

@@ -145,7 +145,9 @@ def test_speed_is_tuned_on_validation_alone_and_inference_takes_the_overlays(
     assert written(tmp_path / "out") == names
     with (tmp_path / "out/speed.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {"as configured", "torch, float32"} <= {row["setting"] for row in rows}
+    took = {row["setting"]: row["auto took"] for row in rows}
+    assert took["as configured"].split(" in ")[0] in ("openvino", "torch")
+    assert took["torch, float32"] == ""
     assert sorted(" ".join(row["overlay"] for row in rows).split()) == ["balanced", "best", "fast"]
     highest = max(float(row["dice"]) for row in rows)
     for row in rows:

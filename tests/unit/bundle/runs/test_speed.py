@@ -57,10 +57,11 @@ def test_turns_are_taken_by_the_configured_setting_and_what_could_be_chosen() ->
 
 def test_row_has_the_loss_of_the_worst_case(tmp_path: Path) -> None:
     best = Trial(Setting(), [0.9, 0.8, float("nan")], [2.0, 4.0, 3.0])
-    other = Trial(Setting(threads=1), [0.8, 0.9, float("nan")], [1.5])
+    other = Trial(Setting(threads=1), [0.8, 0.9, float("nan")], [1.5], "torch in float32")
     row = row_of(other, best, best, {"fast": other, "best": best, "balanced": other})
     assert row == {
         "setting": "1 thread",
+        "auto took": "torch in float32",
         "dice": pytest.approx(0.85),
         "loss": pytest.approx(0.0),
         "largest loss": pytest.approx(0.1),
