@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -250,7 +251,8 @@ def _in_int8(network: nn.Module, tile: Tensor) -> nn.Module:
     with TemporaryDirectory() as folder:
         source = Path(folder, "network.xml")
         save_model(convert_model(network, example_input=tile), source, compress_to_fp16=False)
-        quantise(source, network, [torch.rand(tile.shape) for _ in range(CALIBRATION)], Path(folder))
+        noise = [torch.rand(tile.shape) for _ in range(CALIBRATION)]
+        quantise(source, network, noise, Path(folder), share=math.inf)
         rounded = Exported(str(Path(folder, "model.int8.xml")), network, precision="fast")
         rounded(tile)  # while the files are there
     return rounded

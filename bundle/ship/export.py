@@ -402,6 +402,8 @@ def write(name: str, model: Model, output_dir: Path) -> Result:
     with tempfile.TemporaryDirectory() as workshop:
         try:
             made.write(model, Path(workshop))
+        except InputError as error:
+            return Result(note=str(error))
         except Exception as error:  # every library has its own
             return Result(
                 note=f"{made.files[0]} could not be made in {workshop} ({_reason(error)}): free space if "

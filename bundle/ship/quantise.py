@@ -1,16 +1,19 @@
 """int8 after training: what passes through a network is measured on training tiles, then rounded to 8 bits.
 
-nncf, the companion of OpenVINO, puts the rounding into the graph and corrects the biases for it. Source: its
-post-training quantisation, https://docs.openvino.ai ("Basic Quantization Flow").
+nncf, the companion of OpenVINO, puts the rounding into the graph and corrects the biases for it. Where the
+classes of training tiles change by more than inference would allow, the layers to blame stay in float.
+Source: https://docs.openvino.ai, "Basic Quantization Flow" and "Quantizing with Accuracy Control".
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import Dataset
 from monai.utils import CommonKeys as Keys
@@ -19,10 +22,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from tqdm import tqdm
 
 from scripts.compute.quantised import OWN, WEIGHTS, digest, int8_files
-from scripts.compute.runtimes import openvino_core
+from scripts.compute.runtimes import MEAN_DIFFERENCE, SAME_CLASS, agreement, openvino_core
 from scripts.errors import InputError
 from scripts.files import sha256
 from scripts.labels import IGNORE_LABEL
+from scripts.networks.heads import main_logits
 
 #: Tiles that are measured at most,
 TILES = 128
@@ -32,6 +36,16 @@ VOXELS = 100_000_000
 
 #: and cases whose voxels vary, at least: of fewer the ranges are those of a few scans.
 LEAST_CASES = 8
+
+#: Of the tiles at most so many are compared with the network in float, and of their logits so many numbers,
+JUDGED = 32
+LOGITS = 30_000_000
+
+#: by fewer layers are ranked where some have to stay in float,
+RANKED = 8
+
+#: and of what inference allows to differ this share is allowed here.
+SHARE = 0.5
 
 
 def calibration_tiles(
@@ -90,14 +104,21 @@ def calibration_tiles(
     return tiles
 
 
-def quantise(source: Path, network: nn.Module, tiles: Sequence[Tensor], folder: Path) -> None:
-    """Write model.int8.xml and model.int8.bin.
+def quantise(
+    source: Path, network: nn.Module, tiles: Sequence[Tensor], folder: Path, share: float = SHARE
+) -> None:
+    """Write model.int8.xml and model.int8.bin; layers that would change the classes stay in float.
 
     Args:
         source: the network in a file that OpenVINO reads, for tiles of any size.
         network: the same in PyTorch.
         tiles: of `calibration_tiles`.
         folder: where the files go.
+        share: of what `scripts.compute.runtimes` allows to differ from float, this may; more than that and
+            layers stay in float. Infinity: none does.
+
+    Raises:
+        InputError: all layers would have to stay in float.
     """
     openvino_core()  # before nncf, which else reports its use
     import nncf
@@ -107,19 +128,64 @@ def quantise(source: Path, network: nn.Module, tiles: Sequence[Tensor], folder: 
     model = openvino_core().read_model(source)
     any_size = model.input().partial_shape
     model.reshape(list(tiles[0].shape))
-    quantised = nncf.quantize(
+    judged = list(_judged(network.eval(), tiles))
+    quantised = nncf.quantize_with_accuracy_control(
         model,
         nncf.Dataset([tile.numpy() for tile in tiles]),
+        nncf.Dataset(judged, lambda item: item[0]),
+        _alike,
+        max_drop=share,
         subset_size=len(tiles),
+        advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+            ranking_subset_size=RANKED
+        ),
         # Processors without VNNI add two products in 16 bits: weights of 7 bits cannot overflow them
-        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+        advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
+            overflow_fix=nncf.OverflowFix.ENABLE
+        ),
     )
+    if not any(operation.get_type_name() == "FakeQuantize" for operation in quantised.get_ops()):
+        raise InputError(
+            "no layer can be rounded to 8 bits without changing the classes of training tiles: "
+            "use another --format"
+        )
     quantised.reshape(any_size)
     xml, binary = int8_files(folder / "model.pt")
     quantised.set_rt_info(digest(network), WEIGHTS)
     openvino.save_model(quantised, xml, compress_to_fp16=False)
     quantised.set_rt_info(sha256(binary), OWN)
     openvino.save_model(quantised, xml, compress_to_fp16=False)
+
+
+def _judged(network: nn.Module, tiles: Sequence[Tensor]) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Some of the tiles, spread over all, and their logits in float."""
+    numbers = 0
+    with torch.no_grad():
+        for tile in tiles[:: math.ceil(len(tiles) / JUDGED)]:
+            if numbers >= LOGITS:
+                return
+            logits = main_logits(network(tile))
+            numbers += logits.numel()
+            yield tile.numpy(), logits
+
+
+def _alike(model: Any, judged: Iterable[tuple[np.ndarray, Tensor]]) -> tuple[float, None]:
+    """How much of what may differ from float a compiled network leaves: 1 all of it, 0 none, below it more.
+
+    Args:
+        model: in OpenVINO.
+        judged: tiles and their logits in float.
+    """
+    pairs = [(torch.from_numpy(model(tile)[0]), logits) for tile, logits in judged]
+    found, reference = (
+        torch.cat([logits.movedim(1, 0).flatten(1) for logits in some], 1)[None]
+        for some in zip(*pairs, strict=True)
+    )
+    worst = max(
+        max((1 - dice) / (1 - SAME_CLASS), apart / MEAN_DIFFERENCE)
+        for dice, apart in agreement(found, reference).values()
+    )
+    return 1 - worst, None
 
 
 def _somewhere(

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,13 @@ def test_int8_lies_beside_the_weights_for_precision_fast(
     assert written(mine / "models") == written(packaged / "models")
 
     monkeypatch.setattr(bundle.ship.quantise, "LEAST_CASES", 3)
+    ties = export(mine, tmp_path / "out", "--format", "openvino-int8", "--dataset_dir", cells)
+    assert ties.exit_code == 1  # weights that nobody trained make most voxels ties
+    assert "openvino-int8: no layer can be rounded to 8 bits" in ties.output
+    assert written(mine / "models") == written(packaged / "models")
+
+    rounded = partial(bundle.ship.quantise.quantise, share=float("inf"))
+    monkeypatch.setattr(bundle.ship.export, "quantise", rounded)
     made = export(mine, tmp_path / "out", "--format", "openvino-int8", "--dataset_dir", cells, "--rounds", 1)
     assert made.exit_code == 0, made.output + str(made.exception)
     assert set(written(mine / "models")) - set(written(packaged / "models")) == {
@@ -224,7 +232,6 @@ def test_int8_lies_beside_the_weights_for_precision_fast(
     assert row["largest difference"] > 0
     assert row["cases"] == 1
 
-    # weights that nobody trained make most voxels ties
     monkeypatch.setattr(runtimes, "SAME_CLASS", 0.0)
     monkeypatch.setattr(runtimes, "MEAN_DIFFERENCE", 1.0)
     places = {"dataset_dir": str(cells / "imagesTs"), "bundle_root": str(mine)}

@@ -50,6 +50,22 @@ class Bright(nn.Module):
         return self.head(self.blur(x).relu())
 
 
+class Delicate(Bright):
+    """Bright by a difference of two sums a thousand times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many = nn.Conv2d(1, 2, 1)
+        self.many.weight.data = torch.tensor([[999.0], [1000.0]])[..., None, None]
+        self.many.bias.data = torch.zeros(2)
+        self.difference = nn.Conv2d(2, 1, 1)
+        self.difference.weight.data = torch.tensor([[-1.0, 1.0]])[..., None, None]
+        self.difference.bias.data = torch.zeros(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blur(self.difference(self.many(x))).relu())
+
+
 class Dark(Bright):
     """Another network with weights of the same names and values."""
 
@@ -65,15 +81,21 @@ def images(count: int) -> list[torch.Tensor]:
     return list(coarse.repeat_interleave(4, -1).repeat_interleave(4, -2) + noise)
 
 
-def make(network: nn.Module, folder: Path) -> Path:
+def make(network: nn.Module, folder: Path, share: float = quantise.SHARE) -> Path:
     """The pair of files, and an empty model.pt beside it."""
     from openvino import convert_model, save_model
 
     converted = convert_model(network, example_input=images(1)[0])
     save_model(converted, folder / "network.xml", compress_to_fp16=False)
-    quantise.quantise(folder / "network.xml", network, images(20), folder)
+    quantise.quantise(folder / "network.xml", network, images(20), folder, share)
     (folder / "model.pt").touch()
     return folder / "model.int8.xml"
+
+
+def agreement_of(file: Path, exact: nn.Module) -> float:
+    """The lowest Dice of a class between an int8 file and its network."""
+    run, tiles = Exported(str(file), exact, precision="fast"), torch.cat(images(20))
+    return min(dice for dice, _ in runtimes.agreement(run(tiles), compute(exact, tiles)).values())
 
 
 @functools.cache
@@ -100,6 +122,28 @@ def test_rounds_and_is_close_at_every_size(file):
         # two layers of 8 bits: a step of the output is 12 / 255
         assert 0 < (rounded - exact).abs().max() < 0.3
         assert (rounded.argmax(1) == exact.argmax(1)).float().mean() > 0.95
+
+
+def rounded_layers(file: Path) -> int:
+    """Operations of an int8 file that round."""
+    operations = runtimes.openvino_core().read_model(file).get_ops()
+    return sum(operation.get_type_name() == "FakeQuantize" for operation in operations)
+
+
+def test_layers_that_change_the_classes_stay_in_float(tmp_path):
+    """Of two branches one is a small difference of large numbers, which 8 bits cannot tell."""
+    torch.manual_seed(0)
+    delicate = Delicate().eval()
+    free = make(delicate, tmp_path, share=float("inf"))
+    apart, rounded = agreement_of(free, delicate), rounded_layers(free)
+    kept = make(delicate, tmp_path)
+    assert apart < runtimes.SAME_CLASS < agreement_of(kept, delicate)
+    assert 0 < rounded_layers(kept) < rounded
+
+
+def test_a_network_that_bears_no_rounding_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no layer can be rounded to 8 bits"):
+        make(network(), tmp_path, share=0)
 
 
 def test_auto_takes_it_once_judged(file, caplog):
@@ -252,7 +296,7 @@ import openvino
 folder, network = Path(sys.argv[1]), torch.nn.Conv2d(1, 2, 3).eval()
 tiles = [torch.rand(1, 1, 8, 8) for _ in range(3)]
 openvino.save_model(openvino.convert_model(network, example_input=tiles[0]), folder / "network.xml")
-quantise(folder / "network.xml", network, tiles, folder)
+quantise(folder / "network.xml", network, tiles, folder, share=float("inf"))
 read_int8(folder / "model.int8.xml", network)
 local = {"socket.__new__", "socket.bind"}  # by which urllib3 asks the system for IPv6 when it is imported
 print(sorted({event for event in events if event.startswith("socket.") or event == "os.fork"} - local))
