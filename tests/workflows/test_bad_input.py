@@ -19,8 +19,8 @@ from tests.commands import (
     SHARED_DATA,
     TINY,
     bundle_run,
-    command,
     config_files,
+    forked,
     input_error,
     last_line,
     run,
@@ -193,7 +193,7 @@ def test_the_command_ends_with_one_sentence(what: str, spare: Path, tmp_path: Pa
     spoil, sentence = BROKEN[what]
     spoil(spare)
     arguments = [f"--{k}={v}" for k, v in train_arguments(spare, tmp_path / "out").items()]
-    done = command(*bundle_run(*arguments, files=config_files("train", "task/phantom_organ")), cwd=tmp_path)
+    done = forked(*bundle_run(*arguments, files=config_files("train", "task/phantom_organ")), cwd=tmp_path)
     assert done.returncode != 0
     assert last_line(done).startswith("error: ")
     assert re.search(sentence, last_line(done))
@@ -276,7 +276,7 @@ def test_wrong_checkpoint_is_refused(
 
 
 def test_wrong_network_by_the_command(model: Path, organ: Path, tmp_path: Path) -> None:
-    done = command(
+    done = forked(
         *bundle_run(
             *("--dataset_dir", str(organ / "imagesTs"), "--output_dir", "out", "--checkpoint", str(model)),
             files=config_files("inference", "task/phantom_organ"),
@@ -296,7 +296,7 @@ def test_sound_images_are_segmented_among_bad_ones(model: Path, organ: Path, tmp
     lfs_pointer(images / "pointer.nii.gz")
     shutil.copy(organ / IMAGE, images / "series.nii.gz")
     change(images / "series.nii.gz", lambda v: np.stack([v, v], -1))
-    done = command(
+    done = forked(
         *bundle_run(
             *(f"--{key}={value}" for key, value in NETWORK[3].items()),
             *("--dataset_dir", "images", "--output_dir", "out", "--checkpoint", str(model)),

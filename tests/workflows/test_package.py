@@ -20,7 +20,17 @@ from scripts.files import sha256
 from scripts.networks import UNet
 from scripts.recipe import Recipe, for_inference, read_recipe, write_weights
 from scripts.settings import check
-from tests.commands import CONFIGS, TINY, bundle_run, command, config_files, last_line, read_array, written
+from tests.commands import (
+    CONFIGS,
+    TINY,
+    bundle_run,
+    command,
+    config_files,
+    forked,
+    last_line,
+    read_array,
+    written,
+)
 from tests.workflows.packaging import CARD, package
 
 pytestmark = pytest.mark.workflow
@@ -239,6 +249,6 @@ def test_cards_are_complete(tmp_path: Path) -> None:
 
 def test_command_says_what_is_wrong_in_a_sentence(workshop: Path, tmp_path: Path) -> None:
     given = ["--args_file", workshop / "experiment.json", "--checkpoint", tmp_path / "none.pt"]
-    done = command("-m", "bundle", "package", *map(str, given), "--output_dir", "out", cwd=CONFIGS.parent)
+    done = forked("-m", "bundle", "package", *map(str, given), "--output_dir", "out", cwd=CONFIGS.parent)
     assert done.returncode == 1
     assert last_line(done).startswith("error: ")

@@ -6,34 +6,36 @@ import csv
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
+import monai.bundle
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from bundle.data.phantom import Kind, write_phantom
-from tests.commands import CONFIGS, ROOT, TINY, command, datalist, read_array, run
+from tests.commands import CONFIGS, ROOT, TINY, datalist, read_array, run, unchanged_process
 
 pytestmark = pytest.mark.workflow
 
 #: The smallest tile of five levels with valid convolutions, and few channels.
-SMALL = ("--patch_size", "[204,204]", "--channels", "[2,2,4,4,4]", "--val_interval", "1")
+SMALL: dict[str, Any] = {"patch_size": [204, 204], "channels": [2, 2, 4, 4, 4], "val_interval": 1}
+EXPERIMENT = str(CONFIGS / "experiments/unet2015_em.json")
 
 
-def test_experiment_trains_and_resumes(cells: Path, tmp_path: Path) -> None:
+def test_experiment_trains_and_resumes(cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "masks").mkdir()
     for label in (cells / "labelsTr").iterdir():
         mask = (read_array(label) > 0).astype(np.uint8) * 255
         Image.fromarray(mask).save(tmp_path / "masks" / label.name)
     masks = {"labels": tmp_path / "masks", "label_name": ["membrane=0", "cell=255"], "folds": 4}
     datalist(tmp_path / "list", images=cells / "imagesTr", **masks)
-    places = ("--dataset_dir", str(tmp_path / "list"), "--output_dir", str(tmp_path / "out"))
-    experiment = ("-m", "monai.bundle", "run", "--args_file", str(CONFIGS / "experiments/unet2015_em.json"))
+    places = {"dataset_dir": str(tmp_path / "list"), "output_dir": str(tmp_path / "out")}
+    monkeypatch.chdir(ROOT)
     for epochs in (1, 2):
-        steps = ("--max_epochs", str(epochs), "--resume", "True")
-        done = command(*experiment, *places, *SMALL, *steps, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
+        with unchanged_process():
+            monai.bundle.run(args_file=EXPERIMENT, **places, **SMALL, max_epochs=epochs, resume=True)
     with (tmp_path / "out/learning_curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
