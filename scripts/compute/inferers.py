@@ -238,10 +238,13 @@ class SlabInferer(Inferer):
                 total[place] += importance((*beside[:axis], *ends, *beside[axis + 1 :]))
             return total
 
-        abreast = 1 if self.memory_gb is not None else self.runtime.abreast(network, tile, len(across))
+        converted = not (args or kwargs)  # with further arguments PyTorch computes the network
+        fixed = self.memory_gb is not None or not converted
+        abreast = 1 if fixed else self.runtime.abreast(network, tile, len(across))
         batches = _batches(len(across), batch_size, abreast)
-        seen = [[corner] * len(batches[0]) for corner in _from_the_middle(layout.corners)]
-        self.runtime.look(network, (_read(source, corners, layout, device) for corners in seen))
+        if converted:
+            seen = [[corner] * len(batches[0]) for corner in _from_the_middle(layout.corners)]
+            self.runtime.look(network, (_read(source, corners, layout, device) for corners in seen))
 
         sums = torch.empty(0)
         for index, top in enumerate(walked):

@@ -4,7 +4,7 @@ from scripts.data.datalist import cases_of, read_images, read_split, sound_cases
 from scripts.data.dataset import CachedCases, CaseDataset, CaseLoader, EpochSampler, SeededCacheDataset
 from scripts.data.labels import LoadLabeld
 from scripts.data.reader import ImageReader
-from scripts.data.writers import SaveCased
+from scripts.data.writers import SaveCased, SaveSpreadd
 
 __all__ = [
     "CachedCases",
@@ -14,6 +14,7 @@ __all__ = [
     "ImageReader",
     "LoadLabeld",
     "SaveCased",
+    "SaveSpreadd",
     "SeededCacheDataset",
     "cases_of",
     "read_images",

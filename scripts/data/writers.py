@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
 from monai.data import ImageWriter, PILWriter
 from monai.transforms import SaveImaged
@@ -127,7 +129,7 @@ class SaveCased(SaveImaged):
     Args:
         keys: what to write, (channels, *spatial), with the meta data of its grid.
         output_dir: folder of the files.
-        output_postfix: "seg" or "prob".
+        output_postfix: what the names of the files end in, such as "seg" or "prob".
         output_ext: suffix of the files, see `writer_for`.
 
     Raises:
@@ -158,8 +160,35 @@ class SaveCased(SaveImaged):
         saver = self.saver
         for key in self.key_iterator(data):
             writer = self.writer(**saver.init_kwargs)
-            writer.set_data_array(data[key], **saver.data_kwargs)
+            writer.set_data_array(self.values(data[key]), **saver.data_kwargs)
             writer.set_metadata(data[key].meta, **saver.meta_kwargs)
             path = output_path(self.output_dir, id_of(data), self.output_postfix, saver.output_ext)
             writer.write(path, **saver.write_kwargs)
         return dict(data)
+
+    def values(self, given: NdarrayOrTensor) -> NdarrayOrTensor:
+        """What is written of what the key holds, (channels, *spatial)."""
+        return given
+
+
+class SaveSpreadd(SaveCased):
+    """Write how unsure probabilities are: their entropy over that of classes that are all alike.
+
+    Of the mean of several samples, or networks, that is their predictive entropy. 0 is sure of one class, 1
+    of none; in a .png 0 to 255.
+
+    Args:
+        keys: probabilities, (classes, *spatial), with the meta data of their grid.
+        output_dir: folder of the files, whose names end in "spread".
+        output_ext: suffix of the files, see `writer_for`.
+    """
+
+    def __init__(self, keys: KeysCollection, output_dir: str | Path, output_ext: str) -> None:
+        super().__init__(keys, output_dir, "spread", output_ext)
+
+    def values(self, given: NdarrayOrTensor) -> NdarrayOrTensor:
+        """The entropy of each voxel, (1, *spatial), float32, or uint8 for a picture."""
+        probabilities = torch.as_tensor(given).clamp(min=0)
+        entropy = -torch.xlogy(probabilities, probabilities).sum(0, keepdim=True) / math.log(len(given))
+        entropy = entropy.clamp(0, 1)
+        return entropy.mul(255).round().to(torch.uint8) if self.writer is PictureWriter else entropy

@@ -43,6 +43,9 @@ VALID: dict[str | None, dict[int, dict[str, Any]]] = {
 #: Networks that number objects, whatever the labels of the task.
 NUMBERING = {"dual_decoder"}
 
+#: Networks that draw samples, and write how far they lie apart.
+SAMPLING = {"diffusion"}
+
 #: Small ones of networks that `channels` does not describe, in either dimension.
 SMALL: dict[str, tuple[dict[int, list[int]], dict[str, Any]]] = {
     "mednext": ({2: [32, 32], 3: [32, 32, 32]}, {"network_def::init_filters": 4}),
@@ -73,7 +76,17 @@ NETWORKS = sorted(file.stem for file in (CONFIGS / "network").glob("*.json"))
 LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.json"))
 
 #: Networks that train here: `test_networks.py` has each alone, `make test-networks` trains all of them.
-TRAINED = (None, "dual_decoder", "residual", "segresnet", "umamba", "unet2015", "unet3d2016", "vnet")
+TRAINED = (
+    None,
+    "diffusion",
+    "dual_decoder",
+    "residual",
+    "segresnet",
+    "umamba",
+    "unet2015",
+    "unet3d2016",
+    "vnet",
+)
 
 MATRIX = [
     *((task, network, None) for task in TASKS for network in TRAINED),
@@ -136,7 +149,9 @@ def train_and_segment(task: str, network: str | None, loss: str | None, data: Pa
     )
     ending = ".png" if dims == 2 else ".nii.gz"
     images = sorted((data / "imagesTs").iterdir())
-    assert written(tmp_path / "seg") == [image.name.replace(ending, f"_seg{ending}") for image in images]
+    results = ("seg", "spread") if network in SAMPLING else ("seg",)
+    names = [image.name.replace(ending, f"_{name}{ending}") for image in images for name in results]
+    assert written(tmp_path / "seg") == names
     for image in images:
         made = tmp_path / "seg" / image.name.replace(ending, f"_seg{ending}")
         assert read_array(made).shape == read_array(image).shape

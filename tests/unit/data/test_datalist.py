@@ -601,13 +601,13 @@ def test_name_that_no_file_can_have(tmp_path):
 
 def test_results_beside_their_images_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where `output_dir` was the folder of the images; what is only called so is an image."""
-    for name in ("a.png", "a_seg.png", "a_prob.nii.gz", "a_seg_seg.png", "b_seg.png", "c_segment.png"):
+    results = ("a_seg.png", "a_prob.nii.gz", "a_seg_seg.png", "a_spread.png")
+    for name in ("a.png", *results, "b_seg.png", "c_segment.png"):
         (tmp_path / name).touch()
     found = without_results(named_images(tmp_path, ""))
     assert [file.name for file in found] == ["a.png", "b_seg.png", "c_segment.png"]
-    assert "left out, as results of the images beside them: a_prob.nii.gz, a_seg.png, a_seg_seg.png" in (
-        caplog.text
-    )
+    left_out = "a_prob.nii.gz, a_seg.png, a_seg_seg.png"
+    assert f"left out, as results of the images beside them: {left_out} and 1 more" in caplog.text
 
 
 def test_results_beside_channel_files_do_not_part_them(tmp_path: Path) -> None:

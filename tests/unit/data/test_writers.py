@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 from PIL import Image
 
-from scripts.data import SaveCased
+from scripts.data import SaveCased, SaveSpreadd
 from scripts.data.writers import writer_for
 from scripts.errors import InputError
 from scripts.labels import label_type
@@ -183,3 +183,24 @@ def test_a_host_that_hands_no_id_gets_the_name_of_the_file(tmp_path):
 def test_unknown_suffix_is_refused_before_any_work(ext):
     with pytest.raises(InputError, match=rf"output_ext is '{ext}': give one of .png, .nii, .nii.gz"):
         writer_for(ext)
+
+
+@pytest.mark.parametrize("ext", [".nii.gz", ".png"])
+def test_spread_is_the_entropy_over_that_of_all_alike(tmp_path, ext):
+    shape = (2, 2) if ext == ".png" else (2, 2, 1)
+    image = make_pred(tmp_path, ext, np.zeros(shape, int))
+    voxels = torch.tensor([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0], [0.9, 0.06, 0.04]])
+    pred = MetaTensor(voxels.T.reshape(3, *shape), meta=image.meta)
+    case = {"case": "scan", "pred": pred}
+    assert SaveSpreadd("pred", tmp_path / "out", ext)(case)["pred"] is pred
+    file = tmp_path / "out" / f"scan_spread{ext}"
+    expected = np.array([0, 1, np.log(2) / np.log(3), 0])
+    expected[3] = -sum(p * np.log(p) for p in (0.9, 0.06, 0.04)) / np.log(3)
+    if ext == ".png":
+        found = np.asarray(Image.open(file)).T
+        assert found.dtype == np.uint8
+        expected = np.round(255 * expected)
+    else:
+        found = np.asarray(nib.load(file).dataobj)
+        assert found.dtype == np.float32
+    assert np.allclose(found.ravel(), expected, atol=1e-5)

@@ -231,6 +231,7 @@ def test_probabilities_before_labels_before_bare_names(tmp_path: Path) -> None:
     for folder in ("p", "t"):
         picture(tmp_path / folder / "x.png", truth)
     picture(tmp_path / "p/x_seg.png", 1 - truth)
+    picture(tmp_path / "p/x_spread.png", truth)  # is no prediction
     volume(tmp_path / "p/x_prob.nii.gz", np.full((9, 8), 0.5, np.float32))
     options = tmp_path / "p", tmp_path / "t", "--measure"
     (row,), _, _ = score(tmp_path / "a", *options, "membranes")
