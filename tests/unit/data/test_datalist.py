@@ -606,8 +606,8 @@ def test_results_beside_their_images_are_no_images(tmp_path: Path, caplog: pytes
         (tmp_path / name).touch()
     found = without_results(named_images(tmp_path, ""))
     assert [file.name for file in found] == ["a.png", "b_seg.png", "c_segment.png"]
-    left_out = "a_prob.nii.gz, a_seg.png, a_seg_seg.png"
-    assert f"left out, as results of the images beside them: {left_out} and 1 more" in caplog.text
+    left_out = "a_prob.nii.gz, a_seg.png, a_seg_seg.png, a_spread.png"
+    assert f"left out, as results of the images beside them: {left_out}" in caplog.text
 
 
 def test_results_beside_channel_files_do_not_part_them(tmp_path: Path) -> None:
