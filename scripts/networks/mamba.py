@@ -13,8 +13,8 @@ Follows
 After "PUNet: a lightweight parallel U-Net architecture integrating Mamba-CNN", Scientific Reports, 2025,
 10.1038/s41598-025-22862-x, whose text could not be read (`ParallelBlock`, `SqueezeExcite`): its abstract
 names two branches, depthwise separable convolution and visual Mamba, and squeeze-and-excitation on the skips.
-The rest is ours to guess: widths, levels, 1x1 convolutions where channels change, the sum of both branches
-and the input, the form of the scan, the excitation's reduction and activation.
+The rest is ours to guess: widths, levels, convolutions where channels change, the sum of both branches and
+the input, the form of the scan, the excitation's reduction and activation.
 
 Layers are computed in single precision, as in U-Mamba, whatever the network around them is.
 
@@ -44,6 +44,9 @@ from scripts.networks.blocks import Concatenate, Layers, PlainBlock, Stage
 #: Steps of a linear recurrence that are taken one after the other, in all chunks at once.
 CHUNK = 16
 
+#: Levels of chunks of an exported scan, whose length is left open: it takes CHUNK ** LEVELS steps at most.
+LEVELS = 4
+
 #: Steps that `ssd` joins in one matrix product.
 BLOCK = 64
 
@@ -57,7 +60,7 @@ STEPS = (0.001, 0.1)
 HEAD, DECAYS = 64, (1.0, 16.0)
 
 
-def linear_scan(decay: Tensor, inputs: Tensor, from_end: bool = False) -> Tensor:
+def linear_scan(decay: Tensor, inputs: Tensor, from_end: bool = False, level: int = 1) -> Tensor:
     """The states of a linear recurrence, `h[t] = decay[t] * h[t - 1] + inputs[t]` from `h[-1] = 0`.
 
     Exact for any length: chunks are gone through one step after the other, all of them at once; their ends
@@ -67,14 +70,20 @@ def linear_scan(decay: Tensor, inputs: Tensor, from_end: bool = False) -> Tensor
         decay: (B, L, F).
         inputs: (B, L, F).
         from_end: go from the last step to the first, `h[t] = decay[t] * h[t + 1] + inputs[t]`.
+        level: of the recurrence of ends of chunks of ends.
 
     Returns:
         (B, L, F).
     """
+    if inputs.is_meta:  # tensors without data, of which one step for all of them says as much
+        return decay * inputs
     batch, length, features = inputs.shape
     chunks = (length + CHUNK - 1) // CHUNK
     missing = chunks * CHUNK - length
-    if missing:
+    left_open = torch.compiler.is_exporting()  # of an exported graph the steps do not depend on the length
+    if left_open:
+        torch._check(length <= CHUNK ** (LEVELS + 1 - level))
+    if left_open or missing:
         decay = F.pad(decay, (0, 0, 0, missing), value=1.0)
         inputs = F.pad(inputs, (0, 0, 0, missing))
     decay = decay.view(batch, chunks, CHUNK, features)
@@ -86,8 +95,8 @@ def linear_scan(decay: Tensor, inputs: Tensor, from_end: bool = False) -> Tensor
     for left, entering in steps[1:]:
         states.append(torch.addcmul(entering, left, states[-1]))
         kept.append(left * kept[-1])
-    if chunks > 1:
-        ends = linear_scan(kept[-1], states[-1], from_end)  # (B, chunks, F)
+    if level < LEVELS if left_open else chunks > 1:
+        ends = linear_scan(kept[-1], states[-1], from_end, level + 1)  # (B, chunks, F)
         start = _shifted(ends, from_end)
         states = [torch.addcmul(state, left, start) for state, left in zip(states, kept, strict=True)]
     if from_end:
@@ -116,7 +125,7 @@ def s6(x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """
     given = [tensor.float() for tensor in (x, step, a, b, c)]
     with _full_precision(x):
-        return _S6.apply(*given)
+        return _S6.apply(*given) if torch.is_grad_enabled() else _s6(*given)[0]
 
 
 def _s6(x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,8 +191,9 @@ def ssd(x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         # logarithm of what is left of each step (column) at each one (row) of its block, summed from small to
         # large: differences of long sums would lose it. (B, blocks, H, BLOCK, BLOCK)
         decay = in_blocks((step * a)[..., None])
-        later = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=x.device).tril()
-        left = decay.masked_fill(~later.tril(-1), 0.0).cumsum(3).masked_fill(~later, -math.inf).exp()
+        place = torch.arange(BLOCK, device=x.device)
+        earlier, same = place[:, None] < place, place[:, None] == place
+        left = decay.masked_fill(earlier | same, 0.0).cumsum(3).masked_fill(earlier, -math.inf).exp()
         inside = _product(_product(c, b.transpose(3, 4)) * left, inputs)
         # what each block leaves, (B, blocks, H, P, N), and what it starts from
         ends = _product(
@@ -193,13 +203,20 @@ def ssd(x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         start = linear_scan(since[:, :, :, -1:].expand_as(ends).flatten(2), ends.flatten(2))
         start = _shifted(start).unflatten(2, (heads, channels, b.shape[4]))
         before = _product(c.expand(-1, -1, heads, -1, -1), start.transpose(3, 4)) * since
-        return (inside + before).transpose(2, 3).flatten(1, 2)[:, :length]
+        return _copied((inside + before).transpose(2, 3)).flatten(1, 2)[:, :length]
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:
     """Matrix products of (B, blocks, H, i, j) and (B, blocks, H, j, k), without a broadcast."""
+    if torch.compiler.is_exporting():
+        one, other = _copied(one), _copied(other)
     made = torch.bmm(one.flatten(0, 2), other.flatten(0, 2))
     return made.unflatten(0, one.shape[:3])
+
+
+def _copied(x: Tensor) -> Tensor:
+    """The same in the order of its axes: whether axes can be joined does not hang on their lengths then."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _full_precision(x: Tensor) -> Any:
@@ -209,19 +226,18 @@ def _full_precision(x: Tensor) -> Any:
 
 
 def require_room(x: Tensor, states: int) -> None:
-    """Refuse a sequence whose scan takes more memory than there is, and one of a length that is left open.
+    """Refuse a sequence whose scan takes more memory than there is.
 
     Args:
         x: (B, L, D).
         states: numbers that are kept for each of its B * L steps.
 
     Raises:
-        InputError: such a sequence; says its length and what to do. Or an export, of which each scan would be
-            a thousand steps.
+        InputError: such a sequence; says its length and what to do. Or a trace, which holds for one length.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        raise InputError("a network with Mamba layers is not exported: use runtime torch, and weights")
-    if x.is_meta or isinstance(x, FakeTensor):
+    if torch.jit.is_tracing():
+        raise InputError("a network with Mamba layers is not traced: use runtime torch, or an exported file")
+    if x.is_meta or isinstance(x, FakeTensor) or torch.compiler.is_exporting():
         return
     cuda = x.device.type == "cuda"
     room = torch.cuda.mem_get_info(x.device)[0] if cuda else available_memory()
@@ -450,13 +466,16 @@ class ParallelUnit(nn.Module):
 
 
 class ParallelBlock(Stage):
-    """Parallel units, after PUNet, each behind a 1x1 convolution where the channels or the size change.
+    """Parallel units, after PUNet, each behind a convolution where the channels or the size change.
+
+    A 1x1 convolution of an image of one channel would give one map several times over, and the norm of the
+    channels of each voxel nothing but rounding errors.
 
     Args:
         layers: what layers are made of.
         in_channels: channels of the input.
         out_channels: channels of each unit.
-        kernel_size: of the depthwise convolutions, one entry per axis.
+        kernel_size: of the convolutions, one entry per axis.
         stride: of the first unit, one entry per axis.
         scan: see `VisualMamba`.
         state: see `VisualMamba`.
@@ -476,7 +495,7 @@ class ParallelBlock(Stage):
         self.steps = nn.Sequential()
         for channels in out_channels:
             if channels != in_channels or max(stride) > 1:
-                self.steps.append(layers.convolution(in_channels, channels, 1, stride))
+                self.steps.append(layers.convolution(in_channels, channels, kernel_size, stride))
             self.steps.append(ParallelUnit(layers, channels, kernel_size, scan, state))
             in_channels, stride = channels, (1,) * layers.spatial_dims
 

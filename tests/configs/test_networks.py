@@ -38,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "pretrained_resnet": {"2": {"patch_size": [64, 32]}, "3": {"patch_size": [64, 32, 32]}},
     "resenc": {"channels": [4, 6, 8]},
+    "punet": {"channels": [8, 8, 8]},  # six scans a block in 3D
     "dcsau": {"channels": [8, 16, 16], "decoder_channels": [8, 16]},
     "fcdensenet": {"channels": [[4, 4], [4, 4], [4, 4, 4]], "decoder_channels": [[4, 4], [4, 4]]},
     "segresnet": {"network_def::init_filters": 8},

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bundle.ship.export import lengths_of_one
 from scripts.errors import InputError
 from scripts.networks import UNet, mamba
 from scripts.networks.blocks import Layers
@@ -161,9 +162,21 @@ def test_scans_stay_in_single_precision() -> None:
 
 
 @pytest.mark.parametrize("scan", [S6, SSD])
-def test_an_export_is_refused_at_once(scan: type[nn.Module]) -> None:
-    with pytest.raises(InputError, match="is not exported: use runtime torch"):
-        torch.export.export(Mamba(3, scan, state=2).eval(), (torch.randn(2, 24, 3),), strict=False)
+def test_an_exported_layer_takes_any_length(scan: type[nn.Module]) -> None:
+    layer = Mamba(3, scan, state=2).eval()
+    example = torch.randn(2, 24, 3)
+    shapes = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+    with lengths_of_one():
+        program = torch.export.export(layer, (example,), dynamic_shapes=shapes, strict=False).module()
+    for size in ((2, 24, 3), (3, 7, 3), (1, 300, 3), (2, 4500, 3)):
+        x = torch.randn(size)
+        assert torch.allclose(program(x), layer(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("scan", [S6, SSD])
+def test_a_trace_is_refused(scan: type[nn.Module]) -> None:
+    with torch.no_grad(), pytest.raises(InputError, match="is not traced: use runtime torch"):
+        torch.jit.trace(Mamba(3, scan, state=2).eval(), (torch.randn(2, 24, 3),))
 
 
 def test_tiles_of_a_network_that_sees_all_are_refused() -> None:
