@@ -24,6 +24,9 @@ WHOLE_TOLERANCE = 1e-3
 #: The largest value of a class: float32, in which labels are resampled, holds every whole number up to it.
 LARGEST_VALUE = 2**24
 
+#: Names of classes that say in which direction something lies: at lower or at higher indices of an axis.
+DIRECTION = re.compile(r"(lower|higher)_([0-2])")
+
 #: Integer types of label maps, in the order in which they are tried.
 LABEL_TYPES = (np.uint8, np.uint16, np.int32, np.int64)
 
@@ -87,6 +90,36 @@ def class_values(labels: dict[str, int]) -> list[int]:
 def count_classes(labels: dict[str, int]) -> int:
     """Number of classes, background included: the network's ``out_channels``."""
     return len(class_names(labels))
+
+
+def turned_classes(names: Sequence[str], flips: Collection[int], transposed: bool = False) -> list[int]:
+    """Where an image that was turned shows each class: itself, but for those whose name is a DIRECTION.
+
+    Args:
+        names: of all classes, in their order.
+        flips: spatial axes that were mirrored.
+        transposed: whether the first two spatial axes were exchanged, before they were mirrored.
+
+    Returns:
+        For each class the index of the one that a network finds in the turned image.
+
+    Raises:
+        InputError: a direction whose opposite, or other axis, no class has.
+    """
+    found = []
+    for name in names:
+        shown = name
+        if said := DIRECTION.fullmatch(name):
+            side, axis = said[1], int(said[2])
+            axis = 1 - axis if transposed and axis < 2 else axis
+            opposite = {"lower": "higher", "higher": "lower"}[side]
+            shown = f"{opposite if axis in flips else side}_{axis}"
+        if shown not in names:
+            raise InputError(
+                f"labels has {name}, which is {shown} in a turned image: name both directions of each axis"
+            )
+        found.append(list(names).index(shown))
+    return found
 
 
 def nearest_whole(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

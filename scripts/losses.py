@@ -168,6 +168,57 @@ class ForegroundLoss(nn.Module):
         return self.loss(torch.cat([torch.zeros_like(logits), logits], dim=1), mask)
 
 
+class DirectionsLoss(nn.Module):
+    """A loss of the foreground, and the cross entropy of the direction in which the middle of an object lies.
+
+    A direction between two axes asks for a share of both, as `InstancesFromDirectionsd` reads it.
+
+    Args:
+        loss: takes logits (B, 2, *spatial) and a target (B, 1, *spatial) of the classes 0 and 1, as
+            `ForegroundLoss` gives them.
+        weight: of the cross entropy, a mean over the voxels of objects, 0 or more.
+        ignore_label: class index of voxels that nobody annotated.
+    """
+
+    def __init__(self, loss: Loss, weight: float = 0.5, ignore_label: int = IGNORE_LABEL) -> None:
+        super().__init__()
+        require_within("weight", weight, 0)
+        self.foreground = ForegroundLoss(loss, ignore_label)
+        self.weight = weight
+        self.ignore_label = ignore_label
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            logits: (B, 1 + 2 * axes, *spatial), of background and, for each axis, lower and higher indices.
+            target: (B, 1 + axes, *spatial), class indices or ``ignore_label``; and the vector to the middle,
+                zero there.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            InputError: channels that do not fit together.
+        """
+        axes = target.shape[1] - 1
+        if axes != target.ndim - 2 or logits.shape[1] != 1 + 2 * axes:
+            raise InputError(
+                f"the network gives {logits.shape[1]} channels for a target of {target.shape[1]}: directions "
+                f"in {target.ndim - 2} dimensions are {2 * target.ndim - 3} classes, and the target has one "
+                "channel for them and one for each axis"
+            )
+        classes, vectors = target[:, :1], target[:, 1:]
+        inside = logits[:, 1:].logsumexp(1, keepdim=True)
+        loss = self.foreground(inside - logits[:, :1], classes)
+        objects = (classes > 0) & (classes != self.ignore_label)
+        # (B, axes, 2, *spatial): what leads to lower and to higher indices
+        parts = torch.stack([-vectors, vectors], dim=2).clamp(min=0).flatten(1, 2) * objects
+        share = parts / parts.sum(1, keepdim=True).clamp(min=1e-6)  # the middle has none
+        entropy = (share * (inside - logits[:, 1:])).sum() / objects.sum().clamp(min=1)
+        return loss + self.weight * entropy
+
+
 class KnownMSELoss(nn.Module):
     """Mean squared error over the voxels that somebody annotated.
 

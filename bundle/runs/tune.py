@@ -1,4 +1,4 @@
-"""`python -m bundle tune`: the parameters of WatershedInstancesd that suit a trained network best.
+"""`python -m bundle tune`: the parameters of what numbers objects that suit a trained network best.
 
 With `--speed` what makes inference fast, see `bundle.runs.speed`.
 
@@ -38,15 +38,35 @@ from scripts.labels import IGNORE_LABEL, count_classes
 from scripts.pictures import save_figure
 from scripts.recipe import for_inference, read_recipe
 from scripts.tables import table
-from scripts.transforms import WatershedInstancesd
+from scripts.transforms import InstancesFromDirectionsd, InstancesFromDistancesd, WatershedInstancesd
 
-#: Values tried for each parameter of WatershedInstancesd, in the order in which they are tried.
-GRID: dict[str, tuple[float, ...]] = {
-    "seed_threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    "neck": (0, 0.5, 1, 2, 3, 5),
-    "threshold": (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-    "min_size": (1, 5, 10, 20, 50, 100),
-    "max_hole": (0, 20, 100),
+Grid = Mapping[str, Sequence[Any]]
+
+#: Values tried for each parameter of what makes instances of probabilities, in the order in which they are
+#: tried. The first is taken where to_labels of the configs is none of them.
+GRIDS: dict[type[Any], Grid] = {
+    WatershedInstancesd: {
+        "seed_threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        "neck": (0, 0.5, 1, 2, 3, 5),
+        "threshold": (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        "min_size": (1, 5, 10, 20, 50, 100),
+        "max_hole": (0, 20, 100),
+    },
+    InstancesFromDistancesd: {
+        "height": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3),
+        "smoothing": (0, 0.5, 1, 1.5, 2, 3),
+        "threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        "min_size": (1, 5, 10, 20, 50, 100),
+        "max_hole": (0, 20, 100),
+    },
+    InstancesFromDirectionsd: {
+        "smoothing": (0.5, 1, 1.5, 2, 3),
+        "drop": (1.1, 1.2, 1.5, 2, 3, 5),
+        "agreement": (0, 0.3, 0.4, 0.5, 0.6, 0.7),
+        "threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        "min_size": (1, 5, 10, 20, 50, 100),
+        "max_hole": (0, 20, 100),
+    },
 }
 
 #: Most combinations that are tried.
@@ -82,7 +102,7 @@ class Predicted:
 def search(
     judge: Callable[[dict[str, Any]], float],
     start: Mapping[str, Any],
-    grid: Mapping[str, Sequence[Any]],
+    grid: Grid,
     limit: int = MAX_TRIALS,
 ) -> list[Trial]:
     """Try one parameter at a time, with the best values so far for the others, until nothing gets better.
@@ -257,20 +277,21 @@ def tune(
     with workshop(output_dir) as folder:
         predicted = predict(parser, folder)
         configured = parser.get_parsed_content("to_labels") if "to_labels" in parser else []
-        trials, default = _try_all(predicted, configured, measure)
+        kind = _kind_of(configured)
+        trials, default = _try_all(predicted, configured, kind, measure)
         current = mean_score(predicted, Compose(configured), measure) if configured else None
     best = trials[0]
-    step = {"_target_": "scripts.transforms.WatershedInstancesd", "keys": "pred", **best.parameters}
+    step = {"_target_": f"scripts.transforms.{kind.__name__}", "keys": "pred", **best.parameters}
     with atomic_write(output_dir / "postprocessing.json") as temporary:
         temporary.write_text(json.dumps({"to_labels": [step]}, indent=4) + "\n", encoding="utf-8")
     rows = [{**trial.parameters, measure: trial.score} for trial in trials]
     write_csv(output_dir / "tune.csv", rows)
-    draw_trials(trials, measure, output_dir / "tune.png")
+    draw_trials(trials, GRIDS[kind], measure, output_dir / "tune.png")
 
     typer.echo(table([measure, *best.parameters], rows[:TABLE_ROWS], names=0))
     typer.echo(f"\n{measure}, mean over {len(predicted)} validation cases:")
     typer.echo(f"  {best.score:.4f} with the best of {len(trials)} combinations")
-    typer.echo(f"  {default.score:.4f} with the defaults of WatershedInstancesd")
+    typer.echo(f"  {default.score:.4f} with the defaults of {kind.__name__}")
     if current is not None:
         typer.echo(f"  {current:.4f} with to_labels as it stands in the configs")
         if current > best.score:
@@ -279,17 +300,18 @@ def tune(
     parser.get_parsed_content("cases").finish()
 
 
-def draw_trials(trials: Sequence[Trial], measure: str, path: Path) -> None:
-    """Save the score against each parameter of GRID.
+def draw_trials(trials: Sequence[Trial], grid: Grid, measure: str, path: Path) -> None:
+    """Save the score against each parameter.
 
     Args:
         trials: the best one first.
+        grid: the parameters.
         measure: what stands at the axis.
         path: the PNG to write.
     """
     best = trials[0].parameters
-    figure = Figure(figsize=(3 * len(GRID), 3.3), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(GRID), sharey=True), GRID, strict=True):
+    figure = Figure(figsize=(3 * len(grid), 3.3), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(grid), sharey=True), grid, strict=True):
         values = sorted({trial.parameters[name] for trial in trials})
         axis.scatter(
             [values.index(trial.parameters[name]) for trial in trials],
@@ -315,27 +337,34 @@ def draw_trials(trials: Sequence[Trial], measure: str, path: Path) -> None:
     save_figure(figure, path)
 
 
+def _kind_of(configured: Sequence[Transform]) -> type[Any]:
+    """What makes the instances: as the configs have it, if it has a grid, or a watershed."""
+    kind = type(configured[0]) if len(configured) == 1 else None
+    return kind if kind in GRIDS else next(iter(GRIDS))
+
+
 def _try_all(
-    cases: Sequence[Predicted], configured: Sequence[Transform], measure: str
+    cases: Sequence[Predicted], configured: Sequence[Transform], kind: type[Any], measure: str
 ) -> tuple[list[Trial], Trial]:
     """All trials, the best first, and that of the defaults; begins with what the configs have."""
-    arguments = list(inspect.signature(WatershedInstancesd).parameters.values())[1:]
+    grid = GRIDS[kind]
+    arguments = list(inspect.signature(kind).parameters.values())[1:]
     defaults = {argument.name: argument.default for argument in arguments}
     start = defaults
-    if len(configured) == 1 and isinstance(configured[0], WatershedInstancesd):
+    if len(configured) == 1 and isinstance(configured[0], kind):
         start = {name: getattr(configured[0], name) for name in defaults}
-    of_a_round = sum(map(len, GRID.values())) - len(GRID) + 1
+    of_a_round = sum(map(len, grid.values())) - len(grid) + 1
     with tqdm(total=of_a_round, desc="trying parameters", mininterval=1) as bar:
 
         def judge(parameters: dict[str, Any]) -> float:
             if bar.n >= bar.total:  # the round before made it better, so there is another
                 bar.total += of_a_round
-            score = mean_score(cases, WatershedInstancesd(Keys.PRED, **parameters), measure)
+            score = mean_score(cases, kind(Keys.PRED, **parameters), measure)
             bar.set_postfix_str(f"{measure} {score:.4f}", refresh=False)
             bar.update()
             return score
 
-        trials = search(judge, start, GRID)
+        trials = search(judge, start, grid)
         default = next((trial for trial in trials if trial.parameters == defaults), None)
         if default is None:
             default = Trial(defaults, judge(defaults))

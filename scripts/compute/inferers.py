@@ -32,6 +32,7 @@ from scripts.compute.exported import Exported
 from scripts.compute.memory import operations, resident_bytes
 from scripts.compute.runtimes import Runtime
 from scripts.errors import Fault, InputError, few
+from scripts.labels import class_names, turned_classes
 from scripts.networks.blocks import Axes
 from scripts.networks.sizes import Sizes
 from scripts.process import release_memory, require_memory
@@ -564,7 +565,8 @@ class AveragedOrientations(Inferer):
         transpose: also exchange the first two axes, which doubles it again; with both flips these are the
             orientations of the square. For images with pixels as high as wide.
         labels: the task's labels, class name to value: where names say left or right, the axis from left to
-            right is neither mirrored nor exchanged, which is told.
+            right is neither mirrored nor exchanged, which is told; classes whose names are directions
+            (`scripts.labels.DIRECTION`) are turned with the image.
 
     Raises:
         InputError: axes that are negative or named twice, or at the first image axes that it lacks.
@@ -588,6 +590,7 @@ class AveragedOrientations(Inferer):
         self.inferer = inferer
         self.flip_axes = tuple(axis for axis in flip_axes if not sided or axis != LEFT_RIGHT)
         self.transpose = transpose and not sided
+        self.names = class_names(dict(labels or {}))
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
@@ -616,6 +619,9 @@ class AveragedOrientations(Inferer):
             flips = [axis + 2 for axis, flipped in zip(self.flip_axes, version, strict=False) if flipped]
             image = images.transpose(2, 3) if turned else images
             logits = self.inferer(image.flip(flips).contiguous(), network, *args, **kwargs).flip(flips)
+            classes = turned_classes(self.names, [axis - 2 for axis in flips], turned)
+            if classes != sorted(classes):
+                logits = logits[:, classes]
             total = total + (logits.transpose(2, 3) if turned else logits).softmax(1)
         mean = (total / len(versions)).clamp_min(torch.finfo(torch.float32).tiny).log()
         return MetaTensor(mean).copy_meta_from(inputs, copy_attr=False) if images is not inputs else mean

@@ -1,5 +1,6 @@
 """Transforms that MONAI lacks; one file for each kind, dictionary transforms end in ``d``."""
 
+from scripts.transforms.directions import InstancesFromDirectionsd, InstancesToDirectionsd
 from scripts.transforms.hosts import IsolatedSpacingd, ToLabelMapd
 from scripts.transforms.instances import (
     ClassesToInstancesd,
@@ -20,8 +21,10 @@ __all__ = [
     "ClassesToLabelsd",
     "ComponentsToInstancesd",
     "CountClassesd",
+    "InstancesFromDirectionsd",
     "InstancesFromDistancesd",
     "InstancesToClassesd",
+    "InstancesToDirectionsd",
     "InstancesToDistancesd",
     "IsolatedSpacingd",
     "LabelsToClassesd",

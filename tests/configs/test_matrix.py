@@ -41,7 +41,7 @@ VALID: dict[str | None, dict[int, dict[str, Any]]] = {
 }
 
 #: Networks that number objects, whatever the labels of the task.
-NUMBERING = {"dual_decoder"}
+NUMBERING = {"directions", "dual_decoder"}
 
 #: Networks that draw samples, and write how far they lie apart.
 SAMPLING = {"diffusion"}

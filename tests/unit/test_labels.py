@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.errors import InputError
-from scripts.labels import MAX_UNNAMED, name_values, parse_labels
+from scripts.labels import MAX_UNNAMED, name_values, parse_labels, turned_classes
 
 
 def test_labels_keep_their_order() -> None:
@@ -26,3 +26,14 @@ def test_values_without_names() -> None:
     for count in (1, MAX_UNNAMED + 1):
         with pytest.raises(InputError, match=f"hold {count} different value.*; name them.$"):
             name_values(range(count), "name them")
+
+
+def test_directions_by_hand_in_a_turned_image() -> None:
+    names = ["background", "lower_0", "higher_0", "lower_1", "higher_1"]
+    assert turned_classes(names, []) == [0, 1, 2, 3, 4]
+    assert turned_classes(names, [1]) == [0, 1, 2, 4, 3]
+    assert turned_classes(names, [], transposed=True) == [0, 3, 4, 1, 2]
+    assert turned_classes(names, [0], transposed=True) == [0, 3, 4, 2, 1]  # what lay along 1 is mirrored
+    assert turned_classes(["background", "cell"], [0, 1], transposed=True) == [0, 1]
+    with pytest.raises(InputError, match="labels has lower_0, which is higher_0 in a turned image"):
+        turned_classes(["background", "lower_0"], [0])

@@ -15,6 +15,7 @@ from monai.losses import DiceLoss
 from scripts.errors import InputError
 from scripts.labels import IGNORE_LABEL
 from scripts.losses import (
+    DirectionsLoss,
     ExpLogLoss,
     ForegroundLoss,
     HeadsLoss,
@@ -324,3 +325,34 @@ def test_heads_weigh_the_same_where_asked():
         HeadsLoss(loss, weight_mode="two")
     with pytest.raises(InputError, match="weight is -1"):
         HeadTerm(weight=-1)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_directions_are_a_soft_cross_entropy_over_the_objects(dims):
+    shape = (2, 1, *(6, 5, 4)[:dims])
+    generator = torch.Generator().manual_seed(2)
+    classes = torch.randint(0, 3, shape, generator=generator).float()
+    classes, ignored = with_holes(classes)
+    objects = (classes > 0) & ~ignored
+    vectors = torch.randn((2, dims, *shape[2:]), generator=generator) * objects
+    logits = torch.randn((2, 1 + 2 * dims, *shape[2:]), generator=generator)
+    # PyTorch's cross entropy with shares as its target, of the voxels of objects one by one
+    rows = logits.movedim(1, -1)[objects[:, 0]][:, 1:]
+    parts = vectors.movedim(1, -1)[objects[:, 0]]
+    shares = torch.stack([-parts, parts], -1).clamp(min=0).flatten(1)
+    expected = 0.5 * F.cross_entropy(rows, shares / shares.sum(1, keepdim=True))
+    background = logits.softmax(1)[:, :1]
+    mask = F.binary_cross_entropy(1 - background[~ignored], (classes[~ignored] > 0).float())
+    target = torch.cat([classes, vectors], 1)
+    loss = DirectionsLoss(WeightedDiceCELoss(1.0), weight=0.5)
+    torch.testing.assert_close(loss(logits, target), expected + mask)
+    ignoring = torch.where(ignored, logits + 7, logits)
+    torch.testing.assert_close(loss(ignoring, target), expected + mask)
+
+
+def test_directions_of_other_channels_are_refused():
+    loss, logits = DirectionsLoss(WeightedDiceCELoss()), torch.zeros(1, 5, 4, 4)
+    for classes, channels in ((3, 3), (5, 2), (5, 1)):
+        with pytest.raises(InputError, match="directions in 2 dimensions are 5 classes, and the target"):
+            loss(logits[:, :classes], torch.zeros(1, channels, 4, 4))
+    assert loss(logits, torch.full((1, 3, 4, 4), float(IGNORE_LABEL))) == 0

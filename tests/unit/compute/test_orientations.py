@@ -12,6 +12,7 @@ from monai.inferers import SimpleInferer
 
 from scripts.compute.inferers import AveragedOrientations
 from scripts.errors import InputError
+from scripts.transforms.directions import directions
 
 
 def directed(x: torch.Tensor) -> torch.Tensor:
@@ -70,3 +71,25 @@ def test_axes_named_badly_are_refused(axes):
 def test_axes_that_the_image_lacks_are_refused():
     with pytest.raises(InputError, match="the images have the axes 0 to 1"):
         AveragedOrientations(SimpleInferer(), [2])(torch.zeros(1, 1, 4, 4), directed)
+
+
+@pytest.mark.parametrize("shape", [(24, 30), (14, 12, 16)])
+def test_directions_are_turned_with_the_image(shape: tuple[int, ...]) -> None:
+    """Of a network that finds the exact directions in whatever version it sees, the mean is what it finds."""
+    places = np.stack(np.indices(shape), -1)
+    image = torch.zeros(1, 1, *shape)
+    for number, centre in enumerate(([6, 7, 6], [6, 19, 11]), start=1):
+        image[0, 0][np.linalg.norm(places - centre[: len(shape)], axis=-1) < 4.4] = number
+
+    def network(version: torch.Tensor) -> torch.Tensor:
+        _, vectors = directions(version[0, 0].numpy().astype(int))
+        parts = np.stack([np.maximum(sign * axis, 0) for axis in vectors for sign in (-1, 1)])
+        return torch.from_numpy(np.concatenate([np.asarray(version[0] == 0), 5 * parts]))[None].float()
+
+    names = ["background", *(f"{side}_{axis}" for axis in range(len(shape)) for side in ("lower", "higher"))]
+    labels = {name: value for value, name in enumerate(names)}
+    expected = network(image).softmax(1)
+    averaged = AveragedOrientations(SimpleInferer(), range(len(shape)), transpose=True, labels=labels)
+    torch.testing.assert_close(averaged(image, network).softmax(1), expected)
+    plain = AveragedOrientations(SimpleInferer(), range(len(shape)), transpose=True)
+    assert float((plain(image, network).softmax(1) - expected).abs().max()) > 0.1

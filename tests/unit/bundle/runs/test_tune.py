@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.transforms import AsDiscreted
 from PIL import Image
 
-from bundle.runs.tune import GRID, MAX_TRIALS, Predicted, Trial, draw_trials, mean_score, search
+from bundle.runs.tune import GRIDS, MAX_TRIALS, Predicted, Trial, _kind_of, draw_trials, mean_score, search
 from scripts.transforms import WatershedInstancesd
 
 GRID_OF_TWO = {"a": (1, 2, 3, 4), "b": (0, 10, 20)}
@@ -42,11 +43,18 @@ def test_search_keeps_the_start_among_equals_and_its_limit() -> None:
     assert len(search(lambda p: p["a"] * p["b"], start, GRID_OF_TWO, limit=4)) == 4
 
 
-def test_grid_holds_legal_values_and_fits_the_limit() -> None:
-    for name, values in GRID.items():
+@pytest.mark.parametrize("kind", GRIDS)
+def test_grid_holds_legal_values_and_fits_the_limit(kind: type) -> None:
+    for name, values in GRIDS[kind].items():
         for value in values:
-            WatershedInstancesd("pred", **{name: value})
-    assert sum(map(len, GRID.values())) < MAX_TRIALS / 2  # two rounds at least
+            kind("pred", **{name: value})
+    assert sum(map(len, GRIDS[kind].values())) < MAX_TRIALS / 2  # two rounds at least
+
+
+def test_what_numbers_objects_in_the_configs_is_tuned() -> None:
+    assert [_kind_of([kind("pred")]) for kind in GRIDS] == list(GRIDS)
+    others = ([], [AsDiscreted("pred", argmax=True)], [WatershedInstancesd("pred")] * 2)
+    assert {_kind_of(steps) for steps in others} == {WatershedInstancesd}
 
 
 def make_case(
@@ -95,7 +103,14 @@ def test_what_nobody_annotated_counts_not(tmp_path: Path) -> None:
 
 
 def test_picture_of_the_trials(tmp_path: Path) -> None:
-    start = {name: values[0] for name, values in GRID.items()}
-    trials = search(lambda p: p["neck"] - p["threshold"], {**start, "line": False}, GRID)
-    draw_trials(sorted(trials, key=lambda trial: -trial.score), "ap50", tmp_path / "tune.png")
+    start = {name: values[0] for name, values in GRIDS[WatershedInstancesd].items()}
+    trials = search(
+        lambda p: p["neck"] - p["threshold"], {**start, "line": False}, GRIDS[WatershedInstancesd]
+    )
+    draw_trials(
+        sorted(trials, key=lambda trial: -trial.score),
+        GRIDS[WatershedInstancesd],
+        "ap50",
+        tmp_path / "tune.png",
+    )
     assert np.asarray(Image.open(tmp_path / "tune.png")).std() > 0
