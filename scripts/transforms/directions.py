@@ -20,6 +20,7 @@ in four, in eight. How meeting places are told apart is ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -37,6 +38,12 @@ from scripts.errors import InputError, require_within
 from scripts.labels import IGNORE_LABEL, nearest_whole, show_value
 from scripts.transforms.instances import _tops, _without_small
 from scripts.transforms.labels import like, source_of
+
+#: Where fewer pixels arrive than this, after smoothing, none does; at the end of the kernel it is 0.011.
+LEAST_ARRIVED = 0.01
+
+#: As many steps as no image is long.
+MOST_DOUBLINGS = 20
 
 
 def directions(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +115,8 @@ class InstancesFromDirectionsd(MapTransform):
     """Turn probabilities of background and directions into an instance map.
 
     1. The mask is where background is improbable; small holes in it are filled.
-    2. Each of its pixels takes ``steps`` steps, each as long as the directions agree, one pixel at most.
+    2. Each of its pixels takes 2 ** ``doublings`` steps, each as long as the directions are sure, one pixel
+       at most.
     3. Where many pixels arrive is the middle of an object: a top of the smoothed number of arrivals that is
        higher than the ways to a higher one by the factor ``drop``. Pixels that arrive around one are one
        object.
@@ -117,20 +125,23 @@ class InstancesFromDirectionsd(MapTransform):
     Args:
         keys: probabilities, (1 + 2 * axes, *spatial), 0 to 1, see `InstancesToDirectionsd`.
         threshold: the mask is where the probability of all classes but background is above this.
-        steps: a power of 2; more than the largest radius in pixels.
+        doublings: 7 for 128 steps: objects of a larger radius in pixels need more.
         smoothing: standard deviation of the Gaussian that smooths the number of arrivals, in pixels.
         drop: above 1.
         agreement: share, 0 to 1, of the probability of an object that its pixels must give the direction in
             which its middle lies.
         max_hole: holes in the mask of up to so many pixels are filled.
         min_size: objects of fewer pixels are dropped.
+
+    Raises:
+        InputError: an argument out of its range; other channels than two for each axis and one.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
         threshold: float = 0.5,
-        steps: int = 128,
+        doublings: int = 7,
         smoothing: float = 1.0,
         drop: float = 1.5,
         agreement: float = 0.0,
@@ -142,11 +153,11 @@ class InstancesFromDirectionsd(MapTransform):
         require_within("agreement", agreement, 0, 1)
         for name, value in (("smoothing", smoothing), ("max_hole", max_hole), ("min_size", min_size)):
             require_within(name, value, 0)
-        for name, value, least in (("drop", drop, 1), ("steps", steps, 0)):
-            if not value > least:
-                raise InputError(f"{name} is {value}: use a number above {least}")
+        require_within("doublings", doublings, 0, MOST_DOUBLINGS)
+        if not drop > 1:
+            raise InputError(f"drop is {drop}: use a number above 1, as every top would be a middle")
         self.threshold = threshold
-        self.steps = steps
+        self.doublings = doublings
         self.smoothing = smoothing
         self.drop = drop
         self.agreement = agreement
@@ -179,8 +190,9 @@ class InstancesFromDirectionsd(MapTransform):
         arrived = np.zeros(mask.shape)
         np.add.at(arrived, tuple(ends), 1)
         arrived = ndimage.gaussian_filter(arrived, self.smoothing, mode="constant", truncate=3)
-        reached = arrived > 1e-3
-        heights = np.where(reached, np.log(arrived * 1e3 + 1e-9), 0)
+        arrived *= max(math.sqrt(2 * math.pi) * self.smoothing, 1) ** mask.ndim  # one alone makes about 1
+        reached = arrived > LEAST_ARRIVED
+        heights = np.log(np.maximum(arrived / LEAST_ARRIVED, 1))  # a factor becomes a difference
         parts = connected_components(reached, connectivity=mask.ndim)
         seeds = _tops(parts, heights, np.log(self.drop), np.log(self.drop))
         basins = watershed(-heights, seeds, mask=reached)
@@ -190,9 +202,9 @@ class InstancesFromDirectionsd(MapTransform):
         return _without_small(found, self.min_size)
 
     def _follow(self, field: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Where pixels get by ``steps`` steps of a field, (axes, *spatial): positions, (axes, pixels)."""
+        """Where pixels get by the steps of a field, (axes, *spatial): positions, (axes, pixels)."""
         moves = field
-        for _ in range(int(np.log2(self.steps))):
+        for _ in range(self.doublings):
             now = places + moves[(slice(None), *places)]
             there = np.stack([ndimage.map_coordinates(axis, now, order=1, mode="nearest") for axis in moves])
             further = np.zeros_like(moves)

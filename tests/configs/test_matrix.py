@@ -26,6 +26,15 @@ VALID: dict[str | None, dict[int, dict[str, Any]]] = {
     "fcdensenet": {
         dims: {"channels": [[4, 4], [4], [4, 4]], "decoder_channels": [[4, 4], [4]]} for dims in (2, 3)
     },
+    "directions": {
+        2: {},
+        3: {
+            "labels": {
+                **{"background": 0, "lower_0": 1, "higher_0": 2, "lower_1": 3, "higher_1": 4},
+                **{"lower_2": 5, "higher_2": 6},
+            }
+        },
+    },
     "mss": {
         2: {"network_def::strides": 2, "heads_loss::heads": {}},
         3: {"network_def::strides": [[2, 2, 1], 2, 2], "heads_loss::heads": {}},

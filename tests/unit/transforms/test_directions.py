@@ -158,7 +158,7 @@ def test_no_object_gives_none() -> None:
         ({"agreement": -1}, "agreement is -1"),
         ({"drop": 1}, "drop is 1: .* above 1"),
         ({"smoothing": -1}, "smoothing is -1"),
-        ({"steps": 0}, "steps is 0"),
+        ({"doublings": -1}, "doublings is -1"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, float], message: str) -> None:
