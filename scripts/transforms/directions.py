@@ -35,7 +35,7 @@ from skimage.morphology import remove_small_holes
 from skimage.segmentation import watershed
 
 from scripts.errors import InputError, require_within
-from scripts.labels import IGNORE_LABEL, nearest_whole, show_value
+from scripts.labels import IGNORE_LABEL, whole_numbers
 from scripts.transforms.instances import _tops, _without_small
 from scripts.transforms.labels import like, source_of
 
@@ -53,11 +53,10 @@ def directions(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     along which it lies furthest, of equals the first; the middle itself has the first class and no vector.
 
     Args:
-        ids: (*spatial), whole numbers: 0 background, negative where nobody annotated, every other id an
-            object.
+        ids: (*spatial), whole numbers: 0 background, -1 where nobody annotated, every other id an object.
 
     Returns:
-        Classes, (*spatial), int32, ``IGNORE_LABEL`` where ``ids`` is negative, see `InstancesToDirectionsd`;
+        Classes, (*spatial), int32, ``IGNORE_LABEL`` where ``ids`` is -1, see `InstancesToDirectionsd`;
         and vectors, (axes, *spatial), float32, zero outside of objects.
     """
     classes = np.where(ids < 0, IGNORE_LABEL, 0).astype(np.int32)
@@ -82,32 +81,46 @@ def directions(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class InstancesToDirectionsd(MapTransform):
     """Turn an instance map into classes: 0 background, then in which direction the middle lies.
 
-    Class ``1 + 2 a`` has the middle at lower indices of axis a, class ``2 + 2 a`` at higher ones: in a
-    picture 1 is up, 2 down, 3 left and 4 right. To be named after what turns and deforms the instance map.
+    Class ``1 + 2 a`` has the middle at lower indices of axis a, class ``2 + 2 a`` at higher ones. To be named
+    after what turns and deforms the objects.
 
     Args:
-        keys: instance maps, (1, *spatial), 0 background, negative where nobody annotated; become class maps.
+        keys: instance maps, (1, *spatial), whole numbers, 0 background; become class maps.
         flow_key: where vectors to the middle go, (axes, *spatial) float32, of length 1; one name for each of
             ``keys``, or None to make none.
+        instances_key: where the objects go, (1, *spatial), numbered without ``IGNORE_LABEL``, which a patch
+            may then put where it leaves the image; one name for each of ``keys``, or None.
+        ignore_label: number in ``keys`` that is no object but means that nobody annotated, or None.
+
+    Raises:
+        InputError: fractional or negative numbers.
     """
 
-    def __init__(self, keys: KeysCollection, flow_key: KeysCollection | None = None) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        flow_key: KeysCollection | None = None,
+        instances_key: KeysCollection | None = None,
+        ignore_label: int | None = None,
+    ) -> None:
         super().__init__(keys)
         self.flow_keys: tuple[Hashable, ...] = ensure_tuple_rep(flow_key, len(self.keys))
+        self.instances_keys: tuple[Hashable, ...] = ensure_tuple_rep(instances_key, len(self.keys))
+        self.ignore_label = ignore_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each of the instance maps."""
         out = dict(data)
-        for key, flow_key in zip(self.keys, self.flow_keys, strict=True):
-            ids, broken = nearest_whole(np.asarray(data[key][0]))
-            if broken.size:
-                raise InputError(
-                    f"{source_of(data[key], key)} holds the value {show_value(broken[0])}: give whole numbers"
-                )
+        for key, flow_key, instances_key in zip(self.keys, self.flow_keys, self.instances_keys, strict=True):
+            ids = whole_numbers(np.asarray(data[key][0]), source_of(data[key], key)).astype(np.int64)
+            if self.ignore_label is not None:
+                ids[ids == self.ignore_label] = -1
             classes, vectors = directions(ids)
             out[key] = like(classes, data[key])
             if flow_key is not None:
                 out[flow_key] = torch.cat([like(axis, data[key]) for axis in vectors])
+            if instances_key is not None:
+                out[instances_key] = like(ids + (ids >= IGNORE_LABEL), data[key])
         return out
 
 

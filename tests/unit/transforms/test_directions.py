@@ -76,12 +76,21 @@ def test_an_object_bent_around_its_centre_of_mass_has_its_middle_in_itself() -> 
 
 
 def test_what_nobody_annotated_stays_so() -> None:
-    ids = np.full((4, 6), -1, np.int32)
-    ids[:, 2:] = 0
-    classes, flow = targets(ids)
-    assert (classes[:, :2] == IGNORE_LABEL).all()
-    assert not classes[:, 2:].any()
-    assert not flow.any()
+    """An object may have the number 255 until the patch puts it where it leaves the image."""
+    ids = np.zeros((6, 9), np.int32)
+    ids[1:4, 1:4], ids[1:4, 5:8] = 254, 255
+    first = InstancesToDirectionsd("label", instances_key="instances")({"label": torch.from_numpy(ids)[None]})
+    numbered = first["instances"][0].numpy()
+    assert sorted(set(numbered.ravel())) == [0, 254, 256]
+    np.testing.assert_array_equal(numbered > 254, ids > 254)
+    numbered[4:] = IGNORE_LABEL
+    again = InstancesToDirectionsd("label", flow_key="flow", ignore_label=IGNORE_LABEL)
+    out = again({"label": torch.from_numpy(numbered)[None]})
+    assert (out["label"][0, 4:] == IGNORE_LABEL).all()
+    assert torch.equal(out["label"][0, :4], first["label"][0, :4])
+    assert not out["flow"][:, 4:].any()
+    with pytest.raises(InputError, match="label holds the value -1"):
+        again({"label": torch.full((1, 4, 4), -1)})
 
 
 @pytest.mark.parametrize(
