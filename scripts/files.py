@@ -271,6 +271,11 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def short_hash(content: Any) -> str:
+    """Eight hexadecimal digits for what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:8]
+
+
 def fingerprint(file: Path) -> tuple[int, str]:
     """Size of a file and a hash of its ends, which hold its header and, of `.gz` and PNG, a checksum."""
     size = file.stat().st_size

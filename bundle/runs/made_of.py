@@ -8,7 +8,6 @@ change is told.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json
+from scripts.files import atomic_write, read_json, sha256, short_hash
 from scripts.machine import processor, usable_cores
 from scripts.recipe import NAMED, other_training
 from scripts.settings import CONFIGS
@@ -37,15 +36,10 @@ def here() -> Row:
     files = sorted((CONFIGS.parent / "scripts").rglob("*.py"))
     return {
         "version": read_json(CONFIGS / "metadata.json")["version"],
-        "scripts": short_hash([hashlib.sha256(file.read_bytes()).hexdigest() for file in files]),
+        "scripts": short_hash([sha256(file) for file in files]),
         "pytorch": torch.__version__,
         "machine": machine(),
     }
-
-
-def short_hash(content: Any) -> str:
-    """Eight hexadecimal digits for what JSON can hold."""
-    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:8]
 
 
 def write_record(folder: Path, made_of: Mapping[str, Any]) -> None:

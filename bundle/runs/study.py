@@ -36,11 +36,11 @@ from bundle.runs.compare import (
     read_cases,
 )
 from bundle.runs.experiments import PLACES, parser_of, read_experiment
-from bundle.runs.made_of import machine, require_same, short_hash, write_record
+from bundle.runs.made_of import machine, require_same, write_record
 from scripts.data.cases import describe_cases
 from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError, few
-from scripts.files import fingerprint, read_json, write_csv
+from scripts.files import fingerprint, read_json, short_hash, write_csv
 from scripts.judging.tables import read_means
 from scripts.pictures import save_figure
 from scripts.tables import Row, number, table

@@ -7,8 +7,6 @@ argument that is wrong, a place that cannot be written to, a GPU that is lost.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +21,7 @@ from monai.utils import ensure_tuple
 
 from scripts.data.checks import Problem
 from scripts.errors import Fault, InputError, few, root_cause
-from scripts.files import fingerprint
+from scripts.files import fingerprint, short_hash
 from scripts.process import gather
 
 logger = logging.getLogger(__name__)
@@ -110,8 +108,7 @@ def describe_cases(cases: Sequence[Mapping[str, Any]]) -> str:
         files = [Path(file) for key in ("image", "label") for file in ensure_tuple(case.get(key, ()))]
         contents = [fingerprint(file) for file in files if file.is_file()]
         listed.append([case.get("case", [file.name for file in files]), contents])
-    found = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:8]
-    return f"{len(cases)} cases ({found})"
+    return f"{len(cases)} cases ({short_hash(listed)})"
 
 
 def problem_of(case: Mapping[str, Any], error: BaseException) -> Problem:
