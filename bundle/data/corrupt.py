@@ -28,7 +28,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from bundle.runs.made_of import write_record
+from bundle.made_of import write_record
 from scripts.data.cases import describe_cases
 from scripts.data.datalist import SPLITS, cases_of, output_name, sections
 from scripts.data.nifti import Nifti, write_result

@@ -19,9 +19,9 @@ from typing import Any
 import typer
 from torch.utils.flop_counter import FlopCounterMode
 
+from bundle.made_of import machine
 from bundle.runs.commands import ROOT
 from bundle.runs.experiments import parser_of, read_experiment
-from bundle.runs.made_of import machine
 from scripts.compute.memory import dry_run, training_bytes
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json

@@ -6,7 +6,7 @@ goes on when the same command is given again, and a variant, a seed or a data se
 With minutes, every variant trains as many steps as fit into them (`bundle.runs.budget`). Variants are held
 against the first one case by case (`bundle.runs.compare`), on the cases of the data set and on others that no
 training saw: of another place, or changed ones (`bundle.data.corrupt`). What is there is used again where it
-was made of what it would be made of now (`bundle.runs.made_of`).
+was made of what it would be made of now (`bundle.made_of`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import typer
 from matplotlib.figure import Figure
 
 from bundle.data.corrupt import STRENGTHS, corrupted_of, write_corrupted
+from bundle.made_of import machine, require_same, write_record
 from bundle.runs.budget import LENGTH, plan_training, read_plan, seconds_a_case, write_plan
 from bundle.runs.commands import run_bundle, run_python, say
 from bundle.runs.compare import (
@@ -36,7 +37,6 @@ from bundle.runs.compare import (
     read_cases,
 )
 from bundle.runs.experiments import PLACES, parser_of, read_experiment
-from bundle.runs.made_of import machine, require_same, write_record
 from scripts.data.cases import describe_cases
 from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError, few

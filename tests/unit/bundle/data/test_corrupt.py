@@ -14,7 +14,7 @@ from PIL import Image
 from bundle.cli import Corruption
 from bundle.data.corrupt import KINDS, STRENGTHS, changed, corrupted_of, write_corrupted
 from bundle.data.phantom import Kind, write_phantom
-from bundle.runs.made_of import require_same
+from bundle.made_of import require_same
 from scripts.data.datalist import sections
 from scripts.errors import InputError
 from tests.commands import read_array
