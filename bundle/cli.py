@@ -241,7 +241,7 @@ def tune(
     ] = None,
     ids: Ids = None,
 ) -> None:
-    """Choose on validation cases: what numbers objects by, or with --speed parameters of inference."""
+    """Choose on validation cases: parameters by which objects are numbered, or with --speed of inference."""
     if speed and measure:
         raise InputError(f"--measure {measure} is for instances; --speed judges by Dice; drop one.")
     if cases and not speed:

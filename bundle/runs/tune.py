@@ -1,4 +1,4 @@
-"""`python -m bundle tune`: the parameters of what numbers objects that suit a trained network best.
+"""`python -m bundle tune`: the parameters by which the objects of a trained network are numbered best.
 
 With `--speed` what makes inference fast, see `bundle.runs.speed`.
 

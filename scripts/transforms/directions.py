@@ -36,7 +36,7 @@ from skimage.segmentation import watershed
 
 from scripts.errors import InputError, require_within
 from scripts.labels import IGNORE_LABEL, whole_numbers
-from scripts.transforms.instances import _tops, _without_small
+from scripts.transforms.instances import number_tops, without_small
 from scripts.transforms.labels import like, source_of
 
 #: Where fewer pixels arrive than this, after smoothing, none does; at the end of the kernel it is 0.011.
@@ -207,12 +207,12 @@ class InstancesFromDirectionsd(MapTransform):
         reached = arrived > LEAST_ARRIVED
         heights = np.log(np.maximum(arrived / LEAST_ARRIVED, 1))  # a factor becomes a difference
         parts = connected_components(reached, connectivity=mask.ndim)
-        seeds = _tops(parts, heights, np.log(self.drop), np.log(self.drop))
+        seeds = number_tops(parts, heights, np.log(self.drop), np.log(self.drop))
         basins = watershed(-heights, seeds, mask=reached)
         found[tuple(places)] = basins[tuple(ends)]
         if self.agreement > 0:
             found = self._agreeing(found, probabilities, inside)
-        return _without_small(found, self.min_size)
+        return without_small(found, self.min_size)
 
     def _follow(self, field: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Where pixels get by the steps of a field, (axes, *spatial): positions, (axes, pixels)."""

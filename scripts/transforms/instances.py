@@ -274,7 +274,7 @@ class WatershedInstancesd(MapTransform):
         relief = -(depth + interior)  # the core lies below all the rest, and floods first
         flooded = watershed(relief, self._seeds(core, depth), mask=mask, watershed_line=self.line)
         instances = connected_components(flooded, connectivity=flooded.ndim)  # lines may cut one in two
-        return _without_small(instances, self.min_size)
+        return without_small(instances, self.min_size)
 
     def _seeds(self, core: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Number the seeds: the cores, or the top of each of their parts where necks divide them."""
@@ -282,7 +282,7 @@ class WatershedInstancesd(MapTransform):
         if self.neck == 0:
             return cores
         # not even a neck one pixel wide is so much thinner than a core that is not thicker than this
-        return _tops(cores, depth, self.neck, 1 + self.neck)
+        return number_tops(cores, depth, self.neck, 1 + self.neck)
 
 
 class InstancesToDistancesd(MapTransform):
@@ -383,8 +383,8 @@ class InstancesFromDistancesd(MapTransform):
         distance = np.divide(probabilities[1], inside, out=np.zeros_like(inside), where=mask & (inside > 0))
         distance = ndimage.gaussian_filter(distance, self.smoothing)
         parts = connected_components(mask, connectivity=1)
-        seeds = _tops(parts, distance, self.height, self.height)
-        return _without_small(watershed(-distance, seeds, mask=mask), self.min_size)
+        seeds = number_tops(parts, distance, self.height, self.height)
+        return without_small(watershed(-distance, seeds, mask=mask), self.min_size)
 
 
 def _distances(ids: np.ndarray) -> np.ndarray:
@@ -410,7 +410,7 @@ def _distances(ids: np.ndarray) -> np.ndarray:
     return distances
 
 
-def _tops(parts: np.ndarray, heights: np.ndarray, drop: float, least: float) -> np.ndarray:
+def number_tops(parts: np.ndarray, heights: np.ndarray, drop: float, least: float) -> np.ndarray:
     """Number the tops of each part: where heights exceed all ways to a higher place by ``drop``.
 
     Args:
@@ -433,7 +433,7 @@ def _tops(parts: np.ndarray, heights: np.ndarray, drop: float, least: float) -> 
     return tops
 
 
-def _without_small(instances: np.ndarray, min_size: int) -> np.ndarray:
+def without_small(instances: np.ndarray, min_size: int) -> np.ndarray:
     """An instance map without what has fewer pixels than ``min_size``, numbered 1 to N in the same order."""
     counts = np.bincount(instances.ravel())
     kept = (counts >= max(min_size, 1)) & (np.arange(len(counts)) > 0)
