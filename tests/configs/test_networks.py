@@ -83,6 +83,7 @@ PUBLISHED: list[tuple[str, int, int, int, dict[str, Any], int]] = [
     ("fcdensenet", 2, 3, 11, {}, 9_322_091),
     ("inception", 2, 3, 1, {}, 3_902_519 - 12),  # without the norm on the image
     ("unetplusplus", 2, 1, 1, {}, 9_041_700),
+    ("punet", 2, 3, 2, {}, 291_898),  # as counted here: the paper says 0.26 M
 ]
 
 #: Norms that in training see the batch and in evaluation what they kept.
