@@ -22,7 +22,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from tqdm import tqdm
 
 from scripts.compute.quantised import OWN, WEIGHTS, digest, int8_files
-from scripts.compute.runtimes import MEAN_DIFFERENCE, SAME_CLASS, agreement, openvino_core
+from scripts.compute.runtimes import (
+    MEAN_DIFFERENCE,
+    SAME_CLASS,
+    agreement,
+    keep_signal_stack,
+    openvino_core,
+)
 from scripts.errors import InputError
 from scripts.files import sha256
 from scripts.labels import IGNORE_LABEL
@@ -129,21 +135,22 @@ def quantise(
     any_size = model.input().partial_shape
     model.reshape(list(tiles[0].shape))
     judged = list(_judged(network.eval(), tiles))
-    quantised = nncf.quantize_with_accuracy_control(
-        model,
-        nncf.Dataset([tile.numpy() for tile in tiles]),
-        nncf.Dataset(judged, lambda item: item[0]),
-        _alike,
-        max_drop=share,
-        subset_size=len(tiles),
-        advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-            ranking_subset_size=RANKED
-        ),
-        # Processors without VNNI add two products in 16 bits: weights of 7 bits cannot overflow them
-        advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
-            overflow_fix=nncf.OverflowFix.ENABLE
-        ),
-    )
+    with keep_signal_stack():
+        quantised = nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset([tile.numpy() for tile in tiles]),
+            nncf.Dataset(judged, lambda item: item[0]),
+            _alike,
+            max_drop=share,
+            subset_size=len(tiles),
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                ranking_subset_size=RANKED
+            ),
+            # Processors without VNNI add two products in 16 bits: weights of 7 bits cannot overflow them
+            advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE
+            ),
+        )
     if not any(operation.get_type_name() == "FakeQuantize" for operation in quantised.get_ops()):
         raise InputError(
             "no layer can be rounded to 8 bits without changing the classes of training tiles: "

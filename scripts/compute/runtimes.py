@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import chain
@@ -59,6 +61,9 @@ WEIGHT_COPIES = 3
 
 #: Voxels of a tile up to which threads compute one each rather than one together.
 SMALL_TILE = 64**3
+
+#: Bytes that the system's `stack_t` takes at most.
+STACK_T = 64
 
 Predict = Callable[[Tensor], Tensor]
 Choice = tuple[str, torch.dtype | None]  # a runtime, or "int8", and its type of mixed precision
@@ -400,6 +405,25 @@ def openvino_core() -> Any:
     from openvino import Core
 
     return Core()
+
+
+def signal_stack() -> Any:
+    """The stack set aside for signal handlers of this thread, as the system's `sigaltstack` tells."""
+    told = ctypes.create_string_buffer(STACK_T)
+    if os.name == "posix":
+        ctypes.CDLL(None).sigaltstack(None, told)
+    return told
+
+
+@contextmanager
+def keep_signal_stack() -> Iterator[None]:
+    """Put back the stack for signal handlers after a library had cores of its own, see `openvino_core`."""
+    before = signal_stack()
+    try:
+        yield
+    finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).sigaltstack(before, None)
 
 
 def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:

@@ -130,6 +130,13 @@ def rounded_layers(file: Path) -> int:
     return sum(operation.get_type_name() == "FakeQuantize" for operation in operations)
 
 
+def test_the_stack_for_signal_handlers_stays(tmp_path):
+    """nncf has cores of its own: with theirs gone, the next signal would end the process."""
+    before = runtimes.signal_stack().raw
+    make(Delicate().eval(), tmp_path)
+    assert runtimes.signal_stack().raw == before
+
+
 def test_layers_that_change_the_classes_stay_in_float(tmp_path):
     """Of two branches one is a small difference of large numbers, which 8 bits cannot tell."""
     torch.manual_seed(0)
