@@ -46,14 +46,15 @@ class Cohort:
         shape: voxels of a volume.
         tile: voxels of a window.
         channels: of the network's levels.
-        runtime: see `scripts.compute.runtimes.Runtime`.
+        runtime: see `scripts.compute.runtimes.Runtime`; "auto" would judge by weights as drawn, which leave
+            many voxels nearly ties, and not choose as it does for trained ones.
     """
 
     count: int
     shape: tuple[int, int, int]
     tile: tuple[int, int, int]
     channels: tuple[int, ...] = (16, 32, 64, 128)
-    runtime: str = "auto"
+    runtime: str = "openvino"
 
 
 COHORTS = (Cohort(60, (36, 50, 36), (32, 48, 32)), Cohort(4, (192, 192, 128), (96, 96, 96)))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import typer
 
 from bundle.runs.commands import run_bundle, run_python, say
-from bundle.runs.warm import Warm
+from bundle.runs.warm import imports_once
 
 #: Kind of phantom, and the experiment that learns it.
 EXPERIMENTS = {"cells": "phantom_cells", "organ": "phantom_organ"}
@@ -20,8 +18,7 @@ def demo(output_dir: Path) -> None:
     """Carry out `bundle.cli.demo`, whose arguments these are."""
     started = time.monotonic()
     output_dir = output_dir.resolve()
-    # elsewhere a fork of a process that has imported PyTorch is not to be relied on
-    with Warm() if sys.platform == "linux" else nullcontext() as warm:
+    with imports_once() as warm:
         for kind in EXPERIMENTS:
             say(f"generating {kind}")
             run_python("-m", "bundle", "phantom", kind, "--output_dir", str(output_dir / "data" / kind))

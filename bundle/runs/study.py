@@ -37,6 +37,7 @@ from bundle.runs.compare import (
     read_cases,
 )
 from bundle.runs.experiments import PLACES, parser_of, read_experiment
+from bundle.runs.warm import Warm, imports_once
 from scripts.data.cases import describe_cases
 from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError, few
@@ -117,6 +118,7 @@ class Judge:
         inferer: an overlay for inference, or None.
         data: folders of the data sets by name, OWN first.
         plan: what each variant costs, where that was measured.
+        warm: what runs the commands, as `run_python` takes it.
 
     Attributes:
         results: the folder of a judgement within that of a training.
@@ -130,6 +132,7 @@ class Judge:
     inferer: Path | None
     data: dict[str, Path]
     plan: dict[str, Row]
+    warm: Warm | None = None
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -173,11 +176,16 @@ class Judge:
         if not self.is_judged(trained, name):
             write_record(judged, self.made_of(trained, name))
             run_bundle(
-                configs, **where, output_dir=str(judged), save_probabilities=self.measure == "membranes"
+                configs,
+                **where,
+                output_dir=str(judged),
+                save_probabilities=self.measure == "membranes",
+                warm=self.warm,
             )
             run_python(
                 *("-m", "bundle", "score", str(judged), where["dataset_dir"], "--section", self.section),
                 *("--measure", self.measure, "--output_dir", str(judged)),
+                warm=self.warm,
             )
         costs = self.plan.get(trained.variant, {})
         seconds = costs.get("seconds_a_case", {})
@@ -276,15 +284,16 @@ def study(
         for name in filter(partial(judge.is_judged, trained), judge.names(trained)):
             reused.take(judge.folder(trained, name), judge.made_of(trained, name))
     reused.tell()
-    for trained in trainings:
-        if trained.seed == ENSEMBLE:
-            say(f"{trained.variant}, mean of {len(seeds)} networks")
-        elif not judge.is_judged(trained, OWN):
-            say(f"{trained.variant}, seed {trained.seed}")
-            own = {**places, **changes[trained.variant], "seed": trained.seed}
-            run_bundle(**own, resume=True, output_dir=str(trained.folder))
-        for name in judge.names(trained):
-            judge.judge(trained, name)
+    with imports_once() as judge.warm:
+        for trained in trainings:
+            if trained.seed == ENSEMBLE:
+                say(f"{trained.variant}, mean of {len(seeds)} networks")
+            elif not judge.is_judged(trained, OWN):
+                say(f"{trained.variant}, seed {trained.seed}")
+                own = {**places, **changes[trained.variant], "seed": trained.seed}
+                run_bundle(**own, resume=True, output_dir=str(trained.folder), warm=judge.warm)
+            for name in judge.names(trained):
+                judge.judge(trained, name)
     typer.echo(f"\n{summary_table([row for row in judge.rows if row['data'] == OWN], measure)}")
     results = output_dir / judge.results
     if len(changes) > 1 or len(data) > 1:

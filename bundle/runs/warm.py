@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -25,19 +25,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Warm:
-    """The other end of such a process, as a context.
+    """The other end of such a process, as a context; the process begins with the first command.
 
     Args:
         module: that the process imports.
 
     Attributes:
-        process: the process.
+        process: the process, or None.
     """
 
     def __init__(self, module: str = "monai.bundle") -> None:
         self.module = module
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Warm:
+        return self
+
+    def _begin(self) -> None:
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, self.module, str(theirs.fileno())],
@@ -48,17 +52,20 @@ class Warm:
         theirs.close()
         self.lines = ours.makefile("rw", encoding="utf-8")
         ours.close()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.process is None:
+            return
         with suppress(OSError):
             self.lines.close()  # which ends the process
         self.process.wait()
 
     def start(self, module: str, *arguments: str) -> int:
         """Begin a command, and give the number of its process."""
+        if self.process is None:
+            self._begin()
         with suppress(ConnectionError):  # the next line tells
             self.lines.write(json.dumps([module, *arguments]) + "\n")
             self.lines.flush()
@@ -75,6 +82,14 @@ class Warm:
         if not line:
             raise InputError(f"the process that imports {self.module} has ended; its last lines say why")
         return int(line)
+
+
+def imports_once() -> AbstractContextManager[Warm | None]:
+    """What runs the commands of a context: such a process on Linux, elsewhere Python anew for each.
+
+    Elsewhere a fork of a process that has imported PyTorch is not to be relied on.
+    """
+    return Warm() if sys.platform == "linux" else nullcontext()
 
 
 def serve(module: str, connection: socket.socket) -> list[str]:

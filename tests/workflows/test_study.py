@@ -30,12 +30,12 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     monkeypatch.chdir(ROOT)
 
-    def run_bundle(config_file: list[str] | None = None, **overrides: Any) -> None:
+    def run_bundle(config_file: list[str] | None = None, warm: Any = None, **overrides: Any) -> None:
         done.append("segment" if config_file else "train")
         with unchanged_process():
             monai.bundle.run(config_file=config_file, **overrides)
 
-    def run_python(*arguments: str) -> None:
+    def run_python(*arguments: str, warm: Any = None) -> None:
         done.append(arguments[2])
         result = invoke(*arguments[2:])
         assert result.exit_code == 0, result.output

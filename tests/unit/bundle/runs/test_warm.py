@@ -28,6 +28,7 @@ def test_commands_one_after_the_other(
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Warm("colorsys") as warm:
+        assert warm.process is None  # it begins with the first command
         run_python("-m", "program", "well", "a b", warm=warm)
         with pytest.raises(InputError, match="the command above ended with exit status 3"):
             run_python("-m", "program", "badly", warm=warm)
@@ -35,6 +36,7 @@ def test_commands_one_after_the_other(
     assert said[0] == "$ python -m program well 'a b'"
     first, second = (line.split(maxsplit=2) for line in (said[1], said[3]))
     assert first[0] != second[0]
+    assert warm.process is not None
     assert first[1] == second[1] == str(warm.process.pid)
     assert first[2] == "True __main__ ['well', 'a b']"
     assert second[2] == "True __main__ ['badly']"
