@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,6 +32,8 @@ from scripts.networks.heads import MAIN_HEAD, Heads
 from scripts.networks.sizes import Sizes
 from scripts.networks.unet import DecoderLevel, EncoderLevel
 from scripts.process import bundle_root
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 #: Colours of the arrows of the network's diagram, one for each kind of operation (Okabe and Ito's palette).
 ARROWS = {
@@ -129,7 +131,7 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
 
         handles.append(dropout.register_forward_hook(note))
 
-    levels = [module for module in network.encoder.modules() if isinstance(module, EncoderLevel)]
+    levels = list(_outermost(network.encoder, EncoderLevel))
     for index, down in enumerate(levels):
         if isinstance(down.down, Stage):
             watch(down.down, "pool", _describe_down(down), index)
@@ -147,7 +149,7 @@ def read_feature_maps(network: UNet, input_size: Sequence[int]) -> list[FeatureM
     if not isinstance(network.bottleneck, nn.Identity):
         lowest = len(network.encoder.strides) - 1
         watch(network.bottleneck, "part", _words(network.bottleneck), lowest)
-    for rise in (module for module in network.decoder.modules() if isinstance(module, DecoderLevel)):
+    for rise in _outermost(network.decoder, DecoderLevel):
         watch(rise.up, "up", _describe_up(rise.up), rise.level)
         watch(rise.merge, "merge", _describe_merge(rise.merge), rise.level)
         watch_block(rise.block, rise.level)
@@ -480,6 +482,15 @@ def _describe_merge(merge: Stage) -> str:
 def _words(part: nn.Module) -> str:
     """The name of a part's class as people write it: "attention gate"."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(part).__name__).lower()
+
+
+def _outermost(module: nn.Module, kind: type[_Module]) -> Iterator[_Module]:
+    """Parts of a kind, but not those within one: a block may have a network of its own in it."""
+    for child in module.children():
+        if isinstance(child, kind):
+            yield child
+        else:
+            yield from _outermost(child, kind)
 
 
 def _looks_below(merge: nn.Module, skip: torch.Tensor, up: torch.Tensor, below: torch.Tensor) -> bool:

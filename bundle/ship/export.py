@@ -406,8 +406,8 @@ def write(name: str, model: Model, output_dir: Path) -> Result:
             return Result(note=str(error))
         except Exception as error:  # every library has its own
             return Result(
-                note=f"{made.files[0]} could not be made in {workshop} ({_reason(error)}): free space if "
-                "the disk is full, else name the other formats with --format"
+                note=f"{made.files[0]} could not be made in {workshop} ({_reason(error)}): name the "
+                "other formats with --format, or free space if the disk is full"
             )
         try:
             with ExitStack() as stack:

@@ -9,8 +9,10 @@ import torch
 
 from bundle.figures.diagram import read_feature_maps
 from scripts.compute.memory import training_bytes
+from scripts.errors import told
 from scripts.networks import UNet
 from scripts.networks.heads import main_logits
+from scripts.networks.sizes import Sizes
 from tests.configs.test_networks import CASES, Case, check_sizes, small
 
 pytestmark = pytest.mark.workflow
@@ -38,6 +40,18 @@ def test_half_precision_agrees(case: Case) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             half = main_logits(network(image)).float()
     assert float((half - exact).square().mean().sqrt()) < BF16 * float(exact.std())
+
+
+def test_a_batch_of_one_trains_or_is_refused_in_a_sentence(case: Case) -> None:
+    """On the smallest image, where a norm may have one voxel."""
+    sizes = Sizes(case.network)
+    smallest = next(length for length in range(1, 65) if sizes.is_legal((length,) * case.dims))
+    said = ""
+    try:
+        case.network.train()(torch.zeros((1, 1, *[smallest] * case.dims)))
+    except ValueError as error:  # of PyTorch
+        said = str(told(error))
+    assert not said or "has no statistics of one value for each channel" in said
 
 
 def test_memory_of_a_step_is_foreseen(case: Case) -> None:

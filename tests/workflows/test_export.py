@@ -392,7 +392,7 @@ def test_a_format_that_fails_is_told_and_the_others_are_done(
     result = export(packaged, tmp_path, "--format", "torchscript", "--format", "pt2")
     assert "--format pt2 failed" in str(result.exception)
     assert "pt2: model.pt2 could not be made in " in result.output
-    assert "(no such layer): free space if the disk is full, else name the other" in result.output
+    assert "(no such layer): name the other formats with --format, or free space" in result.output
     assert "model.ts" in written(tmp_path)
 
 

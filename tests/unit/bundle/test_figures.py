@@ -28,6 +28,7 @@ from scripts.compute.inferers import OverlapTileInferer
 from scripts.errors import InputError
 from scripts.judging import Case, cell_errors
 from scripts.networks import UNet
+from scripts.networks.aid import InsertedU
 from scripts.networks.blocks import (
     Concatenate,
     InterpolatedUp,
@@ -182,6 +183,15 @@ def test_network_stays_as_it_was() -> None:
     assert not any(module.training for module in network.modules())
     assert not any(module._forward_hooks for module in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_network_within_a_block_is_part_of_the_block() -> None:
+    maps = read_feature_maps(small(block=InsertedU), (16, 16))
+    plain = read_feature_maps(small(), (16, 16))
+    assert [m.operation for m in maps if m.operation != "convolution"] == [
+        m.operation for m in plain if m.operation != "convolution"
+    ]
+    assert {m.detail for m in maps if m.operation == "convolution"} == {"InsertedU"}
 
 
 def test_other_stages_are_named() -> None:
