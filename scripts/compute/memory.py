@@ -6,7 +6,6 @@ import os
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import chain
 from typing import Any
 
 import torch
@@ -65,13 +64,12 @@ def training_bytes(network: nn.Module, size: Sequence[int], device: torch.device
         device: where the network lies.
     """
     counter = _LiveBytes()
-    tensors = [*network.named_parameters(), *network.named_buffers()]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        # gradients go to copies without data, not to the weights
-        own = {name: torch.empty_like(tensor, requires_grad=tensor.requires_grad) for name, tensor in tensors}
+        own = _without_data(network)  # to which gradients go, not to the weights
         batch = torch.empty(tuple(size), device=device)
         with counter, torch.enable_grad():
-            main_logits(torch.func.functional_call(network, own, (batch,))).softmax(1).sum().backward()
+            logits = main_logits(torch.func.functional_call(network, own, (batch,), tie_weights=False))
+            logits.softmax(1).sum().backward()
     return counter.peak
 
 
@@ -82,12 +80,27 @@ def dry_run(network: nn.Module, size: Sequence[int]) -> Any:
         network: stays as it is; its weights are not read.
         size: (B, C, *spatial) of the image.
     """
-    tensors = chain(network.named_parameters(), network.named_buffers())
-    weightless = {
-        name: torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
-        for name, tensor in tensors
-    }
-    return torch.func.functional_call(network, weightless, (torch.empty(tuple(size), device="meta"),))
+    image = torch.empty(tuple(size), device="meta")
+    return torch.func.functional_call(network, _without_data(network, "meta"), (image,), tie_weights=False)
+
+
+def _without_data(network: nn.Module, device: str | None = None) -> dict[str, torch.Tensor]:
+    """A tensor without data for each parameter and buffer, by one of its names.
+
+    Each place that holds one is named once. PyTorch's own list of names has one for each tensor, and ties the
+    others; where a module goes by two names, as in MONAI's DynUNet, its weights would not come back.
+    """
+    made: dict[int, torch.Tensor] = {}
+    named = {}
+    for prefix, module in network.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                if id(tensor) not in made:
+                    made[id(tensor)] = torch.empty_like(
+                        tensor, device=device, requires_grad=tensor.requires_grad
+                    )
+                named[f"{prefix}.{name}".removeprefix(".")] = made[id(tensor)]
+    return named
 
 
 def operations(network: nn.Module, size: Sequence[int], training: bool = False) -> float:

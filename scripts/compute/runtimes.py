@@ -110,6 +110,7 @@ class Runtime:
         self.reserved = 0
         self._network: nn.Module | None = None
         self._weights: tuple = ()
+        self._parts: list[tuple[nn.Module, tuple[nn.Module | None, ...]]] = []  # listed once: that takes long
         self._choice: Choice | None = None
         self._converted: dict[tuple[int, ...], Predict] = {}
         self._candidates: list[Choice] | None = None
@@ -206,9 +207,17 @@ class Runtime:
 
     def _follow(self, network: nn.Module) -> None:
         """Forget the conversions of another network or of other weights."""
-        tensors = chain(network.parameters(), network.buffers())
+        if network is not self._network or any(map(_has_other_parts, self._parts)):
+            self._parts = [(module, tuple(module._modules.values())) for module in network.modules()]
+        tensors = chain.from_iterable(
+            (*module._parameters.values(), *module._buffers.values()) for module, _ in self._parts
+        )
         # a compiled network reads its weights where they lie
-        weights = () if self.runtime == "compile" else tuple((t.data_ptr(), t._version) for t in tensors)
+        weights = (
+            ()
+            if self.runtime == "compile"
+            else tuple((t.data_ptr(), t._version) for t in tensors if t is not None)
+        )
         if network is not self._network or weights != self._weights:
             self._network, self._weights = network, weights
             self._choice = self._candidates = None
@@ -339,6 +348,11 @@ def _key(choice: Choice, tile: Tensor) -> tuple[int, ...]:
     """What a conversion holds for: tiles of a size; with OpenVINO one of them, or several at once."""
     batch = min(len(tile), 2) if choice[0] in ("openvino", "int8") else len(tile)
     return (batch, *tile.shape[1:])
+
+
+def _has_other_parts(listed: tuple[nn.Module, tuple[nn.Module | None, ...]]) -> bool:
+    module, parts = listed
+    return tuple(module._modules.values()) != parts
 
 
 def _describe(choice: Choice) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from scripts.compute.memory import forward_bytes, resident_bytes
+from scripts.compute.memory import dry_run, forward_bytes, resident_bytes, training_bytes
 from scripts.networks import UNet
 from scripts.process import release_memory
 
@@ -30,6 +30,30 @@ def test_mixed_precision_halves_the_maps():
 def test_forward_bytes_computes_nothing():
     _, classes = forward_bytes(UNet(3, 1, 3, [16, 32, 64]).eval(), (8, 1, 512, 512, 512))  # terabytes
     assert classes == 3
+
+
+class Shared(nn.Module):
+    """A layer under two names, and two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 1, 1)
+        self.last = nn.Sequential(self.first)
+        self.other = nn.Conv2d(1, 1, 1)
+        self.other.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.other(self.last(self.first(x)))
+
+
+def test_a_network_stays_as_it_is():
+    network = Shared()
+    image = torch.ones((1, 1, 4, 4))
+    before = network(image)
+    assert dry_run(network, image.shape).shape == image.shape
+    assert training_bytes(network, image.shape) > 0
+    assert torch.equal(network(image), before)
+    assert network.first.weight.grad is None
 
 
 def test_released_memory_leaves_the_process():

@@ -144,14 +144,16 @@ def test_signals_find_a_stack_after_openvino():
 
 @pytest.mark.parametrize("runtime", ["torch", OPENVINO])
 def test_conversion_follows_the_weights(runtime):
-    """An optimizer's step and loaded weights change them in place."""
+    """An optimizer's step and loaded weights change them in place, or put others there."""
     torch.manual_seed(0)
     network, run, tile = UNet(2, 1, 2, [2, 4]).eval(), Runtime(runtime), make_tile("plain 2D")
     before = run(network, tile)
-    other = UNet(2, 1, 2, [2, 4])
+    others = [UNet(2, 1, 2, [2, 4]).eval() for _ in range(3)]
     for change in (
         lambda: torch.optim.SGD([network.heads.main.bias], lr=1.0).step(),
-        lambda: network.load_state_dict(other.state_dict()),
+        lambda: network.load_state_dict(others[0].state_dict()),
+        lambda: network.load_state_dict(others[1].state_dict(), assign=True),
+        lambda: network.heads.register_module("main", others[2].heads.main),
     ):
         network.heads.main.bias.grad = torch.ones(2)
         change()
