@@ -19,6 +19,8 @@ from scripts.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_Convolution = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
 MEMORY_FORMATS = ("contiguous", "channels_last")
 
 #: Names of oneDNN's instruction sets hold one of these where they have AVX-512, and where they multiply
@@ -162,7 +164,7 @@ def prepare(
     last = memory_format == "channels_last"
     if dtype == torch.bfloat16 and device.type == "cpu":
         for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
+            if isinstance(module, _Convolution):
                 module.forward = partial(_convolve, module)  # type: ignore[method-assign]
     if dtype is None and device.type == "cpu" and not has_avx512():
         for module in network.modules():
@@ -248,21 +250,38 @@ def _to_channels_last(network: nn.Module, keep_norms: bool) -> None:
                 module.forward = partial(_instance_norm, module)  # type: ignore[method-assign]
 
 
-def _convolve(convolution: nn.Conv2d | nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
-    """A convolution, in float32 where the image is smaller than the kernel along an axis.
+def _convolve(convolution: _Convolution, x: torch.Tensor, *args: Any) -> torch.Tensor:
+    """A convolution, in float32 where oneDNN reads memory in bfloat16 that nobody wrote.
 
-    There oneDNN's backward pass in bfloat16 reads memory that nobody wrote (the weights' gradient, whatever
-    the memory format and the channels): now and then a gradient is NaN.
+    That is where the image is smaller than the kernel along an axis: now and then the gradient of the weights
+    is NaN, whatever the memory format and the channels. And, with AMX, where a stride leads to, or a
+    transposed convolution with a stride comes from, one voxel along the last axis: the small map, or its
+    gradient, can hold any number.
 
     Args:
         convolution: for its weights and settings.
         x: (B, C, *spatial).
+        *args: of a transposed convolution, the size of its output.
     """
     forward: Callable = type(convolution).forward
-    if all(n >= k for n, k in zip(x.shape[2:], convolution.kernel_size, strict=True)):
-        return forward(convolution, x)
+    if isinstance(convolution, nn.ConvTranspose2d | nn.ConvTranspose3d):
+        whole = max(convolution.stride) == 1 or x.shape[-1] > 1
+    else:
+        fits = all(n >= k for n, k in zip(x.shape[2:], convolution.kernel_size, strict=True))
+        whole = fits and not strides_to_one(convolution, x)
+    if whole:
+        return forward(convolution, x, *args)
     with torch.autocast("cpu", enabled=False):
-        return forward(convolution, x.float())
+        return forward(convolution, x.float(), *args)
+
+
+def strides_to_one(convolution: nn.Conv2d | nn.Conv3d, x: torch.Tensor) -> bool:
+    """Whether a convolution with a stride leaves one voxel along the last axis of an image."""
+    if max(convolution.stride) == 1:
+        return False
+    around = 0 if isinstance(convolution.padding, str) else 2 * int(convolution.padding[-1])
+    reach = convolution.dilation[-1] * (convolution.kernel_size[-1] - 1)
+    return x.shape[-1] + around - reach <= convolution.stride[-1]
 
 
 def _pads_depth(convolution: nn.Conv3d) -> bool:

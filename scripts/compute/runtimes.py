@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scripts.compute.acceleration import can_compile, mixed_precision, unwrap
+from scripts.compute.acceleration import can_compile, mixed_precision, strides_to_one, unwrap
 from scripts.compute.kept import compile_kept
 from scripts.compute.memory import forward_bytes, resident_bytes
 from scripts.compute.quantised import multiplies_int8, read_int8
@@ -302,12 +302,15 @@ class Runtime:
         """The network in a runtime, converted at the first tile of a size."""
         key = _key(choice, tile)
         if key not in self._converted:
-            if choice[0] not in ("torch", "float32"):
+            name, dtype = choice
+            if name not in ("torch", "float32"):
                 logger.info("runtime: preparing %s for tiles of %s", _describe(choice), list(tile.shape))
-            convert = (
-                partial(_int8, cast(Path, self.quantised)) if choice[0] == "int8" else _CONVERTERS[choice[0]]
-            )
-            self._converted[key] = convert(network, tile, choice[1])
+            rounded = name == "int8" or (name == "openvino" and dtype is not None)
+            if rounded and _narrows(network, tile):
+                logger.info("runtime: a level of such tiles has one voxel along an axis: in float32")
+                name, dtype = "openvino", None
+            convert = partial(_int8, cast(Path, self.quantised)) if name == "int8" else _CONVERTERS[name]
+            self._converted[key] = convert(network, tile, dtype)
         return self._converted[key]
 
     def _precision(self, device: torch.device) -> torch.dtype | None:
@@ -438,6 +441,28 @@ def keep_signal_stack() -> Iterator[None]:
     finally:
         if os.name == "posix":
             ctypes.CDLL(None).sigaltstack(before, None)
+
+
+def _narrows(network: nn.Module, tile: Tensor) -> bool:
+    """Whether a stride of a network leaves one voxel along the last axis of a tile.
+
+    With AMX such a map holds memory that nobody wrote, in bfloat16 (as in `scripts.compute.acceleration`) and
+    in 8 bits.
+    """
+    found: list[bool] = []
+    strided = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
+    handles = [
+        module.register_forward_pre_hook(lambda m, inputs: found.append(strides_to_one(m, inputs[0])))
+        for module in strided
+        if max(module.stride) > 1
+    ]
+    try:
+        if handles:
+            forward_bytes(network, tile.shape)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return any(found)
 
 
 def _openvino(network: nn.Module, tile: Tensor, dtype: torch.dtype | None) -> Predict:

@@ -319,6 +319,40 @@ def test_maps_smaller_than_the_kernel_are_computed_in_single_precision(half_prec
             assert convolution(torch.rand(1, 1, *size)).dtype == dtype
 
 
+STRIDED = nn.Conv2d(112, 240, 3, stride=2, padding=1)
+ENLARGING = nn.ConvTranspose2d(240, 112, 2, stride=2)
+
+
+@pytest.mark.parametrize(("layer", "size"), [(STRIDED, (8, 2)), (ENLARGING, (4, 1))])
+def test_a_stride_to_or_from_one_voxel_along_the_last_axis_agrees_with_single_precision(layer, size):
+    """On processors with AMX it was any number, in the map or in the image's gradient."""
+    torch.manual_seed(0)
+    image = torch.randn(3, layer.in_channels, *size)
+    results = []
+    for amp in (False, True):
+        network, x = accelerate(copy.deepcopy(layer), CPU, amp=amp), image.clone().requires_grad_()
+        filled = [torch.full((100_000,), 1e4) for _ in range(20)]
+        del filled
+        made = network(x)
+        made.square().sum().backward()
+        results.append((made, x.grad))
+    for single, half in zip(*results, strict=True):
+        assert (half - single).abs().max() < 0.02 * single.abs().max()
+
+
+def test_only_such_maps_are_computed_in_single_precision(half_precision):
+    for layer, size, dtype in (
+        *((STRIDED, (8, 2), torch.float32), (STRIDED, (4, 8), torch.bfloat16)),
+        *((ENLARGING, (4, 1), torch.float32), (ENLARGING, (1, 4), torch.bfloat16)),
+        (nn.Conv2d(112, 240, 3, padding=1), (8, 3), torch.bfloat16),
+        (nn.ConvTranspose2d(240, 112, 3), (4, 1), torch.bfloat16),
+    ):
+        convolution = accelerate(copy.deepcopy(layer), CPU, amp=True).forward.forward
+        with torch.autocast("cpu", torch.bfloat16):
+            found = convolution(torch.rand(1, layer.in_channels, *size)).dtype
+        assert found == dtype, (layer, size)
+
+
 @pytest.mark.parametrize("given", ["cpu", torch.device("cpu")])
 def test_device_is_an_object_or_its_name(given):
     """MONAI Label hands in names."""

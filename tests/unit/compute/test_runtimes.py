@@ -163,6 +163,33 @@ def test_conversion_follows_the_weights(runtime):
         before = after
 
 
+class Narrow(nn.Module):
+    """Two strides, and a head that sees what the last one leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        steps = [nn.Conv2d(1, 112, 3, stride=2, padding=1), nn.Conv2d(112, 240, 3, stride=2, padding=1)]
+        self.layers = nn.Sequential(*steps, nn.Conv2d(240, 2, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@needs_openvino
+@pytest.mark.parametrize(("size", "said"), [((32, 4), True), ((4, 32), False), ((32, 8), False)])
+def test_a_stride_to_one_voxel_along_the_last_axis_is_computed_in_single_precision(
+    size, said, caplog, monkeypatch
+):
+    """With AMX such a map was any number in bfloat16."""
+    monkeypatch.setattr(runtimes, "mixed_precision", lambda device: torch.bfloat16)
+    torch.manual_seed(0)
+    network, tile = Narrow().eval(), torch.randn(1, 1, *size)
+    with caplog.at_level("INFO"), torch.no_grad():
+        found, expected = Runtime("openvino", amp=True)(network, tile), network(tile)
+    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
+    assert ("one voxel along an axis: in float32" in caplog.text) is said
+
+
 @needs_openvino
 def test_tiles_side_by_side_are_those_of_one_thread(one_thread):
     """Bit by bit: each thread computes a tile of its own."""
