@@ -84,10 +84,10 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, channels, *spatial)` to the same size."""
-        query, key, value = (
-            part(x).flatten(2).transpose(1, 2) for part in (self.query, self.key, self.value)
+        query, key, value = (  # (B, 1, places, channels), as ONNX asks for
+            part(x).flatten(2).transpose(1, 2)[:, None] for part in (self.query, self.key, self.value)
         )
-        found = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (B, places, channels)
+        found = F.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
         return x + self.gamma * found.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
