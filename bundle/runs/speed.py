@@ -392,17 +392,20 @@ def row_of(trial: Trial, best: Trial, configured: Trial, chosen: Mapping[str, Tr
 
 
 def overlay_of(trial: Trial, row: Row, bench: Bench) -> Ids:
-    """What a setting sets, with what it costs and the weights that it was measured with."""
+    """What a setting sets, with what it costs and the weights that it was measured with.
+
+    int8 that "auto" left out when it was measured is not allowed: on other images "auto" might take it.
+    """
+    ids = trial.setting.ids(bench.config, bench.flips)
+    if "int8" not in trial.taken and "precision" in ids:
+        ids["precision"] = "exact"
     cost = (
         f"Tuned on {len(trial.dice)} validation cases: mean Dice {row['dice']:.4f}, {row['loss']:.4f} below "
         f"the best setting, {row['largest loss']:.4f} in the worst case; {row['seconds a case']:.3g} s a "
         f"case, {row['times as fast']:.2f} times as fast as configured."
     )
     check = {"_target_": "scripts.recipe.check_recipe", "_desc_": cost, "checkpoint": "@checkpoint"}
-    return {
-        "recipe": {**check, "tuned_for": hashes_of(bench.checkpoint)},
-        **trial.setting.ids(bench.config, bench.flips),
-    }
+    return {"recipe": {**check, "tuned_for": hashes_of(bench.checkpoint)}, **ids}
 
 
 def draw(rows: Sequence[Row], turned: Sequence[Row], path: Path) -> None:

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bundle.runs.speed import LOSSES, Setting, Trial, choose, draw, front, promising, row_of, within
+from bundle.runs import speed
+from bundle.runs.speed import (
+    LOSSES,
+    Bench,
+    Setting,
+    Trial,
+    choose,
+    draw,
+    front,
+    overlay_of,
+    promising,
+    row_of,
+    within,
+)
 from scripts.files import write_csv
 
 
@@ -74,3 +89,17 @@ def test_row_has_the_loss_of_the_worst_case(tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "speed.png")).std() > 0
     write_csv(tmp_path / "speed.csv", [row])
     assert next(csv.DictReader((tmp_path / "speed.csv").open()))["overlay"] == "fast balanced"
+
+
+@pytest.mark.parametrize(
+    ("taken", "precision"), [("openvino in int8", "fast"), ("openvino in bfloat16", "exact"), ("", "exact")]
+)
+def test_overlay_allows_int8_only_where_it_was_measured(
+    taken: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "hashes_of", lambda checkpoint: ["of the weights"])
+    int8 = Setting((("runtime", "auto"), ("amp", True), ("precision", "fast")))
+    found = Trial(int8, [0.9], [1.0], taken)
+    bench = cast(Bench, SimpleNamespace(config={}, flips=(), checkpoint=Path("model.pt")))
+    overlay = overlay_of(found, row_of(found, found, found, {}), bench)
+    assert (overlay["runtime"], overlay["precision"]) == ("auto", precision)
