@@ -122,7 +122,8 @@ class Setting:
         if self.overlap is not None:
             set_["window_inferer::overlap"] = self.overlap
         if self.orientations:
-            set_["inferer"] = read_json(CONFIGS / "inferer" / "orientations.json")["inferer"]
+            inferer = read_json(CONFIGS / "inferer" / "orientations.json")["inferer"]
+            set_["inferer"] = {name: value for name, value in inferer.items() if name != "_desc_"}
         if self.orientations == MIRRORED:
             set_["inferer"] |= {"flip_axes": list(flips), "transpose": False}
         return set_

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from PIL import Image
 
 from bundle.runs import speed
 from bundle.runs.speed import (
+    ALL,
     LOSSES,
     Bench,
     Setting,
@@ -103,3 +104,9 @@ def test_overlay_allows_int8_only_where_it_was_measured(
     bench = cast(Bench, SimpleNamespace(config={}, flips=(), checkpoint=Path("model.pt")))
     overlay = overlay_of(found, row_of(found, found, found, {}), bench)
     assert (overlay["runtime"], overlay["precision"]) == ("auto", precision)
+
+
+def test_orientations_are_not_described_by_the_overlay_that_they_come_from() -> None:
+    ids: dict[str, Any] = Setting(orientations=ALL).ids({}, ())
+    assert ids["inferer"]["_target_"].endswith("AveragedOrientations")
+    assert "_desc_" not in ids["inferer"]
