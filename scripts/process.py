@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +58,8 @@ def set_up(seed: int, threads: int | None = None) -> None:
     """
     sys.excepthook = _one_sentence
     end_on_signals()
+    # MONAI says so of each picture, whose grid no transform changes
+    warnings.filterwarnings("ignore", "inverse has been called but no invertible transforms")
     if not gc.get_freeze_count():
         gc.freeze()  # a look for garbage passes over the modules, a million objects, from now on
     with suppress(NotRunning):

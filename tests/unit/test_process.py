@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+from monai.transforms import Compose
 
 from scripts.process import set_up
 from tests.commands import unchanged_process
@@ -16,3 +19,11 @@ def test_a_run_says_that_it_starts(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [
         f"starting: PyTorch {torch.__version__} on {torch.get_num_threads()} threads, seed 3"
     ]
+
+
+def test_nothing_is_said_of_pictures_whose_grid_nothing_changes() -> None:
+    with unchanged_process(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        set_up(3)
+        Compose([]).inverse({"image": torch.zeros(1)})
+    assert not caught
