@@ -307,6 +307,9 @@ def export(
         if made := [f for name in chosen for f in results[name].files if not FORMATS[name].rounded]:
             alone = read_json(CONFIGS / "exported.json")
             write_recipe(Recipe({**model.recipe.config, **alone}, model.recipe.facts), made)
+    for name in chosen:
+        if FORMATS[name].rounded and (beside := results[name].files):
+            typer.echo(f"{name}, beside the weights: {beside[0]}")
     typer.echo(f"Files and tables: {output_dir}")
     failed = [name for name in chosen if results[name].note and (formats or not unavailable(name))]
     if failed:

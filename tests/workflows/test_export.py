@@ -222,6 +222,7 @@ def test_int8_lies_beside_the_weights_for_precision_fast(
     monkeypatch.setattr(bundle.ship.export, "quantise", free)
     made = export(mine, tmp_path / "out", "--format", "openvino-int8", "--dataset_dir", cells, "--rounds", 1)
     assert made.exit_code == 0, made.output + str(made.exception)
+    assert f"openvino-int8, beside the weights: {mine / 'models/model.int8.xml'}" in made.output
     assert set(written(mine / "models")) - set(written(packaged / "models")) == {
         "model.int8.bin",
         "model.int8.xml",
