@@ -323,7 +323,8 @@ def export(
         typer.Option("--checkpoint", help="Weights; those of the bundle or training if absent"),
     ] = None,
     formats: Annotated[
-        list[FormatName] | None, typer.Option("--format", help="Repeatable; all unless given")
+        list[FormatName] | None,
+        typer.Option("--format", help="Repeatable; all but int8 unless given"),
     ] = None,
     dataset_dir: Annotated[
         Path | None, typer.Option("--dataset_dir", help="Folder with dataset.json: cases to judge by")

@@ -45,7 +45,8 @@ def read_checkpoint(path: Path) -> dict:
     except Exception as error:
         raise InputError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); "
-            "name the model.pt or model.safetensors that a training wrote"
+            "name the model.pt or model.safetensors that a training wrote, or for what `export` wrote add "
+            "configs/exported.json to the configs"
         ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}; a checkpoint is a dictionary of weights")

@@ -230,6 +230,11 @@ class Runtime:
         """What "auto" took, such as "openvino in int8"; empty until it has, and for other runtimes."""
         return _describe(self._choice) if self.runtime == "auto" and self._choice else ""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known what computes; "auto" looks at some tiles first."""
+        return self.runtime != "auto" or self._choice is not None
+
     def _choose(self, device: torch.device) -> Choice:
         """The runtime to convert for, and its type of mixed precision or None."""
         mixed = self._precision(device)

@@ -205,7 +205,7 @@ def assign_folds(
     if not 2 <= folds <= len(members):
         raise InputError(
             f"{folds} folds cannot be made of {len(members)} subjects; there must be at least 2 folds and no "
-            "more than subjects; set the number of folds accordingly."
+            "more than subjects; give --folds a number of 2 to their number, or add cases."
         )
     order = sorted(members)
     random.Random(seed).shuffle(order)

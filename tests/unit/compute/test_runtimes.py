@@ -338,8 +338,10 @@ def invent_class_2(logits):
 def test_auto_takes_the_first_that_agrees(monkeypatch, caplog):
     run, _ = make_auto(monkeypatch, lambda logits: logits + 0.001)
     network, tile = Threshold().eval(), tile_of(ones=100, twos=5)
+    assert Runtime("torch").is_settled and not run.is_settled
     with caplog.at_level(logging.INFO):
         assert torch.equal(run(network, tile), network(tile))
+        assert run.is_settled
         torch.testing.assert_close(run(network, tile), network(tile) + 0.001, rtol=0, atol=1e-5)
     assert "no half precision in hardware" in caplog.records[0].message
     assert "preparing openvino in float32 for tiles of [1, 1, 40, 40]" in caplog.records[1].message
