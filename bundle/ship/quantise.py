@@ -29,10 +29,14 @@ from scripts.compute.runtimes import (
     keep_signal_stack,
     openvino_core,
 )
+from scripts.data.checks import Problem
+from scripts.data.dataset import PROBLEM
 from scripts.errors import InputError
 from scripts.files import sha256
 from scripts.labels import IGNORE_LABEL
 from scripts.networks.heads import main_logits
+
+logger = logging.getLogger(__name__)
 
 #: Tiles that are measured at most,
 TILES = 128
@@ -64,7 +68,7 @@ def calibration_tiles(
 
     Args:
         network: in PyTorch; stays as it is.
-        cases: preprocessed, image and label (C, *spatial).
+        cases: preprocessed, image and label (C, *spatial); one that cannot be loaded is told.
         inferer: from an image, (B, C, *spatial), and the network to logits.
         patch: spatial size of a patch in training; of each case a part half as long again is cut into tiles.
 
@@ -86,8 +90,12 @@ def calibration_tiles(
     try:
         # in random order, so that a list by hospital or scanner gives of each
         for index in tqdm(torch.randperm(len(cases), generator=generator).tolist(), "calibrating"):
-            image, label = (torch.as_tensor(cases[index][key]) for key in (Keys.IMAGE, Keys.LABEL))
-            if image.min() == image.max():
+            case = cases[index]
+            if PROBLEM in case:
+                logger.error(Problem(**case[PROBLEM]).sentence())
+                continue
+            image, label = (torch.as_tensor(case[key]) for key in (Keys.IMAGE, Keys.LABEL))
+            if not image.min() < image.max():  # constant, or NaN
                 continue
             place, found = _somewhere(label[0], [length + length // 2 for length in patch], generator)
             inferer(image[(slice(None), *place)][None], network)

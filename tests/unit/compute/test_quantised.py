@@ -8,6 +8,7 @@ import itertools
 import logging
 import shutil
 import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from scripts.compute.exported import Exported
 from scripts.compute.inferers import SlidingWindowSlabInferer
 from scripts.compute.quantised import digest, for_precision, int8_files, multiplies_int8, read_int8
 from scripts.compute.runtimes import Runtime
+from scripts.data.checks import Problem
+from scripts.data.dataset import PROBLEM
 from scripts.errors import InputError
 from tests.commands import ROOT, command
 
@@ -268,6 +271,17 @@ def test_calibrates_on_the_windows_of_inference_around_foreground():
         assert max(tile.max() for tile in four) > 9 or index == 5
         found.append(index)
     assert sorted(found) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def test_what_is_no_image_is_passed_over(caplog):
+    """Without the checks of files: a case that cannot be loaded, and one that became NaN."""
+    given = cases(10)
+    given[2]["image"] = given[2]["image"] * float("nan")
+    given[4] = {"case": "cut", PROBLEM: asdict(Problem("cut", "cut.png", "half of it", "all is", "mend it"))}
+    tiles = calibration_tiles(network(), given, SlidingWindowSlabInferer((16, 16), overlap=0.5), (16, 16))
+    assert len(tiles) == 8 * 4
+    assert all(tile.isfinite().all() for tile in tiles)
+    assert "cut.png: found half of it" in caplog.text
 
 
 def test_enough_is_enough(monkeypatch):
