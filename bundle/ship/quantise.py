@@ -141,7 +141,8 @@ def quantise(
     logging.getLogger("nncf").setLevel(logging.ERROR)
     model = openvino_core().read_model(source)
     any_size = model.input().partial_shape
-    model.reshape(list(tiles[0].shape))
+    lengths = zip(*(tile.shape for tile in tiles), strict=True)
+    model.reshape([axis[0] if len(set(axis)) == 1 else -1 for axis in lengths])
     judged = list(_judged(network.eval(), tiles))
     with keep_signal_stack():
         quantised = nncf.quantize_with_accuracy_control(

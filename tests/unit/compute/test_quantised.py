@@ -8,6 +8,7 @@ import itertools
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,13 +85,18 @@ def images(count: int) -> list[torch.Tensor]:
     return list(coarse.repeat_interleave(4, -1).repeat_interleave(4, -2) + noise)
 
 
-def make(network: nn.Module, folder: Path, share: float = quantise.SHARE) -> Path:
+def make(
+    network: nn.Module,
+    folder: Path,
+    share: float = quantise.SHARE,
+    tiles: Sequence[torch.Tensor] | None = None,
+) -> Path:
     """The pair of files, and an empty model.pt beside it."""
     from openvino import convert_model, save_model
 
     converted = convert_model(network, example_input=images(1)[0])
     save_model(converted, folder / "network.xml", compress_to_fp16=False)
-    quantise.quantise(folder / "network.xml", network, images(20), folder, share)
+    quantise.quantise(folder / "network.xml", network, tiles or images(20), folder, share)
     (folder / "model.pt").touch()
     return folder / "model.int8.xml"
 
@@ -131,6 +137,14 @@ def rounded_layers(file: Path) -> int:
     """Operations of an int8 file that round."""
     operations = runtimes.openvino_core().read_model(file).get_ops()
     return sum(operation.get_type_name() == "FakeQuantize" for operation in operations)
+
+
+def test_tiles_may_differ_in_size(tmp_path):
+    """A small image is one small tile."""
+    tiles = [tile[..., : 32 - 8 * (index % 2)] for index, tile in enumerate(images(20))]
+    run = Exported(str(make(network(), tmp_path, tiles=tiles)), network(), precision="fast")
+    tile = images(1)[0]
+    assert 0 < (run(tile) - compute(network(), tile)).abs().max() < 0.3
 
 
 def test_the_stack_for_signal_handlers_stays(tmp_path):
