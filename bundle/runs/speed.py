@@ -9,6 +9,7 @@ by case.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -246,7 +247,7 @@ def tune_speed(
         cases: how many of the validation cases, from the first on; None: all.
 
     Raises:
-        InputError: no or bad validation cases; a checkpoint of another network.
+        InputError: no or bad validation cases, or none with foreground; a checkpoint of another network.
     """
     evaluation = read_evaluation(experiment, dataset_dir, "validation", cases)
     training = parser_of(experiment)
@@ -295,6 +296,11 @@ def search(bench: Bench) -> tuple[Trial, list[Trial], list[Trial]]:
             return bench.all(settings, bar)
 
         (configured,) = bench.all([Setting()], bar)
+        if math.isnan(configured.mean):
+            raise InputError(
+                f"there is no foreground in the labels of the {len(configured.dice)} validation cases, nor "
+                "in what is predicted, to compare settings by: choose another fold, or more --cases"
+            )
         found = attempt(*(Setting(computed=way) for way in ways(config, device)))
         least = max(trial.mean for trial in found) - LOSSES["best"] if found else 0.0
         exact = [trial for trial in found if trial.mean >= least]
@@ -383,13 +389,14 @@ def choose(trials: Sequence[Trial]) -> dict[str, Trial]:
 
 def row_of(trial: Trial, best: Trial, configured: Trial, chosen: Mapping[str, Trial]) -> Row:
     """A row of the table."""
-    losses = np.array(best.dice) - np.array(trial.dice)
+    # a case says nothing where no foreground is asked for and none is found, which is right
+    losses = np.nan_to_num(best.dice, nan=1.0) - np.nan_to_num(trial.dice, nan=1.0)
     return {
         "setting": trial.setting.name,
         "auto took": trial.taken or None,
         "dice": trial.mean,
         "loss": best.mean - trial.mean,
-        "largest loss": float(np.nanmax(losses)),
+        "largest loss": float(losses.max()),
         "seconds a case": trial.time,
         "times as fast": configured.time / trial.time,
         "overlay": " ".join(name for name, other in chosen.items() if other is trial) or None,

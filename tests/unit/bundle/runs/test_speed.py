@@ -24,8 +24,10 @@ from bundle.runs.speed import (
     overlay_of,
     promising,
     row_of,
+    search,
     within,
 )
+from scripts.errors import InputError
 from scripts.files import write_csv
 
 
@@ -110,3 +112,21 @@ def test_orientations_are_not_described_by_the_overlay_that_they_come_from() -> 
     ids: dict[str, Any] = Setting(orientations=ALL).ids({}, ())
     assert ids["inferer"]["_target_"].endswith("AveragedOrientations")
     assert "_desc_" not in ids["inferer"]
+
+
+def test_what_is_found_in_an_empty_case_is_lost_whole() -> None:
+    """A case without foreground, in which one setting finds none and the other some."""
+    best = Trial(Setting(), [0.9, float("nan")], [2.0])
+    other = Trial(Setting(threads=1), [0.89, 0.0], [1.0])
+    assert row_of(other, best, best, {})["largest loss"] == 1
+    assert row_of(best, best, best, {})["largest loss"] == 0
+
+
+def test_cases_without_foreground_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(bench: Bench, trial: Trial) -> None:
+        trial.dice, trial.seconds = [float("nan")], [1.0]
+
+    monkeypatch.setattr(Bench, "measure", nothing)
+    bench = Bench({"device": "cpu"}, None, {}, Path("model.pt"), ())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"no foreground in .* 1 validation cases.*: choose another fold"):
+        search(bench)
