@@ -167,17 +167,25 @@ class Bench:
         evaluation: the cases, and how their logits become classes on the grid of the file.
         weights: of the network.
         checkpoint: where they come from, for messages.
+        hashes: of that file, see `scripts.recipe.hashes_of`.
         flips: spatial axes that the training mirrored.
     """
 
     def __init__(
-        self, config: Ids, evaluation: Evaluation, weights: Ids, checkpoint: Path, flips: Sequence[int]
+        self,
+        config: Ids,
+        evaluation: Evaluation,
+        weights: Ids,
+        checkpoint: Path,
+        hashes: Sequence[str],
+        flips: Sequence[int],
     ) -> None:
         self.config = config
         self.flips = flips
         self.evaluation = evaluation
         self.weights = weights
         self.checkpoint = checkpoint
+        self.hashes = hashes
         self.trials: dict[Setting, Trial] = {}
 
     def all(self, settings: Iterable[Setting], bar: tqdm) -> list[Trial]:
@@ -254,7 +262,8 @@ def tune_speed(
     config = {**for_inference(training.get()), "checkpoint": str(checkpoint)}
     read_recipe(checkpoint, config)
     flips = training.get_parsed_content("patch::flip_axes") if "patch::flip_axes" in training else ()
-    bench = Bench(config, evaluation, read_weights(checkpoint), checkpoint, flips)
+    hashes = hashes_of(checkpoint)
+    bench = Bench(config, evaluation, read_weights(checkpoint), checkpoint, hashes, flips)
     configured, trials, finalists = search(bench)
     chosen = choose(finalists)
     best = max(finalists, key=lambda trial: trial.mean)
@@ -417,7 +426,7 @@ def overlay_of(trial: Trial, row: Row, bench: Bench) -> Ids:
         f"case, {row['times as fast']:.2f} times as fast as configured."
     )
     check = {"_target_": "scripts.recipe.check_recipe", "_desc_": cost, "checkpoint": "@checkpoint"}
-    return {"recipe": {**check, "tuned_for": hashes_of(bench.checkpoint)}, **ids}
+    return {"recipe": {**check, "tuned_for": list(bench.hashes)}, **ids}
 
 
 def draw(rows: Sequence[Row], turned: Sequence[Row], path: Path) -> None:

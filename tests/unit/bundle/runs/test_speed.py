@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from bundle.runs import speed
@@ -25,10 +26,12 @@ from bundle.runs.speed import (
     promising,
     row_of,
     search,
+    tune_speed,
     within,
 )
 from scripts.errors import InputError
-from scripts.files import write_csv
+from scripts.files import read_json, write_csv
+from scripts.recipe import hashes_of
 
 
 def trial(number: int, dice: float, seconds: float) -> Trial:
@@ -97,13 +100,10 @@ def test_row_has_the_loss_of_the_worst_case(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("taken", "precision"), [("openvino in int8", "fast"), ("openvino in bfloat16", "exact"), ("", "exact")]
 )
-def test_overlay_allows_int8_only_where_it_was_measured(
-    taken: str, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed, "hashes_of", lambda checkpoint: ["of the weights"])
+def test_overlay_allows_int8_only_where_it_was_measured(taken: str, precision: str) -> None:
     int8 = Setting((("runtime", "auto"), ("amp", True), ("precision", "fast")))
     found = Trial(int8, [0.9], [1.0], taken)
-    bench = cast(Bench, SimpleNamespace(config={}, flips=(), checkpoint=Path("model.pt")))
+    bench = cast(Bench, SimpleNamespace(config={}, flips=(), hashes=["of the weights"]))
     overlay = overlay_of(found, row_of(found, found, found, {}), bench)
     assert (overlay["runtime"], overlay["precision"]) == ("auto", precision)
 
@@ -127,6 +127,36 @@ def test_cases_without_foreground_are_refused(monkeypatch: pytest.MonkeyPatch) -
         trial.dice, trial.seconds = [float("nan")], [1.0]
 
     monkeypatch.setattr(Bench, "measure", nothing)
-    bench = Bench({"device": "cpu"}, None, {}, Path("model.pt"), ())  # type: ignore[arg-type]
+    bench = Bench({"device": "cpu"}, None, {}, Path("model.pt"), [], ())  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"no foreground in .* 1 validation cases.*: choose another fold"):
         search(bench)
+
+
+def canned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights of which a search finds all settings alike and slow enough for the weights to become others."""
+    checkpoint = folder / "model.pt"
+    checkpoint.write_bytes(b"tuned")
+
+    def found(bench: Bench) -> tuple[Trial, list[Trial], list[Trial]]:
+        checkpoint.write_bytes(b"trained on")
+        return (only := trial(1, 0.9, 1)), [only], [only]
+
+    for name, value in {
+        "read_evaluation": lambda *_: SimpleNamespace(cases=SimpleNamespace(finish=lambda: None)),
+        "parser_of": lambda _: ConfigParser({}),
+        "for_inference": lambda _: {},
+        "read_recipe": lambda *_: None,
+        "read_weights": lambda _: {},
+        "search": found,
+    }.items():
+        monkeypatch.setattr(speed, name, value)
+    return checkpoint
+
+
+def test_overlays_are_for_the_weights_that_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = canned(tmp_path, monkeypatch)
+    before = hashes_of(checkpoint)
+    tune_speed({}, tmp_path, checkpoint, tmp_path / "out", None)
+    for name in LOSSES:
+        overlay = read_json(tmp_path / "out" / f"{name}.json")
+        assert overlay["recipe"]["tuned_for"] == before != hashes_of(checkpoint)
