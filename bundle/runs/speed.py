@@ -35,7 +35,7 @@ from scripts.compute.classmaps import straight
 from scripts.compute.quantised import int8_files
 from scripts.compute.runtimes import Runtime
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json, write_csv
+from scripts.files import atomic_writes, read_json, workshop, write_csv
 from scripts.judging import case_of, mean_dice
 from scripts.judging.tables import mean_of
 from scripts.networks.blocks import Axes
@@ -255,8 +255,11 @@ def tune_speed(
         cases: how many of the validation cases, from the first on; None: all.
 
     Raises:
-        InputError: no or bad validation cases, or none with foreground; a checkpoint of another network.
+        InputError: no or bad validation cases, or none with foreground; a checkpoint of another network; a
+            folder that takes no files.
     """
+    with workshop(output_dir):  # whether files can be written there, before the work
+        pass
     evaluation = read_evaluation(experiment, dataset_dir, "validation", cases)
     training = parser_of(experiment)
     config = {**for_inference(training.get()), "checkpoint": str(checkpoint)}
@@ -268,18 +271,18 @@ def tune_speed(
     chosen = choose(finalists)
     best = max(finalists, key=lambda trial: trial.mean)
     rows = {trial.setting: row_of(trial, best, configured, chosen) for trial in trials}
-    for name, trial in chosen.items():
-        overlay = overlay_of(trial, rows[trial.setting], bench)
-        with atomic_write(output_dir / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(overlay, indent=4) + "\n", encoding="utf-8")
-    ordered = sorted(rows.values(), key=lambda row: row["seconds a case"])
-    write_csv(output_dir / "speed.csv", ordered, COLUMNS)
     shown = [rows[trial.setting] for trial in finalists]
-    draw(ordered, shown, output_dir / "speed.png")
     typer.echo(table(COLUMNS, sorted(shown, key=lambda row: row["seconds a case"])))
     for trial in bench.trials.values():
         if trial.note:
             typer.echo(f"{trial.setting.name}: {trial.note}")
+    with atomic_writes(*(output_dir / f"{name}.json" for name in chosen)) as temporaries:
+        for trial, temporary in zip(chosen.values(), temporaries, strict=True):
+            overlay = overlay_of(trial, rows[trial.setting], bench)
+            temporary.write_text(json.dumps(overlay, indent=4) + "\n", encoding="utf-8")
+    ordered = sorted(rows.values(), key=lambda row: row["seconds a case"])
+    write_csv(output_dir / "speed.csv", ordered, COLUMNS)
+    draw(ordered, shown, output_dir / "speed.png")
     typer.echo(
         f"\nMean Dice over {len(configured.dice)} validation cases; loss: against the best; largest loss: of "
         f"a case.\nWrote {', '.join(f'{name}.json' for name in chosen)}, overlays for inference, and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -160,3 +161,34 @@ def test_overlays_are_for_the_weights_that_were_read(tmp_path: Path, monkeypatch
     for name in LOSSES:
         overlay = read_json(tmp_path / "out" / f"{name}.json")
         assert overlay["recipe"]["tuned_for"] == before != hashes_of(checkpoint)
+
+
+def test_a_place_that_takes_no_files_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = canned(tmp_path, monkeypatch)
+    monkeypatch.setattr(speed, "search", lambda _: pytest.fail("searched"))
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match=r"out could not be written \(File exists\)"):
+        tune_speed({}, tmp_path, checkpoint, tmp_path / "out", None)
+
+
+def test_a_full_disk_loses_no_table_and_mixes_no_overlays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = canned(tmp_path, monkeypatch), tmp_path / "out"
+    out.mkdir()
+    (out / "fast.json").write_text("earlier")
+    write = Path.write_text
+
+    def full(file: Path, text: str, encoding: str) -> int:
+        if file.name.endswith("best.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, text, encoding)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match="is full"):
+        tune_speed({}, tmp_path, checkpoint, out, None)
+    assert [file.name for file in out.iterdir()] == ["fast.json"]
+    assert (out / "fast.json").read_text() == "earlier"
+    assert "1 thread" in capsys.readouterr().out
