@@ -517,9 +517,9 @@ def judge(
 def row_of(name: str, result: Result, reference: Result) -> Row:
     """A row of the table; None for what was not measured."""
     measured = [statistics.fmean(times) for times in result.seconds]
-    pairs = np.array(
-        [pair for pair in zip(result.dice, reference.dice, strict=False) if not np.isnan(pair).any()]
-    )
+    # a case says nothing where no foreground is asked for and none is found, which is right
+    both = [pair for pair in zip(result.dice, reference.dice, strict=False) if not np.isnan(pair).all()]
+    pairs = np.nan_to_num(np.array(both), nan=1.0)
     return {
         "format": name,
         "file": " ".join(file.name for file in result.files) or None,

@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import math
 import shutil
 from functools import partial
 from importlib.util import find_spec
@@ -402,6 +403,16 @@ def test_a_result_that_is_no_number_is_the_largest_difference() -> None:
     for value in (0.5, float("nan"), 0.25):
         result.compare(torch.tensor([value, 0.0]), torch.zeros(2))
     assert np.isnan(result.difference)
+
+
+def test_what_is_found_in_an_empty_case_is_the_largest_dice_difference() -> None:
+    """Where PyTorch rightly finds nothing, and where neither finds anything."""
+    reference = bundle.ship.export.Result(dice=[0.9, math.nan, math.nan])
+    other = bundle.ship.export.Result(dice=[0.9, 0.0, math.nan])
+    row = bundle.ship.export.row_of("onnx", other, reference)
+    assert row["dice difference"] == 1
+    nothing = bundle.ship.export.Result(dice=[math.nan])
+    assert bundle.ship.export.row_of("onnx", nothing, nothing)["dice difference"] is None
 
 
 def test_missing_packages_are_named(packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
