@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from scripts.compute.quantised import is_quantised
+from scripts.compute.quantised import check_pair, is_quantised
 from scripts.compute.runtimes import Predict, onnxruntime_session, openvino_core, openvino_model
 from scripts.errors import InputError
 from scripts.networks.sizes import Sizes
@@ -59,15 +59,13 @@ class Exported(nn.Module):
         self.sizes = Sizes(network)
         self.device = torch.device(device)
         try:
-            if (
-                precision == "exact"
-                and file.suffix == ".xml"
-                and is_quantised(openvino_core().read_model(path))
-            ):
-                raise InputError(
-                    f"checkpoint is {path}, a network in int8, and precision is 'exact': set precision to "
-                    "'fast', or name the exact file"
-                )
+            if file.suffix == ".xml" and is_quantised(model := openvino_core().read_model(path)):
+                if precision == "exact":
+                    raise InputError(
+                        f"checkpoint is {path}, a network in int8, and precision is 'exact': set precision "
+                        "to 'fast', or name the exact file"
+                    )
+                check_pair(model, file)
             self._predict = load(path, self.device)
         except InputError:
             raise

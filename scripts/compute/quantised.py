@@ -90,16 +90,31 @@ def read_int8(path: Path, network: nn.Module) -> Any:
 
     try:
         model = openvino_core().read_model(path)
-        made_of, own = (model.get_rt_info(place).value for place in (WEIGHTS, OWN))
+        made_of, _ = (model.get_rt_info(place).value for place in (WEIGHTS, OWN))
+        check_pair(model, path)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"{path} is not an int8 file of this bundle, or is damaged ({type(error).__name__}): {AGAIN}"
         ) from error
-    if sha256(path.with_suffix(".bin")) != own:
-        raise InputError(f"{path.with_suffix('.bin')} is not what was written with {path.name}: {AGAIN}")
     if made_of != digest(network):
         raise InputError(f"{path} was made of other weights, or of another network: {AGAIN}")
     return model
+
+
+def check_pair(model: Any, path: Path) -> None:
+    """Refuse an int8 file of this bundle whose .bin has changed.
+
+    Args:
+        model: of OpenVINO, as it was read.
+        path: the .xml that it was read from.
+
+    Raises:
+        InputError: the .bin is another one.
+    """
+    if model.has_rt_info(OWN) and sha256(path.with_suffix(".bin")) != model.get_rt_info(OWN).value:
+        raise InputError(f"{path.with_suffix('.bin')} is not what was written with {path.name}: {AGAIN}")
 
 
 def multiplies_int8() -> bool:
