@@ -338,7 +338,8 @@ def invent_class_2(logits):
 def test_auto_takes_the_first_that_agrees(monkeypatch, caplog):
     run, _ = make_auto(monkeypatch, lambda logits: logits + 0.001)
     network, tile = Threshold().eval(), tile_of(ones=100, twos=5)
-    assert Runtime("torch").is_settled and not run.is_settled
+    assert Runtime("torch").is_settled
+    assert not run.is_settled
     with caplog.at_level(logging.INFO):
         assert torch.equal(run(network, tile), network(tile))
         assert run.is_settled
