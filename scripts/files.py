@@ -265,6 +265,13 @@ def user_cache() -> Path:
     return cache / "unet-bundle"
 
 
+def is_as_written(path: Path) -> bool:
+    """Whether a file has the SHA-256 that the metadata.json beside it gives it; also where none does."""
+    facts = path.with_name("metadata.json")
+    meant = read_json(facts).get("weights", {}).get(path.name) if facts.is_file() else None
+    return not (meant and path.is_file()) or sha256(path) == meant
+
+
 def sha256(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as opened:

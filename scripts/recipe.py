@@ -32,7 +32,7 @@ from torch.utils.data import Dataset
 from scripts.checkpoints import is_first, save_weights, unwrap
 from scripts.data.reader import read_spacing
 from scripts.errors import InputError
-from scripts.files import atomic_writes, read_json, sha256
+from scripts.files import atomic_writes, is_as_written, read_json, sha256
 from scripts.settings import CONFIGS, NotRunning, running
 
 logger = logging.getLogger(__name__)
@@ -322,9 +322,7 @@ def beside_config(name: str) -> str:
         raise InputError(
             f"checkpoint is {name} in the folder of the config, which only monai.bundle knows: set checkpoint"
         ) from error
-    facts = path.with_name(RECIPE[1])
-    meant = read_json(facts).get("weights", {}).get(name) if facts.is_file() else None
-    if meant and path.is_file() and sha256(path) != meant:
+    if not is_as_written(path):
         raise InputError(
             f"{path}: not the weights that {RECIPE[0]} beside it was written for, by their SHA-256 in "
             f"{RECIPE[1]}: a training was cut while it wrote them, or a file was replaced; go on with the "

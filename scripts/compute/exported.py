@@ -12,8 +12,9 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from scripts.compute.quantised import check_pair, is_quantised
-from scripts.compute.runtimes import Predict, onnxruntime_session, openvino_core, openvino_model
+from scripts.compute.runtimes import Predict, narrows, onnxruntime_session, openvino_core, openvino_model
 from scripts.errors import InputError
+from scripts.files import is_as_written
 from scripts.networks.sizes import Sizes
 
 
@@ -58,6 +59,8 @@ class Exported(nn.Module):
         self.prototype = network.eval()
         self.sizes = Sizes(network)
         self.device = torch.device(device)
+        self.rounded = False
+        self._wide: set[tuple[int, ...]] = set()
         try:
             if file.suffix == ".xml" and is_quantised(model := openvino_core().read_model(path)):
                 if precision == "exact":
@@ -66,6 +69,12 @@ class Exported(nn.Module):
                         "to 'fast', or name the exact file"
                     )
                 check_pair(model, file)
+                self.rounded = True
+            if not is_as_written(beside := file.with_suffix(".bin")):
+                raise InputError(
+                    f"{beside} is not what was written with {file.name}, by its SHA-256 in metadata.json: "
+                    "export it again"
+                )
             self._predict = load(path, self.device)
         except InputError:
             raise
@@ -87,9 +96,20 @@ class Exported(nn.Module):
             InputError: a size that is illegal for the network.
         """
         self.sizes.check(x.shape[2:])
+        if self.rounded:
+            self._require_wide(tuple(x.shape))
         image = x.as_tensor() if isinstance(x, MetaTensor) else x
         with torch.no_grad():
             return self._predict(image).to(x.device)
+
+    def _require_wide(self, size: tuple[int, ...]) -> None:
+        """Refuse a size of tiles at which int8 is not to be relied on; each is looked at once."""
+        if size not in self._wide and narrows(self.prototype, size):
+            raise InputError(
+                f"a level of the network has one voxel along the last axis of tiles of {list(size[2:])}, "
+                "where int8 is not to be relied on: take larger tiles, or the exact file"
+            )
+        self._wide.add(size)
 
 
 def _torch_export(path: str, device: torch.device) -> Predict:

@@ -311,7 +311,7 @@ class Runtime:
             if name not in ("torch", "float32"):
                 logger.info("runtime: preparing %s for tiles of %s", _describe(choice), list(tile.shape))
             rounded = name == "int8" or (name == "openvino" and dtype is not None)
-            if rounded and _narrows(network, tile):
+            if rounded and narrows(network, tile.shape):
                 logger.info("runtime: a level of such tiles has one voxel along an axis: in float32")
                 name, dtype = "openvino", None
             convert = partial(_int8, cast(Path, self.quantised)) if name == "int8" else _CONVERTERS[name]
@@ -448,11 +448,15 @@ def keep_signal_stack() -> Iterator[None]:
             ctypes.CDLL(None).sigaltstack(before, None)
 
 
-def _narrows(network: nn.Module, tile: Tensor) -> bool:
+def narrows(network: nn.Module, size: Sequence[int]) -> bool:
     """Whether a stride of a network leaves one voxel along the last axis of a tile.
 
     With AMX such a map holds memory that nobody wrote, in bfloat16 (as in `scripts.compute.acceleration`) and
     in 8 bits.
+
+    Args:
+        network: whose layers are looked at.
+        size: (B, C, *spatial) of the tile.
     """
     found: list[bool] = []
     strided = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
@@ -463,7 +467,7 @@ def _narrows(network: nn.Module, tile: Tensor) -> bool:
     ]
     try:
         if handles:
-            forward_bytes(network, tile.shape)
+            forward_bytes(network, size)
     finally:
         for handle in handles:
             handle.remove()

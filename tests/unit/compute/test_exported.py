@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from scripts.compute import exported
 from scripts.compute.exported import Exported
 from scripts.compute.inferers import OverlapTileInferer
 from scripts.errors import InputError
+from scripts.files import sha256
 from scripts.networks import UNet, output_size
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -68,3 +71,34 @@ def test_what_cannot_be_loaded_is_refused(file: str, tmp_path: Path, monkeypatch
         InputError, match=r"onnxruntime is not installed: run pip install -r requirements-run"
     ):
         Exported(str(tmp_path / "model.onnx"), unet(1))
+
+
+@pytest.mark.skipif(not find_spec("openvino"), reason="openvino is not installed")
+def test_weights_that_are_not_those_that_were_written_are_refused(tmp_path: Path) -> None:
+    import openvino
+
+    model = openvino.convert_model(unet(1).eval(), example_input=torch.rand(1, 1, 8, 8))
+    openvino.save_model(model, file := tmp_path / "model.xml", compress_to_fp16=False)
+    weights = file.with_suffix(".bin")
+    facts = {"weights": {one.name: sha256(one) for one in (file, weights)}}
+    (tmp_path / "metadata.json").write_text(json.dumps(facts))
+    Exported(str(file), unet(1))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.bin is not what was written with model\.xml, by"):
+        Exported(str(file), unet(1))
+
+
+def test_int8_is_refused_where_a_level_has_one_voxel(file: str) -> None:
+    network = Exported(file, Strided())
+    network.rounded = True
+    with pytest.raises(InputError, match=r"one voxel along the last axis of tiles of \[8, 2\].*larger tiles"):
+        network(torch.rand(1, 1, 8, 2))
+
+
+class Strided(torch.nn.Sequential):
+    """A stride, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Conv2d(1, 2, 3, stride=2, padding=1))
