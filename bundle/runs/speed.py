@@ -463,8 +463,10 @@ def draw(rows: Sequence[Row], turned: Sequence[Row], path: Path) -> None:
             axis.scatter(*place, s=40, color="#d55e00", zorder=3)
             offset = (0, -16) if names == [AS_CONFIGURED] else (0, 8)
             axis.annotate(", ".join(names), place, xytext=offset, textcoords="offset points", ha="center")
-    low = max(min(row["dice"] for row in rows), best[-1] - 4 * LOSSES["fast"])
-    axis.set_ylim(low - 0.001, best[-1] + 0.002)
+    as_it_is = [row["dice"] for row in turned if row["setting"] == AS_CONFIGURED]
+    low = min([*as_it_is, max(min(row["dice"] for row in rows), best[-1] - 4 * LOSSES["fast"])])
+    room = 0.05 * (best[-1] - low)
+    axis.set_ylim(low - room - 0.001, best[-1] + room + 0.002)
     axis.margins(x=0.1)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
