@@ -45,7 +45,7 @@ class ChannelAttention(nn.Module):
         """Map `(B, channels, *spatial)` to the same size."""
         flat = x.flatten(2)
         weight = torch.sigmoid(self.weigh(flat.mean(2)) + self.weigh(flat.amax(2)))
-        return x * weight.unflatten(1, (-1, *(1,) * (x.ndim - 2)))
+        return (flat * weight[:, :, None]).reshape(x.shape)
 
 
 class SpatialAttention(nn.Module):
@@ -84,11 +84,14 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, channels, *spatial)` to the same size."""
-        query, key, value = (  # (B, 1, places, channels), as ONNX asks for
-            part(x).flatten(2).transpose(1, 2)[:, None] for part in (self.query, self.key, self.value)
-        )
+        query, key, value = _places(self.query(x)), _places(self.key(x)), _places(self.value(x))
         found = F.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
-        return x + self.gamma * found.transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.gamma * found.transpose(1, 2).reshape(x.shape)
+
+
+def _places(x: Tensor) -> Tensor:
+    """The places of a map as a sequence, `(B, 1, places, channels)`: ONNX asks for the axis of heads."""
+    return x.flatten(2).transpose(1, 2)[:, None]
 
 
 class ChannelSpatialPositional(Stage):
