@@ -69,12 +69,13 @@ def _left_by_groups() -> Iterator[float]:
     names = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
     for place in _groups("memory"):
         for limit, used in names.items():
-            numbers = [*_lines(place / limit)[:1], *_lines(place / used)[:1]]
-            if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+            allowed = _number(place / limit)  # None of "max": the rest, of most machines, is not read
+            taken = None if allowed is None else _number(place / used)
+            if allowed is not None and taken is not None:
                 entries = [line.split() for line in _lines(place / "memory.stat")]
                 cached = {name: int(value) for name, value in entries if name.endswith("inactive_file")}
                 kept = cached.get("total_inactive_file", cached.get("inactive_file", 0))
-                yield float(int(numbers[0]) - int(numbers[1]) + kept)
+                yield float(allowed - taken + kept)
 
 
 def _left_by_limit() -> Iterator[float]:
@@ -97,6 +98,12 @@ def _groups(controller: str) -> Iterator[Path]:
             root = Path("/sys/fs/cgroup", controller if controllers else "")
             group = root / name.strip("/")
             yield from (place for place in (group, *group.parents) if place.is_relative_to(root))
+
+
+def _number(file: Path) -> int | None:
+    """The whole number that a file of the system holds; None where it holds another word, or is not there."""
+    line = " ".join(_lines(file)[:1])
+    return int(line) if line.isdecimal() else None
 
 
 def _lines(file: Path) -> list[str]:

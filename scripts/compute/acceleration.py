@@ -23,10 +23,11 @@ _Convolution = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 
-#: Names of oneDNN's instruction sets hold one of these where they have AVX-512, and where they multiply
-#: bfloat16.
+#: Names of oneDNN's instruction sets hold one of these where they have AVX-512, where they multiply bfloat16,
+#: and where they have AMX.
 _AVX512 = ("AVX512", "AVX10", "ALL", "DEFAULT")
 _BF16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+_AMX = ("AMX", "ALL", "DEFAULT")
 
 
 def limit() -> str:
@@ -39,6 +40,11 @@ def has_avx512() -> bool:
     """Whether PyTorch and its oneDNN use AVX-512 here: the processor has it, and no limit forbids it."""
     able = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return able and any(name in limit() for name in _AVX512)
+
+
+def has_amx() -> bool:
+    """Whether oneDNN multiplies in tiles here: the processor has AMX, and no limit forbids it."""
+    return torch.cpu._is_amx_tile_supported() and any(name in limit() for name in _AMX)
 
 
 def mixed_precision(device: torch.device) -> torch.dtype | None:

@@ -107,7 +107,7 @@ class Exported(nn.Module):
         if size not in self._wide and narrows(self.prototype, size):
             raise InputError(
                 f"a level of the network has one voxel along the last axis of tiles of {list(size[2:])}, "
-                "where int8 is not to be relied on: take larger tiles, or the exact file"
+                "where int8 is not to be relied on with AMX: take larger tiles, or the exact file"
             )
         self._wide.add(size)
 

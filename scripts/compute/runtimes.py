@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scripts.compute.acceleration import can_compile, mixed_precision, strides_to_one, unwrap
+from scripts.compute.acceleration import can_compile, has_amx, mixed_precision, strides_to_one, unwrap
 from scripts.compute.kept import compile_kept
 from scripts.compute.memory import forward_bytes, resident_bytes
 from scripts.compute.quantised import multiplies_int8, read_int8
@@ -449,15 +449,17 @@ def keep_signal_stack() -> Iterator[None]:
 
 
 def narrows(network: nn.Module, size: Sequence[int]) -> bool:
-    """Whether a stride of a network leaves one voxel along the last axis of a tile.
+    """Whether a stride of a network leaves one voxel along the last axis of a tile, on a processor with AMX.
 
-    With AMX such a map holds memory that nobody wrote, in bfloat16 (as in `scripts.compute.acceleration`) and
-    in 8 bits.
+    There such a map holds memory that nobody wrote, in bfloat16 (as in `scripts.compute.acceleration`) and in
+    8 bits.
 
     Args:
         network: whose layers are looked at.
         size: (B, C, *spatial) of the tile.
     """
+    if not has_amx():
+        return False
     found: list[bool] = []
     strided = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
     handles = [

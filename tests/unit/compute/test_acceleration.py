@@ -195,21 +195,22 @@ def test_the_processor_is_asked_for_its_half_precision(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("allowed", "dtype", "avx512"),
+    ("allowed", "dtype", "avx512", "amx"),
     [
-        (None, torch.bfloat16, True),
-        ("ALL", torch.bfloat16, True),
-        ("avx512_core_amx", torch.bfloat16, True),
-        ("AVX512_CORE_BF16", torch.bfloat16, True),
-        ("AVX512_CORE_VNNI", None, True),
-        ("AVX512_CORE", None, True),
-        ("AVX2_VNNI_2", None, False),
-        ("AVX2", None, False),
-        ("AVX", None, False),
-        ("SSE41", None, False),
+        (None, torch.bfloat16, True, True),
+        ("ALL", torch.bfloat16, True, True),
+        ("avx512_core_amx", torch.bfloat16, True, True),
+        ("AVX512_CORE_BF16", torch.bfloat16, True, False),
+        ("AVX512_CORE_VNNI", None, True, False),
+        ("AVX512_CORE", None, True, False),
+        ("AVX2_VNNI_2", None, False, False),
+        ("AVX2", None, False, False),
+        ("AVX", None, False, False),
+        ("SSE41", None, False, False),
     ],
 )
-def test_limits_of_the_processor_are_heeded(monkeypatch, allowed, dtype, avx512):
+def test_limits_of_the_processor_are_heeded(monkeypatch, allowed, dtype, avx512, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
@@ -218,6 +219,7 @@ def test_limits_of_the_processor_are_heeded(monkeypatch, allowed, dtype, avx512)
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
     assert mixed_precision(CPU) == dtype
     assert acceleration.has_avx512() == avx512
+    assert acceleration.has_amx() == amx
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not acceleration.has_avx512()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.compute import exported
+from scripts.compute import exported, runtimes
 from scripts.compute.exported import Exported
 from scripts.compute.inferers import OverlapTileInferer
 from scripts.errors import InputError
@@ -90,7 +90,8 @@ def test_weights_that_are_not_those_that_were_written_are_refused(tmp_path: Path
         Exported(str(file), unet(1))
 
 
-def test_int8_is_refused_where_a_level_has_one_voxel(file: str) -> None:
+def test_int8_is_refused_where_a_level_has_one_voxel(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "has_amx", lambda: True)
     network = Exported(file, Strided())
     network.rounded = True
     with pytest.raises(InputError, match=r"one voxel along the last axis of tiles of \[8, 2\].*larger tiles"):

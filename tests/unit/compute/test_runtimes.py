@@ -19,7 +19,7 @@ from torch import nn
 
 from scripts.compute import runtimes
 from scripts.compute.acceleration import accelerate, can_compile, mixed_precision
-from scripts.compute.runtimes import Runtime, agreement
+from scripts.compute.runtimes import Runtime, agreement, narrows
 from scripts.errors import InputError
 from scripts.networks import UNet
 from scripts.networks.blocks import InterpolatedUp, ResidualBlock
@@ -182,12 +182,19 @@ def test_a_stride_to_one_voxel_along_the_last_axis_is_computed_in_single_precisi
 ):
     """With AMX such a map was any number in bfloat16."""
     monkeypatch.setattr(runtimes, "mixed_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(runtimes, "has_amx", lambda: True)
     torch.manual_seed(0)
     network, tile = Narrow().eval(), torch.randn(1, 1, *size)
     with caplog.at_level("INFO"), torch.no_grad():
         found, expected = Runtime("openvino", amp=True)(network, tile), network(tile)
     assert (found - expected).abs().max() < 0.03 * expected.abs().max()
     assert ("one voxel along an axis: in float32" in caplog.text) is said
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_only_amx_minds_one_voxel(monkeypatch, amx):
+    monkeypatch.setattr(runtimes, "has_amx", lambda: amx)
+    assert narrows(Narrow(), (1, 1, 32, 4)) is amx
 
 
 @needs_openvino
