@@ -33,6 +33,12 @@ CUT = 7 / 8
 #: How far tiles may lie from one piece, as a share of the largest logit: single precision.
 TOLERANCE = 1e-4
 
+#: Layers that keep the size of a map, whatever it is: most of the time that a map without data takes.
+KEPT = {
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid),
+    *(nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm),
+}
+
 #: Norms that may take their statistics from the image they see.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -94,6 +100,8 @@ class Sizes:
             module.register_forward_hook(self._note)
             if isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d):
                 module.forward = partial(_sized, module)  # type: ignore[method-assign]
+            if type(module) in KEPT:  # a subclass may do something else
+                module.forward = _same  # type: ignore[method-assign]
             if isinstance(module, nn.GroupNorm):
                 module.register_forward_pre_hook(_require_statistics)
 
@@ -394,6 +402,10 @@ def _clone(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module
         is_new = isinstance(tensor, nn.Parameter) and made is not tensor
         memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_new else made
     return copy.deepcopy(network, memo)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _sized(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:

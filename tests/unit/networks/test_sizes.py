@@ -12,7 +12,7 @@ from torch import nn
 from scripts.compute.acceleration import accelerate
 from scripts.errors import InputError
 from scripts.networks import UNet, output_size
-from scripts.networks.sizes import Sizes
+from scripts.networks.sizes import KEPT, Sizes
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,37 @@ def test_the_compiler_is_left_alone_where_nothing_was_compiled(monkeypatch):
     monkeypatch.setattr(torch.compiler, "set_stance", refuse)
     monkeypatch.setattr(nn.functional, "instance_norm", refuse)
     assert output_size(UNet(2, 1, 2, [2, 4]), (8, 8)) == (8, 8)
+
+
+@pytest.mark.parametrize("kept", sorted(KEPT, key=lambda kept: kept.__name__))
+def test_layers_that_are_passed_over_keep_every_size(kept):
+    """A batch norm, in training as well, of a single voxel in a batch of two."""
+    dims = 3 if kept is nn.BatchNorm3d else 2
+    arguments = {nn.BatchNorm2d: (4,), nn.BatchNorm3d: (4,), nn.GroupNorm: (2, 4)}
+    layer = kept(*arguments.get(kept, ())).train()
+    for length in (1, 2, 5):
+        x = torch.rand(2, 4, *(length,) * dims)
+        assert layer(x).shape == x.shape
+
+
+def test_a_subclass_that_changes_the_size_is_tried():
+    class Halving(nn.ReLU):
+        def forward(self, x):
+            return super().forward(x)[..., ::2, ::2]
+
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Halving(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    assert Sizes(network).output((8, 6)) == (4, 3)
+
+
+def test_layers_that_keep_the_size_are_passed_over(monkeypatch):
+    """They take most of the time, and a batch norm without data imports the compiler."""
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("it is computed")
+
+    for name in ("batch_norm", "relu"):
+        monkeypatch.setattr(torch.nn.functional, name, refuse)
+    network = UNet(2, 1, 2, [2, 4], norm="batch", act="relu")
+    assert Sizes(network).output((8, 8)) == (8, 8)
+    monkeypatch.undo()
+    assert not any("forward" in vars(module) for module in network.modules())
