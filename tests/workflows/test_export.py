@@ -255,34 +255,9 @@ def test_int8_lies_beside_the_weights_for_precision_fast(
     assert list_files(folder)[1] == []
 
 
-#: Small ones of the networks that the overlays name: configs, and what the experiment sets.
-NETWORKS: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "volume": ([], {"patch_size": [16, 24, 2], "channels": [4, 8]}),
-    "unet2015": (
-        ["task/em_membrane", "network/unet2015"],
-        {"patch_size": [28, 36], "channels": [4, 8]},
-    ),
-    "residual": (
-        ["network/residual"],
-        {
-            **{"patch_size": [4, 4, 8], "channels": [4, 4, 8]},
-            **{"network_def::heads::deep_supervision": 1, "network_def::convs_per_level": 1},
-        },
-    ),
-    "segresnet": (
-        ["network/segresnet"],
-        {
-            **{"patch_size": [2, 4, 8], "network_def::init_filters": 8},
-            **{"network_def::blocks_down": [1, 1], "network_def::blocks_up": [1]},
-        },
-    ),
-}
-
-
-def model_of(name: str, folder: Path) -> Model:
-    """A network that nobody trained."""
-    overlays, ids = NETWORKS[name]
-    experiment = {"config_file": [f"configs/{file}.json" for file in ("train", *overlays)], **ids}
+def volumetric(folder: Path) -> Model:
+    """A network for volumes that nobody trained."""
+    experiment = {"config_file": ["configs/train.json"], "patch_size": [16, 24, 2], "channels": [4, 8]}
     (folder / "experiment.json").write_text(json.dumps({**experiment, "output_dir": str(folder)}))
     torch.manual_seed(0)
     config = for_inference(parser_of(experiment).get())
@@ -291,9 +266,9 @@ def model_of(name: str, folder: Path) -> Model:
     return read_model(folder / "experiment.json", {}, None, folder)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_in_every_format_on_every_size(name: str, tmp_path: Path) -> None:
-    model = model_of(name, tmp_path)
+def test_volumes_in_every_format_on_every_size(tmp_path: Path) -> None:
+    """The networks of the overlays are in `tests/networks`, a part of `make test-networks`."""
+    model = volumetric(tmp_path)
     sizes = tile_sizes(model)
     assert len({size[1:] for size in sizes}) == 3
     assert {size[0] for size in sizes} == {1, 2}
