@@ -28,16 +28,19 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
+NO_TORCHSCRIPT = {"torchscript": "model.ts could not be made"}
 MAMBA = {"torchscript": "a network with Mamba layers is not traced"}
 DIFFUSION = "a diffusion network is not exported"
 
 #: What cannot be exported, as docs/export.md has it: overlay, formats, and what is said of each.
 NOT_EXPORTED: dict[str, dict[str, str]] = {
-    "diffusion": {**dict.fromkeys(MADE, DIFFUSION), "torchscript": "model.ts could not be made"},
+    "diffusion": {**dict.fromkeys(MADE, DIFFUSION), **NO_TORCHSCRIPT},
+    "mednext": NO_TORCHSCRIPT,
+    "pretrained_efficientnet": NO_TORCHSCRIPT,
+    "pretrained_resnet": NO_TORCHSCRIPT,
     "unet_mamba": MAMBA,
     "umamba": MAMBA,
     "punet": MAMBA,
-    "pretrained_resnet": {"torchscript": "model.ts could not be made"},
 }
 
 
