@@ -30,6 +30,9 @@ ERROR_COLOURS = ["#00000000", "#d55e00", "#56b4e9", "#f0e442"]
 #: What the picture of instances marks beside missed and invented cells: merged, split, and their outlines.
 MERGED_COLOUR, SPLIT_COLOUR, OUTLINE_COLOUR = "#cc79a7", "#f0e442", "#000000"
 
+#: Characters of a title above one of four pictures, so that it does not run into the next.
+LONGEST_TITLE = 36
+
 #: Cells at most this many pixels apart get different colours where there are enough colours.
 NEIGHBOUR_DISTANCE = 3
 
@@ -249,7 +252,13 @@ def _grey(axes: Sequence[Axes], image: np.ndarray, titles: Sequence[str]) -> Non
     for axis, title in zip(axes, titles, strict=True):
         axis.imshow(image.T, cmap="gray", norm=shades, interpolation="nearest")
         axis.set_axis_off()
-        axis.set_title(title, fontsize=9)
+        axis.set_title(_fitting(title), fontsize=9)
+
+
+def _fitting(title: str) -> str:
+    """A title that ends before the next picture begins: what is too long loses its middle."""
+    half = LONGEST_TITLE // 2
+    return title if len(title) <= LONGEST_TITLE else f"{title[: half - 1]}…{title[-half:]}"
 
 
 def _overlay(axis: Axes, classes: np.ndarray, colours: Sequence[str]) -> None:

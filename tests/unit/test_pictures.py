@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from bundle.data.phantom import draw_cells
 from scripts import pictures
 from scripts.errors import InputError
 from scripts.judging import Case, CellErrors
-from scripts.pictures import distinct_colours, draw_instances, draw_learning_curve
+from scripts.pictures import Panel, distinct_colours, draw_instances, draw_learning_curve, draw_panels
 
 
 def renumbered(cells: np.ndarray, seed: int) -> np.ndarray:
@@ -54,6 +56,22 @@ def test_predicted_cells_take_the_colours_of_true_ones() -> None:
     without_some = np.where(truth % 3 == 1, 0, renumbered(truth, 3))
     expected = np.where(truth % 3 == 1, 0, colours)
     np.testing.assert_array_equal(distinct_colours(without_some, colours), expected)
+
+
+@pytest.mark.parametrize("name", ["c1", "0dc2a9f" * 9])
+def test_titles_do_not_run_into_each_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure))
+    cells = random_cells(0)
+    draw_panels([Panel(cells, cells, cells, f"median: {name}: mean Dice 0.951")], "unused.png")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    titles = [axis.title for axis in figure.axes]
+    assert titles[0].get_text().startswith(f"median: {name[:7]}")
+    assert titles[0].get_text().endswith(": mean Dice 0.951")
+    boxes = [title.get_window_extent() for title in titles]
+    assert boxes[0].x0 >= 0
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_halves_of_a_cell_differ() -> None:
