@@ -160,6 +160,7 @@ def write_torch_export(model: Model, folder: Path) -> None:
     example = (torch.rand(model.size),)
     with lengths_of_one():
         program = torch.export.export(model.network, example, dynamic_shapes=model.any_size(), strict=False)
+    program.module()(example[0][:1])  # raises where it would take several tiles alone
     configs = {file.name: file.read_text("utf-8") for file in (model.config, model.metadata)}
     with in_memory(folder / "model.pt2") as stream:
         torch.export.save(program, stream, extra_files=configs)
