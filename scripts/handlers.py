@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,18 +39,16 @@ from scripts.files import atomic_write, write_csv
 from scripts.networks import Ensemble
 from scripts.pictures import draw_learning_curve
 from scripts.process import gather, rank_and_size
+from scripts.progress import progress
 from scripts.recipe import WeightsWriter, other_training
 from scripts.scalars import Scalars
 from scripts.signals import DeferredSignals, end
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two drawings of a progress bar where nobody watches a terminal.
-QUIET_INTERVAL = 20.0
-
 
 class ProgressBar:
-    """One bar over the whole run, with loss, best validation metric and time left.
+    """One bar over the whole run, with epoch, loss, best validation metric and time left.
 
     Args:
         desc: what stands before the bar.
@@ -73,15 +70,8 @@ class ProgressBar:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _open(self, engine: Engine) -> None:
-        interval = 0.5 if sys.stderr.isatty() else QUIET_INTERVAL
         total = (engine.state.max_epochs or 1) * (engine.state.epoch_length or 0)
-        self.bar = tqdm(
-            total=total,
-            initial=engine.state.iteration,
-            desc=self.desc,
-            mininterval=interval,
-            maxinterval=interval,
-        )
+        self.bar = progress(desc=self.desc, total=total, initial=engine.state.iteration)
         speaking = [
             logger for logger in logging.root.manager.loggerDict.values() if getattr(logger, "handlers", None)
         ]
@@ -93,6 +83,7 @@ class ProgressBar:
             return
         shown = {}
         if self.evaluator is not None:
+            shown["epoch"] = f"{engine.state.epoch}/{engine.state.max_epochs}"
             shown["loss"] = f"{_loss(engine):.4f}"
             if _state(self.evaluator).best_metric_epoch > 0:
                 shown["best"] = f"{_state(self.evaluator).best_metric:.4f}"

@@ -33,6 +33,12 @@ MERGED_COLOUR, SPLIT_COLOUR, OUTLINE_COLOUR = "#cc79a7", "#f0e442", "#000000"
 #: Characters of a title above one of four pictures, so that it does not run into the next.
 LONGEST_TITLE = 36
 
+#: Pixels of the longer side of a picture within a figure, least and most: in between each has all its own.
+SMALLEST_SIDE, LARGEST_SIDE = 270, 1500
+
+#: Pixels of an inch of a figure.
+DPI = 90
+
 #: Cells at most this many pixels apart get different colours where there are enough colours.
 NEIGHBOUR_DISTANCE = 3
 
@@ -42,7 +48,7 @@ class Panel:
     """What is drawn of a case.
 
     Attributes:
-        image: grey values, (X, Y).
+        image: grey values, (X, Y), or red, green and blue, (3, X, Y).
         truth: class indices, (X, Y).
         pred: class indices, (X, Y).
         title: what stands above the row.
@@ -59,7 +65,7 @@ class Panel:
 
         Args:
             case: class maps.
-            image: grey values, (*spatial).
+            image: `shown` of it.
             title: what stands above the row.
         """
         pred, truth = case.cleared()
@@ -74,14 +80,16 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         panels: at least one case.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(12, 3.3 * len(panels)), layout="constrained")
-    axes = figure.subplots(len(panels), 4, squeeze=False)
+    sides = np.array([_inches(panel.image) for panel in panels])
+    heights = sides[:, 1] + 0.35
+    figure = Figure(figsize=(4 * sides[:, 0].max(), heights.sum() + 0.3), layout="constrained")
+    axes = figure.subplots(len(panels), 4, squeeze=False, height_ratios=heights.tolist())
     for row, panel in zip(axes, panels, strict=True):
         truth, pred = panel.truth, panel.pred
         error = np.select(
             [truth == pred, pred == 0, truth == 0], [0, 1, 2], default=3
         )  # nothing, missed, invented, wrong class
-        _grey(row, panel.image, (panel.title, "truth", "prediction", "error"))
+        _show(row, panel.image, (panel.title, "truth", "prediction", "error"))
         for axis, classes, colours in zip(
             row[1:], (truth, pred, error), (CLASS_COLOURS, CLASS_COLOURS, ERROR_COLOURS), strict=True
         ):
@@ -188,7 +196,7 @@ def draw_instances(image: np.ndarray, case: Case, path: str | Path) -> CellError
     A predicted cell has the colour of the true cell that it lies on, where no neighbour has it.
 
     Args:
-        image: (*spatial), grey values.
+        image: `shown` of it.
         case: object numbers, 0 background.
         path: the PNG to write.
 
@@ -199,7 +207,7 @@ def draw_instances(image: np.ndarray, case: Case, path: str | Path) -> CellError
         InputError: the image has another shape.
     """
     pred, truth = case.cleared()
-    _require_one_grid(image, truth)
+    _require_one_grid(image[0] if image.ndim > truth.ndim else image, truth)
     errors = cell_errors(case)
     true_colours = distinct_colours(truth)
     pred_colours = distinct_colours(pred, true_colours)
@@ -219,10 +227,11 @@ def draw_instances(image: np.ndarray, case: Case, path: str | Path) -> CellError
     colours = [CLASS_COLOURS[0], *(colour for _, colour, _ in marks), OUTLINE_COLOUR]
 
     where = _fullest(true_colours, pred_colours)
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    width, height = _inches(image[where])
+    figure = Figure(figsize=(4 * width, height + 0.8), layout="constrained")
     axes = figure.subplots(1, 4)
     names = ("image", f"truth: {_count(truth)} cells", f"prediction: {_count(pred)} cells", "errors")
-    _grey(axes, image[where], names)
+    _show(axes, image[where], names)
     _overlay(axes[1], true_colours[where], CLASS_COLOURS)
     _overlay(axes[2], pred_colours[where], CLASS_COLOURS)
     _overlay(axes[3], wrong[where], colours)
@@ -245,12 +254,30 @@ def _fullest(truth: np.ndarray, pred: np.ndarray) -> tuple[Any, ...]:
     return np.s_[:, ::-1, ((truth > 0).sum((0, 1)) + (pred > 0).sum((0, 1))).argmax()]
 
 
-def _grey(axes: Sequence[Axes], image: np.ndarray, titles: Sequence[str]) -> None:
+def shown(image: np.ndarray) -> np.ndarray:
+    """What is drawn of an image, (channels, *spatial): a picture of three channels is one of colours.
+
+    Returns:
+        Red, green and blue, (3, X, Y), or the first channel, (*spatial).
+    """
+    return image if len(image) == 3 and image.ndim == 3 else image[0]
+
+
+def _inches(image: np.ndarray) -> tuple[float, float]:
+    """Width and height of one of four pictures of a figure, of an image (X, Y) or (3, X, Y)."""
+    sides = np.array(image.shape[-2:], dtype=float)
+    sides *= min(max(SMALLEST_SIDE / sides.max(), 1), LARGEST_SIDE / sides.max())
+    width, height = 1.02 * np.maximum(sides, [SMALLEST_SIDE, 1]) / DPI
+    return width, height
+
+
+def _show(axes: Sequence[Axes], image: np.ndarray, titles: Sequence[str]) -> None:
     """Show the image on all axes, each with its title."""
     low, high = np.percentile(image, [0.5, 99.5])
-    shades = Normalize(low, max(high, low + 1e-6))
+    shades = Normalize(low, max(high, low + 1e-6), clip=True)
+    colours = np.asarray(shades(image).T)  # of grey values matplotlib makes grey, of (Y, X, 3) nothing else
     for axis, title in zip(axes, titles, strict=True):
-        axis.imshow(image.T, cmap="gray", norm=shades, interpolation="nearest")
+        axis.imshow(colours, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_axis_off()
         axis.set_title(_fitting(title), fontsize=9)
 
@@ -278,7 +305,7 @@ def _count(cells: np.ndarray) -> int:
     return int((np.unique(cells) > 0).sum())
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 90) -> None:
+def save_figure(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
     """Write a figure as a PNG file that is whole or not there at all.
 
     Args:

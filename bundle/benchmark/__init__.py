@@ -19,6 +19,7 @@ from scripts.compute.acceleration import limit, mixed_precision
 from scripts.errors import InputError
 from scripts.files import atomic_write
 from scripts.machine import processor
+from scripts.progress import progress
 
 #: Packages whose versions are recorded.
 PACKAGES = (
@@ -55,7 +56,7 @@ def benchmark(
         for whole in module.contests(small, place):
             contest = runner.select(whole, match)
             turns = (rounds + 1) * sum(not runner.missing(entry.needs) for entry in contest.entries.values())
-            with tqdm(total=turns, desc=contest.title, leave=False) as bar:
+            with progress(total=turns, desc=contest.title, leave=False) as bar:
 
                 def tick(entry: str, bar: tqdm = bar) -> None:
                     bar.set_postfix_str(entry)

@@ -26,7 +26,6 @@ from monai.transforms import (
 )
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
 
 from bundle.made_of import write_record
 from scripts.data.cases import describe_cases
@@ -36,6 +35,7 @@ from scripts.data.pictures import Picture
 from scripts.data.reader import read_file
 from scripts.errors import Fault, InputError
 from scripts.files import read_json, replace_folder, workshop
+from scripts.progress import progress
 
 #: Strengths, from hardly seen to clearly seen.
 STRENGTHS = (1, 2, 3)
@@ -164,7 +164,7 @@ def write_corrupted(
         made = place / "made"
         (made / "images").mkdir(parents=True)
         entries = []
-        for case in tqdm(listed[section], desc=f"{kind} {strength}", unit="case"):
+        for case in progress(listed[section], desc=f"{kind} {strength}", unit="case"):
             files = case["image"] if isinstance(case["image"], list) else [case["image"]]
             images = []
             for channel, file in enumerate(files):

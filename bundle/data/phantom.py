@@ -22,10 +22,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from skimage.draw import disk, line_aa
 from skimage.segmentation import find_boundaries
-from tqdm import tqdm
 
 from scripts.errors import InputError
 from scripts.files import replace_folder, workshop
+from scripts.progress import progress
 
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 HELD_OUT_EVERY = 5  # one case in five is held out
@@ -396,7 +396,7 @@ def write_phantom(
             (made / folder).mkdir(parents=True)
         kept = held_out(cases)
         pairs: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
-        for index in tqdm(range(cases), desc=f"phantom {kind.value}", unit="case"):
+        for index in progress(range(cases), desc=f"phantom {kind.value}", unit="case"):
             part = "Ts" if index in kept else "Tr"
             images, labels = made / f"images{part}", made / f"labels{part}"
             name = _WRITERS[kind](f"{kind.value}_{index:03d}", seed, index, size, images, labels)

@@ -80,7 +80,9 @@ def compare_with_otsu(data: Path, segmentations: Path) -> tuple[float, float]:
         case = read_values(Pair(listed["case"], found, Path(listed["label"])))
         if description.get("instances"):
             case = replace(case, pred=(case.pred > 0).astype(int), truth=(case.truth > 0).astype(int))
-        otsu = otsu_components(read_image(Path(listed["image"])), case.truth, len(description["labels"]))
+        otsu = otsu_components(
+            read_image(Path(listed["image"])).mean(axis=0), case.truth, len(description["labels"])
+        )
         scores.append([mean_dice(case), mean_dice(replace(case, pred=otsu))])
     unet, baseline = np.nanmean(scores, axis=0)
     return float(unet), float(baseline)

@@ -40,7 +40,7 @@ from scripts.judging.files import (
 )
 from scripts.judging.tables import mean_of, mean_rows, plain, summarize, write_scores
 from scripts.labels import class_names, parse_labels
-from scripts.pictures import draw_instances
+from scripts.pictures import draw_instances, shown
 from scripts.tables import Row, table
 
 #: The scores of each measure.
@@ -176,9 +176,9 @@ def draw_cases(
         judged = read_instances(pairs[case])
         try:
             image = read_image(images[case])
-            if image.shape != judged.truth.shape:
+            if image.shape[1:] != judged.truth.shape:
                 raise Fault(
-                    f"shape {image.shape} where {pairs[case].truth} has {judged.truth.shape}",
+                    f"shape {image.shape[1:]} where {pairs[case].truth} has {judged.truth.shape}",
                     "an image lies on the grid of its truth",
                     "name the folder of the right images",
                     images[case],
@@ -186,6 +186,6 @@ def draw_cases(
         except Fault as fault:
             problems.append(str(fault))
             continue
-        errors = draw_instances(image, judged, output_dir / f"{name}.png")
+        errors = draw_instances(shown(image), judged, output_dir / f"{name}.png")
         typer.echo(f"{output_dir / name}.png: {case}, {errors}")
     return problems

@@ -41,6 +41,7 @@ from scripts.judging.tables import mean_of
 from scripts.networks.blocks import Axes
 from scripts.networks.sizes import Sizes
 from scripts.pictures import save_figure
+from scripts.progress import progress
 from scripts.recipe import Ids, for_inference, hashes_of, read_recipe
 from scripts.settings import CONFIGS
 from scripts.tables import Row, table
@@ -301,7 +302,7 @@ def search(bench: Bench) -> tuple[Trial, list[Trial], list[Trial]]:
     """
     config = bench.config
     device = torch.device(ConfigParser(dict(config)).get_parsed_content("device"))
-    with tqdm(total=1, desc="trying settings", mininterval=1) as bar:
+    with progress(total=1, desc="trying settings") as bar:
 
         def attempt(*settings: Setting) -> list[Trial]:
             bar.total += len(set(settings) - set(bench.trials))

@@ -21,11 +21,11 @@ import typer
 from monai.utils import optional_import
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
-from tqdm import tqdm
 
 from scripts.dicom.silence import silence_pydicom
 from scripts.errors import InputError
 from scripts.files import disk_space_for, replace_folder, workshop
+from scripts.progress import progress
 
 requests, _ = optional_import("requests")
 dicomweb, has_dicomweb = optional_import("dicomweb_client")
@@ -65,7 +65,7 @@ def fetch(url: str, series: str, output_dir: Path, timeout: float) -> None:
         count = 0
         with disk_space_for(output_dir), _answers(url, "the series"):
             instances = client.iter_series(study, series, media_types=AS_STORED)
-            for count, instance in enumerate(tqdm(instances, "fetching", expected), 1):
+            for count, instance in enumerate(progress(instances, "fetching", total=expected), 1):
                 instance.save_as(made / f"{count:05}.dcm", enforce_file_format=True)
         if not count or count != (expected or count):
             raise InputError(
@@ -85,7 +85,7 @@ def store(url: str, paths: list[Path], timeout: float) -> None:
         raise InputError(f"{', '.join(map(str, paths))}: no .dcm file there to be stored; name other folders")
     instances = {file: _read(file) for file in files}  # all are read before the first is sent
     refused = []
-    for file, instance in tqdm(instances.items(), "storing"):
+    for file, instance in progress(instances.items(), "storing"):
         with _answers(url, str(file)):
             refused += [f"{file} ({reason})" for reason in _refusals(client, instance)]
     if refused:

@@ -33,7 +33,6 @@ from monai.bundle import ConfigParser
 from monai.transforms import ResizeWithPadOrCrop
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bundle.runs.experiments import Evaluation, parser_of, read_evaluation, read_experiment, with_ids
 from bundle.ship.audit import audit_experiment
@@ -50,6 +49,7 @@ from scripts.judging import case_of, mean_dice
 from scripts.judging.tables import mean_of
 from scripts.networks.sizes import Sizes
 from scripts.pictures import save_figure
+from scripts.progress import progress
 from scripts.recipe import Recipe, for_inference, read_recipe, write_recipe
 from scripts.settings import CONFIGS
 from scripts.tables import Row, table
@@ -499,7 +499,7 @@ def judge(
     names = [name for name in networks if not results[name].note]
     for name in names:
         results[name].seconds = [[] for _ in range(rounds)]
-    for case in tqdm(evaluation.sound(), "judging", len(evaluation.dataset), mininterval=1):
+    for case in progress(evaluation.sound(), "judging", total=len(evaluation.dataset)):
         image = case[Keys.IMAGE].as_tensor()[None]
         logits: dict[str, Tensor] = {}
         for index in range(rounds):

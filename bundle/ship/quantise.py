@@ -19,7 +19,6 @@ from monai.data import Dataset
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from tqdm import tqdm
 
 from scripts.compute.quantised import OWN, WEIGHTS, digest, int8_files
 from scripts.compute.runtimes import (
@@ -35,6 +34,7 @@ from scripts.errors import InputError
 from scripts.files import sha256
 from scripts.labels import IGNORE_LABEL
 from scripts.networks.heads import main_logits
+from scripts.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def calibration_tiles(
     handle = network.register_forward_hook(keep)
     try:
         # in random order, so that a list by hospital or scanner gives of each
-        for index in tqdm(torch.randperm(len(cases), generator=generator).tolist(), "calibrating"):
+        for index in progress(torch.randperm(len(cases), generator=generator).tolist(), "calibrating"):
             case = cases[index]
             if PROBLEM in case:
                 logger.error(Problem(**case[PROBLEM]).sentence())

@@ -219,10 +219,10 @@ def read_section(pair: Pair) -> Case:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Grey values of an image, (*spatial), the mean of its channels."""
+    """Values of an image, (channels, *spatial)."""
     file = read_file(path)
     values = file.values.astype(np.float32)
-    return values.mean(axis=-1) if values.ndim > len(grid_of(file).shape) else values
+    return np.moveaxis(values, -1, 0) if values.ndim > len(grid_of(file).shape) else values[None]
 
 
 def read_probability(path: Path) -> np.ndarray:

@@ -20,7 +20,7 @@ from scripts.judging.case import Case, case_of
 from scripts.judging.classes import SCORES, class_scores, mean_dice
 from scripts.judging.tables import Row, mean_rows, summarize, write_scores
 from scripts.labels import class_names
-from scripts.pictures import Panel, draw_panels, draw_scores
+from scripts.pictures import Panel, draw_panels, draw_scores, shown
 from scripts.process import gather
 from scripts.tables import table
 
@@ -30,10 +30,10 @@ Item = TypeVar("Item")
 
 
 def evaluated(engine: Any) -> Iterator[tuple[Case, np.ndarray]]:
-    """The cases of an iteration, as class maps, each with the first channel of its image, (*spatial)."""
+    """The cases of an iteration, as class maps, each with what is drawn of its image."""
     for given, output in zip(engine.state.batch, engine.state.output, strict=True):
         case = case_of(id_of({**given, **output}), output[Keys.PRED], output[Keys.LABEL])
-        yield case, np.asarray(output[Keys.IMAGE][0].cpu())
+        yield case, shown(np.asarray(output[Keys.IMAGE].cpu()))
 
 
 def of_all_processes(items: list[Item]) -> list[Item]:

@@ -14,7 +14,15 @@ from bundle.data.phantom import draw_cells
 from scripts import pictures
 from scripts.errors import InputError
 from scripts.judging import Case, CellErrors
-from scripts.pictures import Panel, distinct_colours, draw_instances, draw_learning_curve, draw_panels
+from scripts.pictures import (
+    DPI,
+    Panel,
+    distinct_colours,
+    draw_instances,
+    draw_learning_curve,
+    draw_panels,
+    shown,
+)
 
 
 def renumbered(cells: np.ndarray, seed: int) -> np.ndarray:
@@ -101,6 +109,30 @@ def test_picture_marks_errors_and_nothing_else(tmp_path: Path) -> None:
     assert wrong.merged == (1,)
     assert coloured(tmp_path / "wrong.png") > 1000
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["right.png", "wrong.png"]
+
+
+def test_pictures_of_colours_are_drawn_in_colour(tmp_path: Path) -> None:
+    image, truth = draw_cells(0, 0, (96, 96))
+    purple = np.stack([image, np.zeros_like(image), image])
+    for colours in (shown(purple), shown(purple[:1])):
+        draw_instances(colours, Case("a", truth, truth), tmp_path / "cells.png")
+        picture = np.asarray(Image.open(tmp_path / "cells.png").convert("RGB")).astype(int)
+        first = picture[:, : picture.shape[1] // 5]
+        purples = (first[..., 0] - first[..., 1] > 100) & (first[..., 2] == first[..., 0])
+        assert purples.any() == (len(colours) == 3)
+
+
+@pytest.mark.parametrize("size", [(700, 500), (40, 300), (1388, 1040)])
+def test_no_pixel_of_a_picture_is_lost(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure))
+    nothing = np.zeros(size, int)
+    draw_panels([Panel(nothing, nothing, nothing, "a")], "unused.png")
+    draw_instances(nothing, Case("a", nothing, nothing), "unused.png")
+    for figure in figures:
+        figure.draw_without_rendering()
+        box = figure.axes[0].get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+        assert min(box.width * DPI / size[0], box.height * DPI / size[1]) > 0.98
 
 
 def test_errors_of_a_volume_are_counted_in_all_slices(tmp_path: Path) -> None:
