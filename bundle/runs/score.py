@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ from scripts.judging import (
     InstanceCounts,
     best_membrane_scores,
     class_scores,
+    confusion,
     instance_counts,
     membrane_curves,
+    overlap_scores,
+    ranking,
+    roc_auc,
 )
 from scripts.judging.files import (
     Pair,
@@ -59,6 +64,8 @@ def score(
 ) -> None:
     """Carry out `bundle.cli.score`, whose arguments these are."""
     pairs, problems, left = find_pairs(pred, truth, measure == "membranes", section)
+    if not all(pair.probabilities for pair in pairs):
+        pairs = [replace(pair, probabilities=None) for pair in pairs]
     pictured = find_images(pairs, images) if images is not None else {}
     judge = _judge(measure, pairs, label_names, tolerance)
     done: dict[str, Any] = {}
@@ -74,14 +81,14 @@ def score(
     not_scored = len(problems)
     if done:
         rows, together = _rows(measure, done)
-        summary = summarize(rows, MEASURES[measure])
+        summary = summarize(rows, [score for score in (*MEASURES[measure], "auc") if score in rows[0]])
         names = 2 if measure == "classes" else 1
         typer.echo(table(list(rows[0]), [*rows, *mean_rows(summary), *together], names))
         if output_dir is not None:
             about: Row = {"measure": measure, "cases": len(done), "not_scored": not_scored}
             about |= {"tolerance": tolerance} if measure == "classes" else {}
             if together:
-                about["together"] = plain(together[0])
+                about["together"] = plain(together[0]) if measure != "classes" else [*map(plain, together)]
             write_scores(output_dir, rows, {**about, "summary": summary})
         if output_dir is not None and images is not None:
             problems += draw_cases(done, {pair.case: pair for pair in pairs}, pictured, output_dir)
@@ -98,7 +105,7 @@ def score(
 def _judge(
     measure: str, pairs: Sequence[Pair], label_names: Sequence[str] | None, tolerance: float
 ) -> Callable[[Pair], Any]:
-    """What reads and scores a case: rows of its classes, counts of its instances, or curves of a section."""
+    """What reads and scores a case: its classes, counts of its instances, or curves of a section."""
     if measure == "instances":
         return lambda pair: instance_counts(read_instances(pair))
     if measure == "membranes":
@@ -106,17 +113,63 @@ def _judge(
     labels = parse_labels(label_names) if label_names else found_labels(pairs)
     names = class_names(labels)
 
-    def judge(pair: Pair) -> list[Row]:
-        scores = class_scores(read_classes(pair, labels), len(names), tolerance)
-        return [{"class": name, **row} for name, row in zip(names[1:], scores, strict=True)]
+    def judge(pair: Pair) -> JudgedClasses:
+        case = read_classes(pair, labels)
+        ranked = None if case.probabilities is None else ranking(case)
+        scores = class_scores(case, len(names), tolerance)
+        return JudgedClasses(names, scores, confusion(case, len(names)), ranked)
 
     return judge
+
+
+@dataclass(frozen=True)
+class JudgedClasses:
+    """A case of classes, or several whose voxels are counted together.
+
+    Attributes:
+        names: of all classes, the background first.
+        scores: of each foreground class, of the one case.
+        counts: confusion matrix.
+        ranked: of `ranking`, or None.
+    """
+
+    names: Sequence[str]
+    scores: Sequence[Row]
+    counts: np.ndarray
+    ranked: np.ndarray | None
+
+    def __add__(self, other: JudgedClasses) -> JudgedClasses:
+        """The voxels of both."""
+        ranked = None if self.ranked is None or other.ranked is None else self.ranked + other.ranked
+        return JudgedClasses(self.names, (), self.counts + other.counts, ranked)
+
+    def rows(self, case: str) -> list[Row]:
+        """A row for each foreground class of the case."""
+        return [
+            {"case": case, "class": name, **row, **self._auc(index)}
+            for index, (name, row) in enumerate(zip(self.names[1:], self.scores, strict=True), start=1)
+        ]
+
+    def of_all_voxels(self) -> list[Row]:
+        """A row for each foreground class, of all voxels as if they were of one case."""
+        scores = overlap_scores(self.counts)
+        return [
+            {"case": "all voxels", "class": name}
+            | {score: float(values[index]) for score, values in scores.items()}
+            | self._auc(index)
+            for index, name in enumerate(self.names[1:], start=1)
+        ]
+
+    def _auc(self, index: int) -> Row:
+        return {} if self.ranked is None else {"auc": roc_auc(self.ranked[index])}
 
 
 def _rows(measure: str, done: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
     """A row for each case, or case and class; and, but for classes, one of all cases together."""
     if measure == "classes":
-        return [{"case": case, **row} for case, rows in done.items() for row in rows], []
+        first, *others = done.values()
+        together = sum(others, first)
+        return [row for case, judged in done.items() for row in judged.rows(case)], together.of_all_voxels()
     if measure == "instances":
         counts = {**done, "all instances": sum(done.values(), InstanceCounts())}
         rows = [

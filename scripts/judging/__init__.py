@@ -13,6 +13,8 @@ from scripts.judging.classes import (
     confusion,
     mean_dice,
     overlap_scores,
+    ranking,
+    roc_auc,
     surface_scores,
 )
 from scripts.judging.instances import (
@@ -70,6 +72,8 @@ __all__ = [
     "membrane_curves",
     "membrane_scores",
     "overlap_scores",
+    "ranking",
+    "roc_auc",
     "section",
     "surface_scores",
     "thinned",

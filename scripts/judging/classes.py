@@ -29,6 +29,9 @@ from scripts.judging.case import Case
 #: The scores of a case, in the order of the tables.
 SCORES = ("dice", "iou", "precision", "recall", "error", "hd95", "assd", "surface_dice")
 
+#: Steps in which probabilities are counted for `roc_auc`.
+LEVELS = 1 << 16
+
 #: Voxels whose pairs of classes are counted at a time, about: as integers they stay in the processor's cache.
 _COUNTED_AT_ONCE = 1 << 16
 
@@ -82,6 +85,45 @@ def overlap_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
             "error": (predicted + true - 2 * hit) / max(counts.sum(), 1),
         }
     return {name: np.where(absent, np.nan, values) for name, values in scores.items()}
+
+
+def ranking(case: Case) -> np.ndarray:
+    """Annotated voxels at each step of the probability of every class.
+
+    Args:
+        case: with probabilities.
+
+    Returns:
+        (classes, 2, LEVELS), whole numbers: of voxels of other classes, and of those of the class. Those of
+        several cases add up.
+    """
+    assert case.probabilities is not None
+    _, truth = case.annotated()
+    counts = []
+    for index, probability in enumerate(case.probabilities):
+        known = probability if case.mask is None else probability[case.mask]
+        steps = (known.clip(0, 1) * (LEVELS - 1)).round().astype(np.int64)
+        places = steps + LEVELS * (truth == index)
+        counts.append(np.bincount(places.ravel(), minlength=2 * LEVELS).reshape(2, LEVELS))
+    return np.stack(counts)
+
+
+def roc_auc(counts: np.ndarray) -> float:
+    """Area under the receiver operating characteristic: how often a voxel of the class has more than another.
+
+    Equal probabilities count half (Hanley and McNeil, 1982, Radiology 143:29). Voxels whose probabilities
+    are less than 1 / LEVELS apart are taken for equal.
+
+    Args:
+        counts: (2, LEVELS), of `ranking`.
+
+    Returns:
+        A number in [0, 1]; NaN where all voxels are of the class, or none is.
+    """
+    others, own = counts.astype(float)
+    pairs = others.sum() * own.sum()
+    below = np.cumsum(others) - others / 2
+    return float((own * below).sum() / pairs) if pairs else math.nan
 
 
 def mean_dice(case: Case) -> float:

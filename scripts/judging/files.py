@@ -34,11 +34,13 @@ class Pair:
         case: id of the case.
         pred: file of the prediction.
         truth: file of the truth.
+        probabilities: file of them, where there are labels as well; or None.
     """
 
     case: str
     pred: Path
     truth: Path
+    probabilities: Path | None = None
 
 
 def find_pairs(
@@ -119,7 +121,8 @@ def _pair(
         if len(rivals) > 1:
             found = f"{len(rivals)} files of one case ({', '.join(file.name for file in rivals)})"
             raise Fault(found, "one is expected", "keep one", rivals[0])
-    return Pair(case, files[0], truths[0])
+    beside = [file for file in kinds.get("prob", ()) if file not in files]
+    return Pair(case, files[0], truths[0], beside[0] if len(beside) == 1 else None)
 
 
 def found_labels(pairs: Collection[Pair]) -> dict[str, int]:
@@ -161,11 +164,28 @@ def read_classes(pair: Pair, labels: Mapping[str, int]) -> Case:
     Args:
         pair: the files.
         labels: class name to value; an entry "ignore" names the value that nobody annotated.
+
+    Raises:
+        Fault: also for probabilities of another grid, or other classes.
     """
     case = read_values(pair, labels)
     mask = case.truth != labels[IGNORE_NAME] if IGNORE_NAME in labels else None
     pred, truth = (_classes(values, labels) for values in (case.pred, case.truth))
-    return replace(case, pred=pred, truth=truth, mask=mask)
+    case = replace(case, pred=pred, truth=truth, mask=mask)
+    if pair.probabilities is None:
+        return case
+    values = read_file(pair.probabilities).values
+    wanted = (*truth.shape, len(class_values(dict(labels))))
+    if values.shape == truth.shape and wanted[-1] == 2:  # of the foreground alone
+        values = np.stack((1 - values, values), axis=-1)
+    if values.shape != wanted:
+        raise Fault(
+            f"shape {values.shape} where {pair.truth} and the classes make {wanted}",
+            "probabilities lie on the grid of the truth, with one channel a class",
+            "remove it, or save it again",
+            pair.probabilities,
+        )
+    return replace(case, probabilities=np.moveaxis(values, -1, 0))
 
 
 def _classes(values: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:

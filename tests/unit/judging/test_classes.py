@@ -15,6 +15,7 @@ from monai.metrics import (
     compute_dice,
     compute_hausdorff_distance,
     compute_iou,
+    compute_roc_auc,
     compute_surface_dice,
     get_confusion_matrix,
 )
@@ -29,6 +30,8 @@ from scripts.judging import (
     confusion,
     mean_dice,
     overlap_scores,
+    ranking,
+    roc_auc,
     surface_scores,
 )
 from scripts.labels import IGNORE_LABEL
@@ -384,3 +387,25 @@ def test_arrays_of_a_case_lie_on_one_grid():
         Case("a", PRED, TRUTH, TRUTH[0] > 0)
     with pytest.raises(InputError, match="probabilities has"):
         Case("a", PRED, TRUTH, probabilities=np.zeros((3, 2, 4)))
+
+
+def test_the_area_under_the_curve_is_that_of_monai_and_adds_up() -> None:
+    generator = np.random.default_rng(3)
+    cases = []
+    for seed in range(3):
+        truth = generator.integers(0, 3, (9, 8, 4 + seed))
+        probabilities = generator.random((3, *truth.shape)) + 0.5 * (
+            truth == np.arange(3)[:, None, None, None]
+        )
+        probabilities = (probabilities / probabilities.sum(0)).round(2)  # with equal ones
+        mask = generator.random(truth.shape) > 0.2
+        cases.append(Case(str(seed), truth, truth, mask, probabilities))
+    for judged in (cases[:1], cases):
+        counts = sum(map(ranking, judged))
+        for index in range(3):
+            true = np.concatenate([(case.truth == index)[case.mask] for case in judged])
+            found = np.concatenate([case.probabilities[index][case.mask] for case in judged])
+            expected = compute_roc_auc(torch.from_numpy(found), torch.from_numpy(true))
+            assert roc_auc(counts[index]) == pytest.approx(expected, abs=1e-9)
+    nothing = Case("n", truth, np.zeros_like(truth), None, probabilities)
+    assert np.isnan([roc_auc(counts) for counts in ranking(nothing)]).all()

@@ -22,10 +22,14 @@ from scripts.judging import (
     InstanceCounts,
     best_membrane_scores,
     class_scores,
+    confusion,
     instance_counts,
     instance_scores,
     membrane_curves,
     membrane_scores,
+    overlap_scores,
+    ranking,
+    roc_auc,
     section,
 )
 from scripts.judging.tables import summarize
@@ -103,7 +107,39 @@ def test_classes_of_volumes(tmp_path: Path) -> None:
     assert summary["summary"] == json.loads(json.dumps(summarize(expected, SCORES)))
     lines = output.splitlines()
     assert lines[0].split() == ["case", "class", *SCORES]
-    assert [line.split()[:2] for line in lines[-3:]] == [["mean", "a"], ["mean", "b"], ["mean", "all"]]
+    assert [line.split()[:2] for line in lines[-5:-2]] == [["mean", "a"], ["mean", "b"], ["mean", "all"]]
+    assert [line.split()[:3] for line in lines[-2:]] == [["all", "voxels", "a"], ["all", "voxels", "b"]]
+    pred, truth = (
+        np.concatenate(maps) for maps in zip(*(draw(s, shape=(6, 8, 4)) for s in range(3)), strict=True)
+    )
+    pooled = overlap_scores(confusion(Case("all", pred, truth), 3))
+    for index, row in enumerate(summary["together"], start=1):
+        assert_scores(row, {name: values[index] for name, values in pooled.items()})
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (6, 8, 4)])
+def test_classes_with_probabilities_beside_them(shape: tuple[int, ...], tmp_path: Path) -> None:
+    judged = []
+    for seed in range(2):
+        pred, truth = draw(seed, shape=shape)
+        probabilities = (0.2 + 0.6 * (pred == np.arange(3).reshape(3, *[1] * len(shape)))) / 1.2
+        probabilities += np.random.default_rng(seed).random(probabilities.shape) / 10
+        volume(tmp_path / f"p/c{seed}_seg.nii.gz", pred)
+        volume(tmp_path / f"p/c{seed}_prob.nii.gz", np.moveaxis(probabilities, 0, -1).astype(np.float32))
+        volume(tmp_path / f"t/c{seed}.nii.gz", truth)
+        judged.append(ranking(Case("a", pred, truth, None, probabilities.astype(np.float32))))
+    names = as_options(label_name=["background=0", "a=1", "b=2"])
+    rows, summary, output = score(tmp_path / "out", tmp_path / "p", tmp_path / "t", *names)
+    assert output.split("\n")[0].split()[-1] == "auc"
+    for row, (seed, index) in zip(rows, [(0, 1), (0, 2), (1, 1), (1, 2)], strict=True):
+        assert float(row["auc"]) == pytest.approx(roc_auc(judged[seed][index]))
+    for index, row in enumerate(summary["together"], start=1):
+        assert row["auc"] == pytest.approx(roc_auc(sum(judged)[index]))
+    (tmp_path / "p/c1_prob.nii.gz").unlink()
+    assert "auc" not in score(tmp_path / "out", tmp_path / "p", tmp_path / "t", *names)[0][0]
+    volume(tmp_path / "p/c1_prob.nii.gz", np.zeros((*shape, 2), np.float32))
+    _, _, output = score(tmp_path / "out", tmp_path / "p", tmp_path / "t", *names, failed=1)
+    assert "one channel a class" in output
 
 
 def test_classes_are_found_in_the_truths(tmp_path: Path) -> None:
