@@ -185,6 +185,18 @@ def _not_from_disk(rule: Rule) -> Rule:
     return Rule(rule.says, take)
 
 
+def _of_all(rule: Rule) -> Rule:
+    """What a rule takes, or nothing where the trainer has a number of epochs of its own."""
+
+    def take(value: Any, config: Config) -> Any:
+        epochs = config.get("train", {}).get("trainer", {}).get("max_epochs", "")
+        if (found := rule.take(value, config)) is not None and not isinstance(epochs, str):
+            raise ValueError(f"train::trainer::max_epochs is {epochs}, which says how long: drop one")
+        return found
+
+    return Rule(rule.says, take)
+
+
 def _output_ext(value: Any, config: Config) -> str:
     ext = choice(*OUTPUT_EXTS).take(value, config)
     if ext == ".png" and config.get("spatial_dims") == 3:
@@ -332,6 +344,7 @@ RULES: dict[str, Rule] = {
     "flip_axes": Rule("a list of axes from 0, such as [0, 1], or []", _axes),
     "fold": whole(0),
     "check": choice("remembered", "always", "never"),
+    "minutes": _of_all(optional(number(0, above=True))),
     "max_epochs": whole(1),
     "val_interval": whole(1),
     "patience": whole(1),

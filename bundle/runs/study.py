@@ -25,8 +25,8 @@ import typer
 from matplotlib.figure import Figure
 
 from bundle.data.corrupt import STRENGTHS, corrupted_of, write_corrupted
-from bundle.made_of import machine, require_same, write_record
-from bundle.runs.budget import LENGTH, plan_training, read_plan, seconds_a_case, write_plan
+from bundle.made_of import require_same, write_record
+from bundle.runs.budget import plan_training, read_plan, seconds_a_case, write_plan
 from bundle.runs.commands import run_bundle, run_python, say
 from bundle.runs.compare import (
     OWN,
@@ -38,11 +38,13 @@ from bundle.runs.compare import (
 )
 from bundle.runs.experiments import PLACES, parser_of, read_experiment
 from bundle.runs.warm import Warm, imports_once
+from scripts.compute.length import LENGTH
 from scripts.data.cases import describe_cases
 from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError, few
 from scripts.files import fingerprint, read_json, short_hash, write_csv
 from scripts.judging.tables import read_means
+from scripts.machine import machine
 from scripts.pictures import save_figure
 from scripts.tables import Row, number, table
 
