@@ -251,8 +251,8 @@ def study(
     seeds = list(dict.fromkeys(seeds))
     changes = {variant: {**ids, **own} for variant, own in read_variants(variants).items()}
     for variant, change in changes.items():
-        read_experiment(args_file, change)
-        _require_no_length(variant, change, minutes)
+        config = parser_of(read_experiment(args_file, change)).get()
+        _require_no_length(variant, {**change, "minutes": config.get("minutes")}, minutes)
     output_dir = output_dir.resolve()
     places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
     others = [folder.resolve() for folder in dict.fromkeys(other or ())]
@@ -398,7 +398,7 @@ def warn(what: str) -> None:
 
 
 def _require_no_length(variant: str, change: Row, minutes: float | None) -> None:
-    given = next((name for name in LENGTH if name in change), None)
+    given = next((name for name in ("minutes", *LENGTH) if change.get(name) is not None), None)
     if minutes is not None and given is not None:
         raise InputError(
             f"--minutes is {minutes:g}, and {variant!r} has {given} {change[given]}: the minutes say how "

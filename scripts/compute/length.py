@@ -141,8 +141,12 @@ def plan(seconds: float, costs: Costs) -> Plan | None:
     """The longest training that takes so many seconds at most; None where FEWEST steps do not fit."""
     if seconds < least(costs):
         return None
-    affordable = VALIDATING * seconds // costs.validation if costs.validation else VALIDATIONS
-    validations = int(min(max(affordable, 1), VALIDATIONS))
+    validations = next(
+        count
+        for count in range(VALIDATIONS, 0, -1)
+        if count == 1
+        or (count * costs.validation <= VALIDATING * seconds and costs.seconds(FEWEST, 1, count) <= seconds)
+    )
     candidates = range(FEWEST, max(math.floor(seconds / costs.step), FEWEST) + 1)
     fitting = bisect_right(
         candidates, seconds, key=lambda steps: costs.seconds(*whole_epochs(steps), validations)
