@@ -105,7 +105,7 @@ def test_minutes_are_the_training_of_the_same_numbers(
 def test_minutes_are_refused_before_a_step(cells: Path, tmp_path: Path) -> None:
     for ids, sentence in {
         (("minutes", 0.001),): r"minutes is 0.001, and here the start takes",
-        (("minutes", 0),): "minutes is 0: use a number of more than 0",
+        (("minutes", 0),): "minutes is 0: use a number above 0",
         (("minutes", 5), ("train::trainer::max_epochs", 3)): "minutes is 5 (train::trainer::max_epochs is 3",
     }.items():
         assert sentence in refused(cells, tmp_path / "out", **dict(ids))
