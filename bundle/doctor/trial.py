@@ -225,7 +225,7 @@ def _train(report: Report, run: Run, cases: Cases, folder: Path, row: Finding, s
         if length is None:
             raise InputError(
                 f"minutes is {given:g}, and here {minutes(cached + warm)} go by beside the steps, a step "
-                f"takes {step:.2g} s and a validation {validation:.2g} s: give more"
+                f"takes {step:.3g} s and a validation {validation:.3g} s: give more"
             )
         epochs, steps, interval = astuple(length)
     validations = (epochs // interval + bool(epochs % interval)) * bool(held)

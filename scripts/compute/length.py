@@ -21,7 +21,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
@@ -195,8 +195,7 @@ class Length:
             last = folder / "checkpoints" / "last.pt"
             goes_on = resume and last.exists()
             found = _before(folder / FILE, minutes, last) if goes_on else _measured(minutes, folder)
-            for name, number in asdict(found).items():
-                setattr(self, name, number)
+            self.max_epochs, self.steps_per_epoch, self.val_interval = astuple(found)
             logger.info(
                 "minutes: max_epochs %s, steps_per_epoch %s and val_interval %s of the config have no effect",
                 *(max_epochs, steps_per_epoch, val_interval),
@@ -242,7 +241,7 @@ def _before(file: Path, minutes: float, last: Path) -> Plan:
         )
     logger.info(
         "minutes: %g, as planned in %s: %d steps in %d epochs of %d, a validation every %d",
-        *(minutes, file, kept.steps, *asdict(kept).values()),
+        *(minutes, file, kept.steps, *astuple(kept)),
     )
     return kept
 
@@ -262,8 +261,8 @@ def _measured(minutes: float, folder: Path) -> Plan:
     if found is None:
         enough = math.ceil(11 * (spent + least(costs)) / 6) / 100  # a tenth more
         raise InputError(
-            f"minutes is {minutes:g}, and here the start takes {spent:.2g} s, a step {costs.step:.2g} s and "
-            f"a validation {costs.validation:.2g} s: give {enough:g} or more, or a smaller network, "
+            f"minutes is {minutes:g}, and here the start takes {spent:.3g} s, a step {costs.step:.3g} s and "
+            f"a validation {costs.validation:.3g} s: give {enough:g} or more, or a smaller network, "
             "patch_size or batch_size"
         )
     if is_first():
@@ -283,9 +282,9 @@ def _measured(minutes: float, folder: Path) -> Plan:
             temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     end = time.localtime(time.time() + 60 * minutes - spent)
     logger.info(
-        "minutes: %g; a step takes %.3g s here and a validation %.2g s: %d steps in %d epochs of %d, a "
+        "minutes: %g; a step takes %.3g s here and a validation %.3g s: %d steps in %d epochs of %d, a "
         "validation every %d, until about %s",
-        *(minutes, costs.step, costs.validation, found.steps, *asdict(found).values()),
+        *(minutes, costs.step, costs.validation, found.steps, *astuple(found)),
         time.strftime("%H:%M:%S", end),
     )
     return found
@@ -369,8 +368,7 @@ def _time_steps(
         indices = list(islice(samples, batch_size))
         for index in indices:
             if index not in loads:
-                first, again = (_timed(dataset.__getitem__, index)[0] for _ in range(2))
-                loads[index] = max(first - again, 0.0)
+                loads[index] = _load(dataset, index)
         draw, batch = _timed(lambda chosen=indices: list_data_collate([dataset[index] for index in chosen]))
         draws.append(draw)
         steps.append(_timed(_run_on, trainer, batch)[0])
@@ -392,12 +390,18 @@ def _time_cases(evaluator: Evaluator, dataset: Any, enough: float) -> tuple[list
     judged: list[float] = []
     loads: list[float] = []
     for index in np.linspace(0, len(dataset) - 1, min(CASES, len(dataset))).astype(int).tolist():
-        load, case = _timed(lambda chosen=index: list_data_collate([dataset[chosen]]))
-        loads.append(load)
-        judged.append(_timed(_run_on, evaluator, case)[0])
+        loads.append(_load(dataset, index))
+        draw, case = _timed(lambda chosen=index: list_data_collate([dataset[chosen]]))
+        judged.append(draw + _timed(_run_on, evaluator, case)[0])
         if gather(sum(judged) > enough)[0]:
             break
     return judged[len(judged) > 1 :], loads
+
+
+def _load(dataset: Any, index: int) -> float:
+    """Seconds that a case takes at first and never again, where it is held from then on."""
+    first, again = (_timed(dataset.__getitem__, index)[0] for _ in range(2))
+    return max(first - again, 0.0)
 
 
 def _run_on(engine: Workflow, batch: Any) -> None:
