@@ -65,6 +65,9 @@ WARM, STEPS, CASES = 2, 50, 3
 #: Steps are timed, and so are cases, until they have taken this share of the time, within these seconds.
 TRIAL, TRIAL_SECONDS = 0.04, (1.0, 30.0)
 
+#: So many times what is too little is enough: a longer training is tried for longer.
+MARGIN = 1.2
+
 #: Seconds of what follows a validation beside its weights: pictures, curve and scalars.
 PICTURES = 1.0
 
@@ -259,7 +262,7 @@ def _measured(minutes: float, folder: Path) -> Plan:
     costs, spent = gather((mine, spent))[0]  # of the first process, in all of them
     found = plan(60 * minutes - spent, costs)
     if found is None:
-        enough = math.ceil(11 * (spent + least(costs)) / 6) / 100  # a tenth more
+        enough = math.ceil(MARGIN * (spent + least(costs)) / 0.6) / 100
         raise InputError(
             f"minutes is {minutes:g}, and here the start takes {spent:.3g} s, a step {costs.step:.3g} s and "
             f"a validation {costs.validation:.3g} s: give {enough:g} or more, or a smaller network, "
@@ -323,7 +326,7 @@ def measure(parser: ConfigParser, seconds: float, folder: Path) -> Costs:
         epoch_length=1,
         network=network,
         inferer=part("validate::inferer"),
-        decollate=False,
+        postprocessing=part("validate::postprocessing"),
     )
     enough = min(max(TRIAL * seconds, TRIAL_SECONDS[0]), TRIAL_SECONDS[1])
     with _unchanged(network, optimizer):

@@ -131,7 +131,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         **{"train::dataloader::batch_size": 2, "train::dataloader::num_workers": 0},
         **{"train::loss_function": loss, "prepare_batch": default_prepare_batch},
         **{"train::inferer": lambda inputs, network: network(inputs), "train::trainer::amp": False},
-        "validate::inferer": infer,
+        **{"validate::inferer": infer, "validate::postprocessing": None},
     }
     parser = types.SimpleNamespace(get_parsed_content=parts.__getitem__)
     monkeypatch.setattr(length, "running", lambda kind: parser)
