@@ -17,18 +17,13 @@ import torch
 
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, sha256, short_hash
-from scripts.machine import processor, usable_cores
+from scripts.machine import machine
 from scripts.recipe import NAMED, other_training
 from scripts.settings import CONFIGS
 from scripts.tables import Row
 
 #: The file, and its key for what made it.
 RECORD, BY = "made_of.json", "by"
-
-
-def machine() -> str:
-    """The processor and how many of its cores may be used."""
-    return f"{processor()}, {usable_cores()} cores"
 
 
 def here() -> Row:

@@ -400,7 +400,7 @@ class LastCheckpoint:
             save_checkpoint(state, temporary)
 
     def _load(self, trainer: Engine) -> None:
-        self.described = self._describe()
+        self.described = self._describe(trainer)
         if not self.path.exists():
             if self.resume:
                 logger.warning("nothing to resume in %s: the training starts afresh", self.path)
@@ -465,10 +465,11 @@ class LastCheckpoint:
                 "behind it; ask for as many or more, or give another --output_dir"
             )
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self, trainer: Engine) -> dict[str, Any]:
         """What makes this training what it is: its config, and the rest in words and hashes."""
         return {
             "config": self.weights.training,
+            "steps of an epoch": str(trainer.state.epoch_length),
             "number of processes": str(rank_and_size()[1]),
             **{f"data of {name}": describe_cases(cases) for name, cases in self.cases.items()},
         }

@@ -16,6 +16,7 @@ import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import IO
 
 from scripts.errors import NO_ROOM, InputError
@@ -30,11 +31,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Lock:
-    """A lock of this process: its file, the folders made for it, and how many runs share it."""
+    """A lock of this process: its file, the folders made for it, how many runs share it, and since when."""
 
     file: IO[str]
     made: list[Path]
     runs: int = 0
+    begun: float = 0.0
 
 
 _held: dict[Path, _Lock] = {}
@@ -74,7 +76,14 @@ def hold(folder: str | Path, work: str, run: object) -> None:
         ) from error
     _held[path] = lock
     lock.runs += 1
+    lock.begun = perf_counter()
     weakref.finalize(run, _let_go, path, lock)
+
+
+def held_for(folder: str | Path, work: str) -> float:
+    """Seconds since the latest run of this process began its work in a folder; 0 where none holds it."""
+    lock = _held.get(Path(folder).absolute() / f".{work}.lock")
+    return perf_counter() - lock.begun if lock else 0.0
 
 
 def let_go() -> None:

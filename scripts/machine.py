@@ -33,6 +33,11 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+def machine() -> str:
+    """The processor and how many of its cores may be used."""
+    return f"{processor()}, {usable_cores()} cores"
+
+
 def core_limit() -> float | None:
     """The processor time that the groups of this process allow, in cores; None without a limit."""
     shares = []

@@ -59,7 +59,8 @@ FREE = ("reader", "depth", "heads_mode")
 #: What may be another when a training goes on, wherever it stands: how long and how fast it learns and when
 #: it is judged, where things lie, which machine, what is told. All else of its config makes it what it is.
 OF_EACH_RESUME = (
-    *("max_epochs", "learning_rate", "lr", "lr_scheduler", "val_interval", "patience", "handlers"),
+    *("minutes", "length", "max_epochs", "val_interval", "patience", "handlers"),
+    *("learning_rate", "lr", "lr_scheduler"),
     *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "pretrained", "check"),
     *("device", "device_ids", "memory_format", "compile", "runtime", "precision", "quantised", "memory_gb"),
     *("threads", "cache_rate", "num_workers", "persistent_workers", "prefetch_factor", "pin_memory"),

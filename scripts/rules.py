@@ -185,6 +185,20 @@ def _not_from_disk(rule: Rule) -> Rule:
     return Rule(rule.says, take)
 
 
+def _of_the_length(rule: Rule) -> Rule:
+    """What a rule takes, or, where the trainer does not ask `length` for its epochs, only what is nothing."""
+
+    def take(value: Any, config: Config) -> Any:
+        epochs: Any = config
+        for name in ("train", "trainer", "max_epochs"):
+            epochs = epochs.get(name) if isinstance(epochs, Mapping) else None
+        if (found := rule.take(value, config)) is not None and "@length" not in str(epochs):
+            raise ValueError(f"train::trainer::max_epochs is {epochs}, which says how long: leave one out")
+        return found
+
+    return Rule(rule.says, take)
+
+
 def _output_ext(value: Any, config: Config) -> str:
     ext = choice(*OUTPUT_EXTS).take(value, config)
     if ext == ".png" and config.get("spatial_dims") == 3:
@@ -332,6 +346,7 @@ RULES: dict[str, Rule] = {
     "flip_axes": Rule("a list of axes from 0, such as [0, 1], or []", _axes),
     "fold": whole(0),
     "check": choice("remembered", "always", "never"),
+    "minutes": _of_the_length(optional(number(0, above=True))),
     "max_epochs": whole(1),
     "val_interval": whole(1),
     "patience": whole(1),

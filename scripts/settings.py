@@ -50,6 +50,9 @@ MISSPELT = 0.85
 #: Packages whose modules may be imported for a look at a config that nobody has vouched for yet.
 HARMLESS = ("monai", "scripts", "torch")
 
+#: How what follows from `length` begins, which may have to be measured once the run has begun.
+OF_THE_LENGTH = "$@length."
+
 #: Ids whose rules ask what is here: no matter for a config that is only looked at.
 OF_THE_MACHINE = ("device", "output_dir")
 
@@ -255,7 +258,7 @@ def _evaluated(parser: ConfigParser) -> Iterator[str]:
         raw = _written(parser, name)
         if not isinstance(raw, str) or not raw.startswith((ID_REF_KEY, EXPR_KEY)):
             continue
-        if raw.removeprefix(ID_REF_KEY) in RULES.keys() - {name}:
+        if raw.removeprefix(ID_REF_KEY) in RULES.keys() - {name} or raw.startswith(OF_THE_LENGTH):
             continue  # which is told of itself
         try:
             value = parser.get_parsed_content(name)

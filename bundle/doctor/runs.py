@@ -218,7 +218,11 @@ def _device(run: Run, row: Finding) -> None:
 
 
 def _schedule(run: Run, row: Finding) -> None:
-    """Epochs, validations and patience."""
+    """Minutes, or epochs, validations and patience."""
+    if (minutes := run.part("minutes")) is not None:
+        row.found = f"{minutes:g} minutes: max_epochs, steps_per_epoch and val_interval follow from a step"
+        row.values = {"minutes": minutes}
+        return
     epochs, interval, patience = (run.part(name) for name in ("max_epochs", "val_interval", "patience"))
     row.found = f"{epochs} epochs, a validation every {interval}"
     row.values = {"max_epochs": epochs, "val_interval": interval}

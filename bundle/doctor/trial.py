@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +25,7 @@ from bundle.doctor.data import Case, Cases
 from bundle.doctor.report import Finding, OutOfTimeError, Report, stop_ringing
 from bundle.doctor.runs import Run
 from scripts.compute.inferers import SlabInferer
+from scripts.compute.length import Costs, plan
 from scripts.data import CachedCases
 from scripts.data.cases import InferenceCases
 from scripts.data.checks import describe
@@ -164,6 +165,7 @@ def _train(report: Report, run: Run, cases: Cases, folder: Path, row: Finding, s
         output_dir=str(folder / "output"),
         checkpoint=str(folder / "output" / "model.pt"),
         resume=False,
+        minutes=None,
         max_epochs=EPOCHS,
         val_interval=INTERVAL,
         patience=EPOCHS,
@@ -202,9 +204,6 @@ def _train(report: Report, run: Run, cases: Cases, folder: Path, row: Finding, s
             f"the loss is {clock.losses[bad]} at step {bad + 1}: lower learning_rate, or look at the "
             "intensities of the images and at normalise"
         )
-    steps = run.part("steps_per_epoch") or math.ceil(len(cases.lists["training"]) * repeats / batch)
-    epochs, interval = run.part("max_epochs"), run.part("val_interval")
-    validations = (epochs // interval + bool(epochs % interval)) * bool(held)
     voxels = {
         "chosen": _voxels(chosen + held),
         "all": _voxels([*cases.known("training"), *cases.known("validation")]),
@@ -219,6 +218,17 @@ def _train(report: Report, run: Run, cases: Cases, folder: Path, row: Finding, s
         validation = _of_cases(run, held, cases.lists["validation"], cases, seconds)
         validation += sum(last.spent("validated")) + max(ends[-1] - ends[0], 0.0)
     warm = 0.0 if cut else max(clock.length() - 2 * last.length(), 0.0)
+    steps = run.part("steps_per_epoch") or math.ceil(len(cases.lists["training"]) * repeats / batch)
+    epochs, interval = run.part("max_epochs"), run.part("val_interval")
+    if (given := run.part("minutes")) is not None:
+        length = plan(60 * given - cached - warm, Costs(step, ends[0], validation))
+        if length is None:
+            raise InputError(
+                f"minutes is {given:g}, and here {minutes(cached + warm)} go by beside the steps, a step "
+                f"takes {step:.3g} s and a validation {validation:.3g} s: give more"
+            )
+        epochs, steps, interval = astuple(length)
+    validations = (epochs // interval + bool(epochs % interval)) * bool(held)
     total = started + cached + warm + epochs * (steps * step + ends[0]) + validations * validation
     row.values |= {
         "seconds": {

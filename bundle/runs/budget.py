@@ -12,6 +12,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,20 +20,14 @@ from typing import Any
 import typer
 from torch.utils.flop_counter import FlopCounterMode
 
-from bundle.made_of import machine
 from bundle.runs.commands import ROOT
 from bundle.runs.experiments import parser_of, read_experiment
+from scripts.compute.length import cut
 from scripts.compute.memory import dry_run, training_bytes
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json
+from scripts.machine import machine
 from scripts.tables import Row
-
-#: How often a training of a budget is validated, and how many epochs it has at least (where it has so many
-#: steps) and at most: the learning rate follows its schedule in as many stairs.
-VALIDATIONS, FEWEST, MOST = 6, 20, 60
-
-#: What of a plan sets ids of the training.
-LENGTH = ("max_epochs", "steps_per_epoch", "val_interval")
 
 
 def read_plan(path: Path) -> dict[str, Row]:
@@ -45,18 +40,6 @@ def write_plan(path: Path, plan: Mapping[str, Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-
-
-def whole_epochs(steps: int) -> tuple[int, int]:
-    """Epochs of one length that make so many steps, or hardly fewer: the number of epochs, and the length.
-
-    At most one step in 60 is lost, and of a thousand or more one in 150.
-    """
-    if steps <= MOST:
-        return steps, 1
-    lengths = range(-(-steps // MOST), steps // FEWEST + 1)
-    length = min(lengths, key=lambda length: steps % length)  # of equals the shortest
-    return steps // length, length
 
 
 def plan_training(args_file: Path, ids: Mapping[str, Any], minutes: float) -> Row:
@@ -82,21 +65,20 @@ def plan_training(args_file: Path, ids: Mapping[str, Any], minutes: float) -> Ro
     with FlopCounterMode(display=False) as operations:
         dry_run(network, (1, channels, *patch))
     step = ask_doctor(experiment)["seconds"]["step"]
-    epochs, length = whole_epochs(math.floor(60 * minutes / step))
-    if epochs < 1:
+    steps = math.floor(60 * minutes / step)
+    if steps < 1:
         raise InputError(
             f"--minutes is {minutes:g}, and one step takes {step / 60:.2g} here: give more, or a smaller "
             "network, patch_size or batch_size"
         )
+    length = cut(steps)
     return {
         "parameters": sum(weights.numel() for weights in network.parameters()),
         "multiply_adds": operations.get_total_flops() // 2,
         "step_bytes": training_bytes(network, (batch, channels, *patch)),
         "seconds_a_step": step,
-        "steps": epochs * length,
-        "max_epochs": epochs,
-        "steps_per_epoch": length,
-        "val_interval": math.ceil(epochs / VALIDATIONS),
+        "steps": length.steps,
+        **asdict(length),
         "minutes": minutes,
         "machine": machine(),
     }

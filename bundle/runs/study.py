@@ -25,8 +25,8 @@ import typer
 from matplotlib.figure import Figure
 
 from bundle.data.corrupt import STRENGTHS, corrupted_of, write_corrupted
-from bundle.made_of import machine, require_same, write_record
-from bundle.runs.budget import LENGTH, plan_training, read_plan, seconds_a_case, write_plan
+from bundle.made_of import require_same, write_record
+from bundle.runs.budget import plan_training, read_plan, seconds_a_case, write_plan
 from bundle.runs.commands import run_bundle, run_python, say
 from bundle.runs.compare import (
     OWN,
@@ -38,11 +38,13 @@ from bundle.runs.compare import (
 )
 from bundle.runs.experiments import PLACES, parser_of, read_experiment
 from bundle.runs.warm import Warm, imports_once
+from scripts.compute.length import LENGTH
 from scripts.data.cases import describe_cases
 from scripts.data.datalist import cases_of, sections
 from scripts.errors import InputError, few
 from scripts.files import fingerprint, read_json, short_hash, write_csv
 from scripts.judging.tables import read_means
+from scripts.machine import machine
 from scripts.pictures import save_figure
 from scripts.tables import Row, number, table
 
@@ -249,8 +251,8 @@ def study(
     seeds = list(dict.fromkeys(seeds))
     changes = {variant: {**ids, **own} for variant, own in read_variants(variants).items()}
     for variant, change in changes.items():
-        read_experiment(args_file, change)
-        _require_no_length(variant, change, minutes)
+        config = parser_of(read_experiment(args_file, change)).get()
+        _require_no_length(variant, {**change, "minutes": config.get("minutes")}, minutes)
     output_dir = output_dir.resolve()
     places = {"args_file": str(args_file.resolve()), "dataset_dir": str(dataset_dir.resolve())}
     others = [folder.resolve() for folder in dict.fromkeys(other or ())]
@@ -396,7 +398,7 @@ def warn(what: str) -> None:
 
 
 def _require_no_length(variant: str, change: Row, minutes: float | None) -> None:
-    given = next((name for name in LENGTH if name in change), None)
+    given = next((name for name in ("minutes", *LENGTH) if change.get(name) is not None), None)
     if minutes is not None and given is not None:
         raise InputError(
             f"--minutes is {minutes:g}, and {variant!r} has {given} {change[given]}: the minutes say how "

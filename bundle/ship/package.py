@@ -13,6 +13,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from monai.bundle import ConfigParser
 from bundle.runs.experiments import PLACES, parser_of, read_experiment
 from bundle.ship.audit import audit_experiment
 from scripts.checkpoints import check_weights, read_weights
+from scripts.compute.length import FILE, read_plan
 from scripts.compute.quantised import int8_files
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, replace_folder, sha256, workshop
@@ -71,7 +73,7 @@ def package(
     ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.package`, whose arguments these are."""
-    experiment = read_experiment(args_file, ids)
+    experiment = by_epochs(read_experiment(args_file, ids), checkpoint)
     audit_experiment(experiment, ids)
     texts = read_card(card or CARDS / args_file.name)
     own = (*PLACES, *OF_TRAINING)
@@ -115,6 +117,28 @@ def package(
     with atomic_write(output_dir / f"{texts['folder']}.zip") as temporary:
         write_zip(place, temporary)
     typer.echo(f"Wrote {place} and {output_dir / texts['folder']}.zip")
+
+
+def by_epochs(experiment: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """An experiment whose length is said in epochs, in which hosts set it; for minutes, what was planned.
+
+    Args:
+        experiment: with the ids of its training.
+        checkpoint: beside which, or above whose folder, `length.json` lies.
+
+    Raises:
+        InputError: it was trained for some minutes, and there is no `length.json`.
+    """
+    if parser_of(experiment).get().get("minutes") is None:
+        return experiment
+    folders = (checkpoint.parent, checkpoint.parent.parent)
+    file = next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
+    if file is None:
+        raise InputError(
+            f"the experiment sets minutes, and {checkpoint} has no {FILE} beside it, which says how many "
+            "epochs that were: give the checkpoint in the folder of its training"
+        )
+    return {**experiment, "minutes": None, **asdict(read_plan(file))}
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -193,6 +193,8 @@ def test_two_axes_make_a_square() -> None:
         ("max_epochs", 2.5, "a whole number of 1 or more"),
         ("max_epochs", None, "a whole number of 1 or more"),
         ("max_epochs", "$2 * 0", "a whole number of 1 or more"),
+        ("minutes", 0, "a number above 0, or null"),
+        ("minutes", True, r"a number above 0, or null \(was the value forgotten\?\)"),
         ("val_interval", 0, "a whole number of 1 or more"),
         ("samples_per_case", 0, "a whole number of 1 or more"),
         ("num_workers", -1, "a whole number from 0 to 1024"),

@@ -139,6 +139,24 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert texts[0] == texts[1]
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_measure_together(tmp_path: Path) -> None:
+    """None waits for the other for ever, and both refuse what the first finds too short."""
+    data, overlay = tmp_path / "blobs", tmp_path / "plain.json"
+    write_blobs(data)
+    overlay.write_text(json.dumps(PLAIN), encoding="utf-8")
+    files = config_files("train", "task/em_membrane", str(overlay), "multi_gpu_train")
+    where = ("--dataset_dir", str(data), "--output_dir", str(tmp_path / "two"), "--minutes", "0.01")
+    done = command(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *bundle_run(*where, files=files),
+        cwd=tmp_path,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error: minutes is 0.01, and here the start takes") == 2
+    assert not (tmp_path / "two" / "length.json").exists()
+
+
 def test_processes_end_without_being_aborted(tmp_path: Path) -> None:
     script = tmp_path / "leave.py"
     script.write_text(f"import sys\nsys.path.insert(0, {bundle_root()!r})\n{LEAVE}", encoding="utf-8")

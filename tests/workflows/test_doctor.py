@@ -390,8 +390,15 @@ def test_seconds_of_all_cases_from_those_of_some(monkeypatch: pytest.MonkeyPatch
 def test_pictures_are_tried_too(cells: Path, tmp_path: Path) -> None:
     places = {"dataset_dir": str(cells), "output_dir": str(tmp_path)}
     ids = {"config_file": config_files("train", "task/phantom_cells"), **places, **TINY[2], **PLAIN}
-    rows = examine(ids, needs, Trial)
+    rows = examine({**ids, "minutes": 600}, needs, Trial)
     assert {row.status for row in rows.values()} == {"ok"}, rows
+    assert (
+        "600 minutes: max_epochs, steps_per_epoch and val_interval follow" in rows["configs: schedule"].found
+    )
+    values = rows["trial: training"].values
+    assert 20 <= values["epochs"] <= 60
+    assert 0.9 * 36000 < values["seconds"]["total"] <= 36000
+    assert not (tmp_path / "length.json").exists()
     width, height = Image.open(next((cells / "imagesTr").iterdir())).size
     assert rows["data: image size"].values["median_shape"] == [width, height]
 

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 import bundle.ship.package
 from bundle.runs.experiments import parser_of, read_experiment
-from bundle.ship.package import CARDS, list_large_files, metadata, read_card
+from bundle.ship.package import CARDS, by_epochs, list_large_files, metadata, read_card
 from scripts.checkpoints import read_weights
 from scripts.errors import InputError
 from scripts.files import sha256
@@ -196,6 +196,20 @@ def test_monai_verifies_input_and_output(whose: str, packaged: Path) -> None:
     options = [part for key, value in files.items() for part in (f"--{key}", value)]
     done = command("-m", "monai.bundle", "verify_net_in_out", "network_def", *options, cwd=root)
     assert done.returncode == 0, done.stderr
+
+
+def test_minutes_are_packaged_as_epochs(tmp_path: Path) -> None:
+    """Hosts set a number of epochs."""
+    experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"]}
+    model, last = tmp_path / "model.pt", tmp_path / "checkpoints/last.pt"
+    assert by_epochs(experiment, model) == experiment
+    timed = {**experiment, "minutes": 30}
+    with pytest.raises(InputError, match=r"sets minutes, and .*model\.pt has no length\.json beside it"):
+        by_epochs(timed, model)
+    planned = {"max_epochs": 25, "steps_per_epoch": 7, "val_interval": 5}
+    (tmp_path / "length.json").write_text(json.dumps({"minutes": 30, **planned}))
+    for checkpoint in (model, last):
+        assert by_epochs(timed, checkpoint) == {**experiment, "minutes": None, **planned}
 
 
 def test_large_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

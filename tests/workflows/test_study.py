@@ -16,6 +16,7 @@ import pytest
 import bundle.made_of
 import bundle.runs.budget
 import bundle.runs.study
+from scripts import machine
 from scripts.errors import InputError
 from tests.commands import ROOT, TINY, as_options, datalist, invoke, unchanged_process
 
@@ -176,7 +177,7 @@ def test_equal_minutes_and_data_that_no_training_saw(
     file.write_text("{}")
     plan_file, before = tmp_path / "out/plan.json", json.dumps(plan)
     with monkeypatch.context() as patch:
-        patch.setattr(bundle.made_of, "processor", lambda: "another")
+        patch.setattr(machine, "processor", lambda: "another")
         output = study(minutes=0.2)
         assert "plan.json was measured on" in output
         assert "and this is another, " in output
