@@ -199,6 +199,14 @@ def _of_the_length(rule: Rule) -> Rule:
     return Rule(rule.says, take)
 
 
+def _val_measure(value: Any, config: Config) -> str:
+    from scripts.judging.instances import INSTANCE_SCORES
+
+    if choice("dice", *INSTANCE_SCORES).take(value, config) != "dice" and not config.get("instances"):
+        raise ValueError("instances is false, so that labels are classes")
+    return str(value)
+
+
 def _output_ext(value: Any, config: Config) -> str:
     ext = choice(*OUTPUT_EXTS).take(value, config)
     if ext == ".png" and config.get("spatial_dims") == 3:
@@ -349,6 +357,7 @@ RULES: dict[str, Rule] = {
     "minutes": _of_the_length(optional(number(0, above=True))),
     "max_epochs": whole(1),
     "val_interval": whole(1),
+    "val_measure": Rule('"dice", or with instances true a score of instances such as "ap50"', _val_measure),
     "patience": whole(1),
     "batch_size": whole(1),
     "samples_per_case": whole(1),

@@ -228,6 +228,7 @@ def plan_task(
     if instances:
         task |= {
             "instances": True,
+            "val_measure": "ap50",
             "labels": {"background": 0, "interior": 1, "border": 2},
             "targets": [{"_target_": "scripts.transforms.InstancesToClassesd", "keys": "label"}],
             "to_labels": [{"_target_": "scripts.transforms.WatershedInstancesd", "keys": "pred"}],

@@ -25,15 +25,16 @@ MEASURES = ("dice", *INSTANCE_SCORES, *MEMBRANE_SCORES)
 
 
 def is_better(score: float, best: float) -> bool:
-    """Whether a validation is the best so far: its score is higher, or no scores can be compared (NaN).
+    """Whether a validation is the best so far: its score is not lower, or no scores can be compared (NaN).
 
-    Where no epoch can be judged each is better than those before it, so that the last weights are kept.
+    Of equals the last is the best, as of objects, none of which may be found for a while. Where no epoch can be
+    judged each is better than those before it, so that the last weights are kept.
 
     Args:
         score: of this validation.
         best: of the best one before it.
     """
-    return not score <= best
+    return not score < best
 
 
 class CaseMetric(CumulativeIterationMetric):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from ignite.engine import Engine, Events
+from monai.handlers import IgniteMetricHandler, from_engine
 from monai.utils import CommonKeys as Keys
 
 from scripts.checkpoints import is_first
@@ -17,12 +18,14 @@ from scripts.data.cases import InferenceCases
 from scripts.data.datalist import id_of
 from scripts.files import disk_space_for, workshop
 from scripts.judging.case import Case, case_of
+from scripts.judging.case_metric import CaseMetric
 from scripts.judging.classes import SCORES, class_scores, mean_dice
 from scripts.judging.tables import Row, mean_rows, summarize, write_scores
 from scripts.labels import class_names
 from scripts.pictures import Panel, draw_panels, draw_scores, shown
 from scripts.process import gather
 from scripts.tables import table
+from scripts.transforms.instances import FOUND
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,20 @@ def evaluated(engine: Any) -> Iterator[tuple[Case, np.ndarray]]:
 def of_all_processes(items: list[Item]) -> list[Item]:
     """The items of this process and of the others, in every one of them."""
     return [item for part in gather(items) for item in part]
+
+
+def key_metric(measure: str) -> dict[str, IgniteMetricHandler]:
+    """What chooses the best epoch, as an evaluator's `key_val_metric`; a higher one is better.
+
+    Args:
+        measure: "dice", of the classes in "pred" and "label", or one of INSTANCE_SCORES, of what
+            `scripts.transforms.FindObjectsd` made.
+
+    Returns:
+        The handler by its name in curves: "val_mean_dice", or "val_" and the score.
+    """
+    keys, name = ([Keys.PRED, Keys.LABEL], "mean_dice") if measure == "dice" else (FOUND, measure)
+    return {f"val_{name}": IgniteMetricHandler(CaseMetric(measure), output_transform=from_engine(keys))}
 
 
 class CasePictures:

@@ -5,6 +5,7 @@ from scripts.transforms.hosts import IsolatedSpacingd, ToLabelMapd
 from scripts.transforms.instances import (
     ClassesToInstancesd,
     ComponentsToInstancesd,
+    FindObjectsd,
     InstancesFromDistancesd,
     InstancesToClassesd,
     InstancesToDistancesd,
@@ -21,6 +22,7 @@ __all__ = [
     "ClassesToLabelsd",
     "ComponentsToInstancesd",
     "CountClassesd",
+    "FindObjectsd",
     "InstancesFromDirectionsd",
     "InstancesFromDistancesd",
     "InstancesToClassesd",

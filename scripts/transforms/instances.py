@@ -21,12 +21,12 @@ both are ours.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import Compose, MapTransform
 from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 from skimage.measure import label as connected_components
@@ -36,6 +36,9 @@ from skimage.segmentation import expand_labels, relabel_sequential, watershed
 from scripts.errors import InputError, require_within
 from scripts.labels import whole_numbers
 from scripts.transforms.labels import class_map, like, source_of
+
+#: Keys of the objects that a network found, and of the true ones.
+FOUND = ("found_objects", "true_objects")
 
 
 def cell_ids(instances: np.ndarray, name: str) -> np.ndarray:
@@ -93,6 +96,40 @@ class InstancesToClassesd(MapTransform):
             instances = np.asarray(out[key][0])
             low, high = _extremes(instances, self.thickness, self.contacts)
             out[key] = like((instances > 0) * np.where(low == high, 1, 2), out[key])
+        return out
+
+
+class FindObjectsd(MapTransform):
+    """Number the objects of logits as inference does, beside them, for a validation that judges objects.
+
+    Args:
+        keys: logits, (classes, *spatial).
+        to_labels: what makes objects of probabilities, as in inference; it reads and writes the same key.
+        truth: key of the true objects, (1, *spatial).
+
+    Returns of a call:
+        FOUND as well: the objects that were found, and the true ones, (1, *spatial).
+
+    Raises:
+        InputError: ``to_labels`` is missing.
+    """
+
+    def __init__(self, keys: KeysCollection, to_labels: Sequence[Any] | None, truth: str) -> None:
+        super().__init__(keys)
+        if not to_labels:
+            raise InputError(
+                "to_labels is not set, and val_measure judges objects: say how they are made of "
+                "probabilities, such as by scripts.transforms.WatershedInstancesd, or set val_measure to dice"
+            )
+        self.to_labels = Compose(to_labels)
+        self.truth = truth
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add both kinds of objects."""
+        out = dict(data)
+        for key in self.keys:
+            probabilities = out[key].float().softmax(0)
+            out |= zip(FOUND, (self.to_labels({key: probabilities})[key], out[self.truth]), strict=True)
         return out
 
 

@@ -15,15 +15,18 @@ from monai.data import MetaTensor
 from skimage.measure import label as connected_components
 
 from scripts.errors import InputError
+from scripts.judging import Case, instance_scores
 from scripts.transforms import (
     ClassesToInstancesd,
     ComponentsToInstancesd,
+    FindObjectsd,
     InstancesFromDistancesd,
     InstancesToClassesd,
     InstancesToDistancesd,
     SeparateInstancesd,
     WatershedInstancesd,
 )
+from scripts.transforms.instances import FOUND
 
 AFFINE = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
 
@@ -556,3 +559,17 @@ def test_distances_want_three_channels():
         InputError, match=r"scan_7.png has 2 channels: give the probabilities of background, "
     ):
         InstancesFromDistancesd("pred")({"pred": tracked(np.zeros((2, 4, 4)))})
+
+
+def test_objects_of_logits_are_those_of_inference() -> None:
+    cells = np.zeros((1, 24, 24), np.int32)
+    cells[0, 2:10, 2:10], cells[0, 12:22, 4:20] = 7, 3
+    logits = torch.nn.functional.one_hot(torch.from_numpy((cells[0] > 0).astype(np.int64)), 3)
+    data = {"pred": 9.0 * logits.permute(2, 0, 1).half(), "objects": torch.from_numpy(cells)}
+    found = FindObjectsd("pred", [WatershedInstancesd("pred")], "objects")(data)
+    assert found["pred"] is data["pred"]
+    objects, true = (np.asarray(found[key][0]) for key in FOUND)
+    assert instance_scores(Case("a", objects, true))["ap"] == 1
+    np.testing.assert_array_equal(true, cells[0])
+    with pytest.raises(InputError, match="to_labels is not set, and val_measure judges objects"):
+        FindObjectsd("pred", None, "objects")
