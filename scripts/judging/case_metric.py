@@ -27,8 +27,8 @@ MEASURES = ("dice", *INSTANCE_SCORES, *MEMBRANE_SCORES)
 def is_better(score: float, best: float) -> bool:
     """Whether a validation is the best so far: its score is not lower, or no scores can be compared (NaN).
 
-    Of equals the last is the best, as of objects, none of which may be found for a while. Where no epoch can be
-    judged each is better than those before it, so that the last weights are kept.
+    Of equals the last is the best: of objects none may be found for a while. Where no epoch can be judged
+    each is better than those before it, so that the last weights are kept.
 
     Args:
         score: of this validation.

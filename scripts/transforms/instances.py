@@ -111,10 +111,10 @@ class FindObjectsd(MapTransform):
         FOUND as well: the objects that were found, and the true ones, (1, *spatial).
 
     Raises:
-        InputError: ``to_labels`` is missing.
+        InputError: ``to_labels`` is empty.
     """
 
-    def __init__(self, keys: KeysCollection, to_labels: Sequence[Any] | None, truth: str) -> None:
+    def __init__(self, keys: KeysCollection, to_labels: Sequence[Any], truth: str) -> None:
         super().__init__(keys)
         if not to_labels:
             raise InputError(

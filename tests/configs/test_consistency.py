@@ -59,6 +59,7 @@ OF_A_TASK = {
 
 #: Ids of train.json and inference.json whose values differ on purpose.
 DIFFERENT = {
+    "to_labels",
     *("dataset_dir", "output_dir", "checkpoint", "interpolation", "run", "network", "runtime"),
     "memory_format",
 }

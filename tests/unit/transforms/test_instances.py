@@ -572,4 +572,4 @@ def test_objects_of_logits_are_those_of_inference() -> None:
     assert instance_scores(Case("a", objects, true))["ap"] == 1
     np.testing.assert_array_equal(true, cells[0])
     with pytest.raises(InputError, match="to_labels is not set, and val_measure judges objects"):
-        FindObjectsd("pred", None, "objects")
+        FindObjectsd("pred", [], "objects")
