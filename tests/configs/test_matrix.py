@@ -143,7 +143,7 @@ def train_and_segment(task: str, network: str | None, loss: str | None, data: Pa
     with (tmp_path / "train/learning_curve.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert math.isfinite(float(row["loss"]))
-    assert 0 <= float(row["val_mean_dice"]) <= 1
+    assert 0 <= float(row["val_ap50" if dims == 2 else "val_mean_dice"]) <= 1
     assert {"model.pt", "checkpoints/last.pt"} <= set(written(tmp_path / "train"))
 
     del tiny["samples_per_case"]  # a key of training alone

@@ -105,7 +105,7 @@ def test_learning_curve_has_a_row_for_each_epoch(cells_run: Path) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert np.isfinite([float(row["loss"]) for row in rows]).all()
     last = torch.load(cells_run / "out/checkpoints/last.pt", weights_only=True)
-    assert last["best_metric"] == pytest.approx(max(float(row["val_mean_dice"]) for row in rows))
+    assert last["best_metric"] == pytest.approx(max(float(row["val_ap50"]) for row in rows))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
