@@ -25,6 +25,9 @@ TIE = 0.05
 #: Fewer cases tell no gain from chance.
 FEWEST_CASES = 5
 
+#: By so much may two sums of the same numbers differ.
+ROUNDING = 1e-9
+
 #: A value beyond the end of the others has this share of the last step to the limit at least.
 SHORTEST_STEP = 0.25
 
@@ -152,7 +155,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     top = max(trials, key=lambda trial: -math.inf if math.isnan(trial.score) else trial.score)
     scores = [score for score in top.scores if not math.isnan(score)]
     spread = float(np.std(scores, ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
-    least = top.score - TIE * spread - 1e-12  # sums in another order
+    least = top.score - TIE * spread - ROUNDING
     return max((trial for trial in trials if trial is top or trial.score >= least), key=lambda t: t.aside)
 
 
@@ -178,7 +181,7 @@ def helps(one: Trial, other: Trial) -> bool:
     FEWEST_CASES or more.
     """
     mean, error, count = gain(one, other)
-    return count >= FEWEST_CASES and mean > error
+    return count >= FEWEST_CASES and mean > error + ROUNDING
 
 
 def kept(trials: list[Trial], neutral: Mapping[str, Any], judge: Judge) -> Trial:

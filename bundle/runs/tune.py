@@ -629,7 +629,8 @@ def tune_classes(store: Store, names: Sequence[str], measure: str, output_dir: P
     )
     if len(store.cases) < FEWEST_CASES:
         typer.echo(
-            f"{len(store.cases)} case(s) tell no gain from chance: with fewer than {FEWEST_CASES} nothing is kept."
+            f"{len(store.cases)} case(s) tell no gain from chance: with fewer than {FEWEST_CASES} nothing is "
+            "kept."
         )
     for note in said:
         typer.echo(f"note: {note}", err=True)
