@@ -136,6 +136,19 @@ def test_tune_chooses_on_validation_alone_and_inference_agrees(trained: Path, tm
     assert np.mean(found) == pytest.approx(scores[0])
     assert scores[0] > 0  # a network that found nothing would agree as well
 
+    segment = {"dataset_dir": str(trained / "data"), "section": "validation", "save_probabilities": True}
+    run(
+        *("inference", "task/phantom_cells", str(trained / "overlay.json")),
+        **segment,
+        output_dir=str(tmp_path / "pred"),
+        checkpoint=str(trained / "run/model.pt"),
+        runtime="torch",
+    )
+    places = {"dataset_dir": trained / "data", "pred": tmp_path / "pred"}
+    again = tune(tmp_path, *files, **places, output_dir=tmp_path / "again")
+    assert again.exit_code == 0, again.exception
+    assert json.loads((tmp_path / "again/postprocessing.json").read_text()) == chosen
+
 
 def test_speed_is_tuned_on_validation_alone_and_inference_takes_the_overlays(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -281,15 +294,12 @@ def out_of_fold(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def of_folds(folder: Path, **more: Any) -> dict[str, Any]:
-    places = {"pred": folder / "pred", "section": "training", "dataset_dir": folder / "data"}
-    return {**places, **more}
-
-
 def test_classes_are_cleaned_by_what_helps_out_of_fold(out_of_fold: Path, tmp_path: Path) -> None:
     """No network is needed, nor a fold named: all cases that folds are made of have a prediction."""
-    files = config_files("train", "task/phantom_organ")
-    done = tune(tmp_path, *files, **of_folds(out_of_fold, output_dir=tmp_path / "out", fold=1))
+    place = overlay(tmp_path, dataset_dir=str(out_of_fold / "data"))
+    files = config_files("train", "task/phantom_organ", place)
+    pred = {"pred": out_of_fold / "pred", "section": "training"}
+    done = tune(tmp_path, *files, **pred, output_dir=tmp_path / "out", fold=1)
     assert done.exit_code == 0, done.exception
     assert written(tmp_path / "out") == ["postprocessing.json", "tune.csv", "tune.png"]
     found = json.loads((tmp_path / "out/postprocessing.json").read_text())
@@ -308,13 +318,14 @@ def test_classes_are_cleaned_by_what_helps_out_of_fold(out_of_fold: Path, tmp_pa
     first, second, *_ = sorted(fewer.iterdir())
     first.unlink()
     second.write_bytes(second.read_bytes()[:1000])
-    some = tune(tmp_path, *files, **of_folds(out_of_fold, pred=fewer, output_dir=tmp_path / "some"))
+    pred["pred"] = fewer
+    some = tune(tmp_path, *files, **pred, output_dir=tmp_path / "some")
     assert f"note: 1 case(s) have no prediction in {fewer}: organ_000" in some.output
     assert "1 of 5 images were not read: organ_001" in input_error(some.exception)
     assert json.loads((tmp_path / "some/postprocessing.json").read_text())["clean"] is None  # of 4 cases
     for file in fewer.iterdir():
         file.unlink()
-    none = tune(tmp_path, *files, **of_folds(out_of_fold, pred=fewer, output_dir=tmp_path / "none"))
+    none = tune(tmp_path, *files, **pred, output_dir=tmp_path / "none")
     assert "has the probabilities of none of the 6 cases of the section" in input_error(none.exception)
 
 
