@@ -634,17 +634,23 @@ def tune_classes(store: Store, names: Sequence[str], measure: str, output_dir: P
         )
     for note in said:
         typer.echo(f"note: {note}", err=True)
-    clean = {}
-    for name, trial in chosen.items():
-        untouched = asdict(Cleaning())
-        clean[name] = {
-            key: trial.parameters[key] for key in untouched if trial.parameters[key] != untouched[key]
-        }
-    threshold = chosen[names[1]].parameters.get("threshold", MOST_PROBABLE)
-    return {
-        "threshold": None if threshold == MOST_PROBABLE else threshold,
-        "clean": clean if any(clean.values()) else None,
+    return overlay_of(chosen)
+
+
+def overlay_of(chosen: Mapping[str, Trial]) -> Ids:
+    """The overlay of what was chosen for each class but the background.
+
+    It names all of the classes where it changes anything, so that a network with others refuses it.
+    """
+    untouched = asdict(Cleaning())
+    clean = {
+        name: {key: trial.parameters[key] for key in untouched if trial.parameters[key] != untouched[key]}
+        for name, trial in chosen.items()
     }
+    found = [trial.parameters.get("threshold", MOST_PROBABLE) for trial in chosen.values()]
+    threshold = next((value for value in found if value != MOST_PROBABLE), None)
+    changes = threshold is not None or any(clean.values())
+    return {"threshold": threshold, "clean": clean if changes else None}
 
 
 def draw_trials(drawn: Mapping[str, tuple[Sequence[Trial], Grid]], measure: str, path: Path) -> None:
