@@ -205,12 +205,8 @@ class Store:
 
 def _around(mask: np.ndarray) -> tuple[slice, ...]:
     """The box around a mask and a voxel more on all sides, as components and holes see no further."""
-    found = find_objects(mask.view(np.uint8))
-    return (
-        tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in found[0])
-        if found
-        else (slice(0, 1),) * mask.ndim
-    )
+    boxes = find_objects(mask.view(np.uint8)) or [(slice(0, 1),) * mask.ndim]
+    return tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in boxes[0])
 
 
 def judge_objects(cases: Sequence[Predicted], transform: Transform, measure: str, parameters: Ids) -> Trial:

@@ -73,7 +73,8 @@ def clean_classes(classes: np.ndarray, cleanings: Mapping[int, Cleaning]) -> np.
         for box in _box(cleaned == index) if cleaning.largest or cleaning.min_size > 1 else ():
             within = cleaned[box]
             within[_small(within == index, cleaning)] = 0
-    for box in _box(cleaned > 0) if any(cleaning.max_hole for cleaning in cleanings.values()) else ():
+    filled = [index for index, cleaning in cleanings.items() if cleaning.max_hole]
+    for box in _box(np.isin(cleaned, filled)) if filled else ():  # the holes of a class lie within its box
         _fill(cleaned[box], cleanings)
     return cleaned
 

@@ -70,6 +70,10 @@ def test_only_background_within_one_class_is_a_hole_and_only_up_to_the_limit() -
     np.testing.assert_array_equal(filled, expected)
     whole = clean_classes(classes, {1: Cleaning(max_hole=4), 2: Cleaning()})
     assert (whole != classes).sum() == 5
+    both = blobs(12, 14, 16)  # class by class or together
+    one, other = Cleaning(max_hole=2), Cleaning(max_hole=3)
+    apart = clean_classes(clean_classes(both, {1: one}), {2: other})
+    np.testing.assert_array_equal(clean_classes(both, {1: one, 2: other}), apart)
 
 
 def test_a_removed_speck_within_another_class_is_filled_by_it() -> None:
