@@ -480,10 +480,9 @@ def tune(
         temporary.write_text(json.dumps(overlay, indent=4) + "\n", encoding="utf-8")
     nothing = "" if any(overlay.values()) else " that changes nothing"
     typer.echo(f"Wrote {path}, an overlay for inference and evaluation{nothing}.")
-    files = [*experiment["config_file"], *([] if objects else ["configs/evaluate.json"]), path]
-    if objects:  # an evaluation judges classes
-        files[0] = "configs/inference.json"
-    typer.echo(f"To judge it on the test cases: {_command(args_file, files, ids, places, objects)}")
+    given = {"args_file": args_file, **ids, **places, "checkpoint": checkpoint or "MODEL.pt"}
+    command = judging(experiment["config_file"], path, given, store)
+    typer.echo(f"To judge it on the test cases: {command}")
     done.finish()
 
 
@@ -519,18 +518,26 @@ def choose_measure(
     return measure, objects
 
 
-def _command(
-    args_file: Path, files: Sequence[Any], ids: Ids, places: Mapping[str, Any], objects: bool
-) -> str:
-    """The command that judges an overlay, the last of some config files, on the test cases."""
-    given = {"args_file": args_file, "config_file": "[" + ",".join(f"'{file}'" for file in files) + "]"}
-    given |= {**ids, **places, "checkpoint": places["checkpoint"] or "MODEL.pt"}
-    given |= {"section": "testing"} if objects else {}
-    options = [f"--{name} {_quoted(value)}" for name, value in given.items()]
-    run = " ".join(["python -m monai.bundle run", *options])
-    pair = f"{_quoted(places['output_dir'])} {_quoted(places['dataset_dir'])}"
-    score = f"python -m bundle score {pair} --section testing --measure instances"
-    return f"{run} && {score}" if objects else run
+def judging(configs: Sequence[str], overlay: Path, given: Mapping[str, Any], store: Store) -> str:
+    """The command that judges an overlay on the test cases.
+
+    Args:
+        configs: of the training.
+        overlay: the file.
+        given: other arguments of the run, "dataset_dir" and "output_dir" among them.
+        store: says what is judged: of objects those of an inference, as an evaluation judges classes.
+    """
+    first, *others = configs
+    if store.objects:
+        files, more = ["configs/inference.json", *others], {"section": "testing"}
+    else:
+        files, more = [first, *others, "configs/evaluate.json"], {}
+    listed = ",".join(f"'{file}'" for file in (*files, overlay))
+    options = {"config_file": f"[{listed}]", **given, **more}
+    run = " ".join(f"--{name} {_quoted(value)}" for name, value in options.items())
+    folders = f"{_quoted(given['output_dir'])} {_quoted(given['dataset_dir'])}"
+    score = f"score {folders} --section testing --measure {'instances' if store.numbered else 'membranes'}"
+    return f"python -m monai.bundle run {run}" + (f" && python -m bundle {score}" if store.objects else "")
 
 
 def _quoted(value: Any) -> str:
