@@ -1,14 +1,14 @@
 """A search for parameters: one at a time, on values that grow where the best lies at their end.
 
-Two rules keep it honest. Of scores that are equal, to within TIE, a second measure decides, never that what
-was tried first invents more. And what changes a prediction afterwards is kept only where it helps by more
-than its spread, see `helps`.
+Two rules keep it honest. Between scores that are equal, to within TIE, a second measure decides, not the order
+in which they were tried. And what changes a prediction afterwards is kept only where it helps by more than its
+spread, see `helps`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +142,7 @@ def search(judge: Judge, start: Mapping[str, Any], grid: Grid, limit: int = MAX_
     return list(trials.values())
 
 
-def values_tried(name: str, trials: Sequence[Trial] | Any) -> list[Any]:
+def values_tried(name: str, trials: Iterable[Trial]) -> list[Any]:
     """All values that a parameter had, ascending."""
     return sorted({trial.parameters[name] for trial in trials})
 
