@@ -1,8 +1,8 @@
 """A search for parameters: one at a time, on values that grow where the best lies at their end.
 
-Two rules keep it honest. Between scores that are equal, to within TIE, a second measure decides, not the order
-in which they were tried. And what changes a prediction afterwards is kept only where it helps by more than its
-spread, see `helps`.
+Two rules keep it honest. Between scores that are equal, to within TIE, a second measure decides, not the
+order in which they were tried. And what changes a prediction afterwards is kept only where it helps by more
+than its spread, see `helps`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ segmentation", Nature Methods 18, 2021: the largest component of each class is k
 cross-validation.
 
 MONAI's KeepLargestConnectedComponent, RemoveSmallObjects and FillHoles do parts of it, each in a pass of its
-own, but take one size for all classes and no limit for holes. Sizes count voxels, whatever their sides
-measure.
+own, but take one size for all classes and no limit for holes; with scikit-image 0.26 RemoveSmallObjects also
+removes components of exactly its size. Sizes count voxels, whatever their sides measure.
 """
 
 from __future__ import annotations
