@@ -37,9 +37,21 @@ OWN_RUNS = Path(__file__).resolve().parents[1] / "runs"
 #: What predictions are judged as.
 Measure = Literal["classes", "instances", "membranes"]
 
-#: What instances are tuned for.
-InstanceMeasure = Literal[
-    "ap50", "ap75", "ap", "precision50", "recall50", "f1_50", "pq", "sq", "rq", "seg", "v_rand"
+#: What is tuned for: scores of instances, of cells behind membranes, of classes.
+TunedMeasure = Literal[
+    "ap50",
+    "ap75",
+    "ap",
+    "precision50",
+    "recall50",
+    "f1_50",
+    "pq",
+    "sq",
+    "rq",
+    "seg",
+    "v_rand",
+    "dice",
+    "surface_dice",
 ]
 
 #: Cases of a data set.
@@ -226,12 +238,25 @@ def score(
 @command(RUNS, "runs.tune")
 def tune(
     args_file: ArgsFile,
-    dataset_dir: DataFolder,
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the results go")],
+    dataset_dir: Annotated[
+        Path | None,
+        typer.Option("--dataset_dir", help="Folder with dataset.json; that of the experiment if absent"),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="The model.pt of the training")
+    ] = None,
+    pred: Annotated[
+        Path | None,
+        typer.Option("--pred", help="Folder of CASE_prob.nii.gz to judge, in place of a --checkpoint"),
+    ] = None,
+    section: Annotated[
+        Literal["training", "validation"] | None,
+        typer.Option("--section", help="With --pred: whose cases; validation unless given"),
+    ] = None,
     measure: Annotated[
-        InstanceMeasure | None,
-        typer.Option("--measure", help="What should be highest; ap50 unless given"),
+        TunedMeasure | None,
+        typer.Option("--measure", help="What should be highest; ap50 of instances, dice of classes"),
     ] = None,
     speed: Annotated[
         bool, typer.Option("--speed", help="How fast inference gets, at what loss in Dice: writes overlays")
@@ -241,9 +266,16 @@ def tune(
     ] = None,
     ids: Ids = None,
 ) -> None:
-    """Choose on validation cases: parameters by which objects are numbered, or with --speed of inference."""
+    """Choose on validation cases how objects are numbered and classes cleaned, or with --speed inference."""
     if speed and measure:
-        raise InputError(f"--measure {measure} is for instances; --speed judges by Dice; drop one.")
+        raise InputError(f"--measure {measure} is of post-processing; --speed judges by Dice; drop one.")
+    if (checkpoint is None) == (pred is None):
+        given = "are both given" if pred else "are both absent"
+        raise InputError(f"--checkpoint and --pred {given}; predictions come from one; give one of them.")
+    if speed and pred:
+        raise InputError(f"--pred {pred} holds predictions; --speed makes some; give --checkpoint instead.")
+    if section and not pred:
+        raise InputError(f"--section {section} goes with --pred; tune predicts validation cases; drop it.")
     if cases and not speed:
         raise InputError(f"--cases {cases} goes with --speed; tune takes all cases; drop it.")
 

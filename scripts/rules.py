@@ -199,12 +199,43 @@ def _of_the_length(rule: Rule) -> Rule:
     return Rule(rule.says, take)
 
 
+def _of_class_maps(rule: Rule) -> Rule:
+    """What a rule takes, or only nothing where no whole class map is made of probabilities."""
+
+    def take(value: Any, config: Config) -> Any:
+        if (found := rule.take(value, config)) is None:
+            return None
+        if "segmenter" in config:
+            raise ValueError("large_volume.json never has the whole class map that it needs: leave one out")
+        if "@clean" not in str(config.get("to_labels") or "@clean"):
+            raise ValueError("to_labels of the configs numbers objects or has other steps: leave one out")
+        return found
+
+    return Rule(rule.says, take)
+
+
 def _val_measure(value: Any, config: Config) -> str:
     from scripts.judging.instances import INSTANCE_SCORES
 
     if choice("dice", *INSTANCE_SCORES).take(value, config) != "dice" and not config.get("instances"):
         raise ValueError("instances is false, so that labels are classes")
     return str(value)
+
+
+def _threshold(value: Any, config: Config) -> float:
+    found = SHARE.take(value, config)
+    if found == 1:
+        raise ValueError
+    labels = config.get("labels")
+    if isinstance(labels, dict) and len(class_names(labels)) != 2:
+        raise ValueError(f"labels names {len(class_names(labels))} classes")
+    return float(found)
+
+
+def _clean(value: Any, config: Config) -> dict[str, Any]:
+    if not isinstance(value := _read(value), dict) or not value:
+        raise ValueError
+    return value
 
 
 def _output_ext(value: Any, config: Config) -> str:
@@ -347,6 +378,12 @@ RULES: dict[str, Rule] = {
     "resume": FLAG,
     "labels": Rule("an object of names and whole numbers of 0 or more, background first", _labels),
     "instances": FLAG,
+    "threshold": _of_class_maps(
+        optional(Rule("a probability from 0 to below 1, for background and one other class", _threshold))
+    ),
+    "clean": _of_class_maps(
+        optional(Rule("an object of all classes but the background, as bundle tune writes it", _clean))
+    ),
     "patch_size": per_axis(whole(1), "whole numbers above 0", exact=True),
     "spacing": per_axis(number(0, above=True), "numbers above 0 (mm)", exact=False),
     "outside": choice("zeros", "mirror"),

@@ -1,5 +1,6 @@
 """Transforms that MONAI lacks; one file for each kind, dictionary transforms end in ``d``."""
 
+from scripts.transforms.classes import AboveThresholdd, CleanClassesd
 from scripts.transforms.directions import InstancesFromDirectionsd, InstancesToDirectionsd
 from scripts.transforms.hosts import IsolatedSpacingd, ToLabelMapd
 from scripts.transforms.instances import (
@@ -17,9 +18,11 @@ from scripts.transforms.spatial import CountClassesd, RandSpatialPatchd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
 
 __all__ = [
+    "AboveThresholdd",
     "BorderWeightsd",
     "ClassesToInstancesd",
     "ClassesToLabelsd",
+    "CleanClassesd",
     "ComponentsToInstancesd",
     "CountClassesd",
     "FindObjectsd",

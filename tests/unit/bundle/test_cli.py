@@ -8,10 +8,11 @@ from typing import get_args
 
 import pytest
 
-from bundle.cli import ContestName, FigureName, FormatName, InstanceMeasure, Measure, app, read_ids
+from bundle.cli import ContestName, FigureName, FormatName, Measure, TunedMeasure, app, read_ids
 from bundle.data.phantom import Kind
 from bundle.figures import FIGURES
 from bundle.runs.study import SHOWN
+from bundle.runs.tune import CLASS_MEASURES
 from bundle.ship.export import FORMATS
 from scripts.errors import InputError
 from scripts.judging import INSTANCE_SCORES
@@ -45,7 +46,11 @@ def test_help_and_wrong_usage_import_nothing_heavy() -> None:
         "": 2,
         "--help": 0,
         **{f"{name} --help": 0 for name in COMMANDS},
-        "tune --measure dice": 2,
+        "tune --measure iou": 2,
+        "tune --args_file a --output_dir o": "error: --checkpoint and --pred are both absent; predictions "
+        "come from one; give one of them.",
+        "tune --args_file a --output_dir o --checkpoint c --section training": "error: --section training "
+        "goes with --pred; tune predicts validation cases; drop it.",
         "score p t --measure membranes --label_name a=0": "error: --label_name names classes; --measure "
         "membranes has none; drop it.",
         "datalist --output_dir d --images i": "error: the source of the data is not clear; exactly one of "
@@ -82,7 +87,7 @@ def test_names_that_can_be_given_are_those_there_are() -> None:
     assert list(FigureName) == list(FIGURES)
     assert list(get_args(Measure)) == list(SHOWN)
     assert choices("phantom", "kind") == tuple(Kind)
-    assert list(get_args(InstanceMeasure)) == [*INSTANCE_SCORES, "v_rand"]
+    assert list(get_args(TunedMeasure)) == [*INSTANCE_SCORES, "v_rand", *CLASS_MEASURES]
     for name in ContestName:
         assert callable(importlib.import_module(f"bundle.benchmark.{name}").contests)
 
