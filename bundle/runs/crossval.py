@@ -17,6 +17,7 @@ import glob
 import json
 import math
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 import typer
 from matplotlib.figure import Figure
 
-from bundle.made_of import require_same, was_made_of, write_record
+from bundle.made_of import RECORD, require_same, was_made_of, write_record
 from bundle.runs.commands import run_bundle, say
 from bundle.runs.compare import interval, read_scores
 from bundle.runs.experiments import parser_of, read_experiment
@@ -38,7 +39,7 @@ from scripts.data.checks import Problem, map_cases, read_label, require_sound
 from scripts.data.datalist import file_stem, read_folds, read_subjects, sections
 from scripts.data.names import output_name
 from scripts.errors import Fault, InputError, few
-from scripts.files import atomic_write, fingerprint, short_hash, write_csv
+from scripts.files import atomic_write, fingerprint, read_json, short_hash, write_csv
 from scripts.judging.tables import OVERALL, mean_of, plain
 from scripts.labels import class_names, parse_labels
 from scripts.pictures import save_figure
@@ -53,6 +54,9 @@ ENSEMBLE = "ensemble.json"
 
 #: Ids that each fold has for itself.
 OF_A_FOLD = ("fold", "checkpoint", "resume")
+
+#: What a record of a segmentation says beside what it was made of.
+MINUTES = "minutes"
 
 #: Cases that are printed because they are the worst.
 WORST = 5
@@ -82,6 +86,12 @@ class Fold:
     def made_of(self) -> Row:
         """What the predictions of its cases depend on."""
         return {"cases": describe_cases(self.cases), "weights": weights_of([self])}
+
+    def minutes(self) -> float:
+        """What training it and segmenting its cases took, as far as that is known."""
+        record = self.folder / RECORD
+        segmenting = read_json(record).get(MINUTES, 0.0) if record.is_file() else 0.0
+        return (minutes_of(self.folder) or 0.0) + segmenting
 
     def is_done(self, pred: Path) -> bool:
         """Whether it is trained, and its cases are segmented by what it is now."""
@@ -145,34 +155,22 @@ class Crossval:
         Args:
             ids: of all trainings, the args file among them.
         """
-        pred, took = self.output_dir / OUT_OF_FOLD, []
+        pred = self.output_dir / OUT_OF_FOLD
+        took: list[float] = []
         for place, fold in enumerate(self.folds):
-            minutes = minutes_of(fold.folder) or 0.0
-            name = f"fold {fold.number} ({place + 1} of {len(self.folds)})"
-            if fold.is_done(pred):
-                took.append(minutes)
-                continue
-            left = time_left(took, len(self.folds) - place, minutes)
-            say(f"{name}: training on the cases of the others; {left}")
-            where = {"dataset_dir": str(self.dataset_dir), "output_dir": str(fold.folder)}
-            run_bundle(**ids, **where, fold=fold.number, resume=True, warm=self.warm)
-            minutes = minutes_of(fold.folder) or 0.0
-            took.append(minutes)
-            left = time_left(took, len(self.folds) - place - 1, 0.0)
-            say(f"{name}: segmenting its {len(fold.cases)} cases with probabilities; {left}")
-            self.segment(
-                pred,
-                fold.cases,
-                fold.folder,
-                fold.made_of(),
-                {
-                    "config_file": [str(fold.folder / "inference.json")],
-                    "section": "validation",
-                    "fold": fold.number,
-                    "seed": ids["seed"],
-                    "save_probabilities": True,
-                },
-            )
+            if not fold.is_done(pred):
+                name, left = f"fold {fold.number} ({place + 1} of {len(self.folds)})", len(self.folds) - place
+                spent = minutes_of(fold.folder) or 0.0
+                say(f"{name}: training on the cases of the others; {time_left(took, left, spent)}")
+                where = {"dataset_dir": str(self.dataset_dir), "output_dir": str(fold.folder)}
+                run_bundle(**ids, **where, fold=fold.number, resume=True, warm=self.warm)
+                spent = minutes_of(fold.folder) or 0.0
+                told = time_left(took or [spent], left, spent)
+                say(f"{name}: segmenting its {len(fold.cases)} cases with probabilities; {told}")
+                run: Row = {"config_file": [str(fold.folder / "inference.json")], "section": "validation"}
+                run |= {"fold": fold.number, "seed": ids["seed"], "save_probabilities": True}
+                self.segment(pred, fold.cases, fold.folder, fold.made_of(), run)
+            took.append(fold.minutes())
 
     def segment(self, pred: Path, cases: Sequence[Case], record: Path, made_of: Row, run: Row) -> None:
         """Segment cases of the data set, and record what that was made of once all of them are there.
@@ -190,6 +188,7 @@ class Crossval:
         for case in cases:
             for file in (file for kind in ("seg", "prob") for file in _results(pred, case, kind)):
                 file.unlink()
+        begun = time.monotonic()
         try:
             run_bundle(**run, dataset_dir=str(self.dataset_dir), output_dir=str(pred), warm=self.warm)
         except InputError:
@@ -198,7 +197,7 @@ class Crossval:
                 raise
             self.failed.append(f"{len(left)} case(s) were not segmented: {few(left)}")
             return
-        write_record(record, made_of)
+        write_record(record, {**made_of, MINUTES: (time.monotonic() - begun) / 60})
 
     def score(self, pred: Path, section: str, output_dir: Path, made_of: Row) -> None:
         """Score the predictions of a section, unless that was done.
@@ -263,7 +262,9 @@ class Crossval:
     def describe(self, cases: Sequence[str]) -> str:
         """How many cases, and of how many subjects where some have several."""
         subjects = {self.subjects[case] for case in cases}
-        return f"{len(cases)} cases" + (f" of {len(subjects)} subjects" if len(subjects) < len(cases) else "")
+        return f"{len(cases)} cases" + (
+            f" of {len(subjects)} subject(s)" if len(subjects) < len(cases) else ""
+        )
 
     def report(self, name: str, rows: Sequence[Row]) -> None:
         """Put rows into crossval.json."""
@@ -374,8 +375,8 @@ def require_classes(
     if lacking:
         which = "; ".join(f"no case of fold {fold} shows {few(names)}" for fold, names in lacking.items())
         raise InputError(
-            f"{dataset_dir / 'dataset.json'}: {which}; every fold needs a case of each class, to be judged "
-            "by; list the data with another --seed or fewer --folds of python -m bundle datalist, or add cases"
+            f"{dataset_dir / 'dataset.json'}: {which}; every fold needs a case of each class to be judged by; "
+            "list the data with another --seed or fewer --folds of python -m bundle datalist, or add cases"
         )
 
 
@@ -392,15 +393,14 @@ def time_left(took: Sequence[float], folds: int, minutes: float) -> str:
     """What is told of the time that is left.
 
     Args:
-        took: minutes of the trainings of the folds that are done.
+        took: minutes of each fold that is done.
         folds: how many are not.
-        minutes: of training that one of these has behind it.
+        minutes: that were spent on one of these.
     """
     if not took:
         return "how long all of it takes is known after this fold"
-    mean = fmean(took)
-    left = max(folds * mean - minutes, 0.0)
-    return f"{len(took)} done in {mean:.1f} minutes each, about {left:.1f} minutes left"
+    left = max(folds * fmean(took) - minutes, 0.0)
+    return f"a fold takes {fmean(took):.1f} minutes, about {left:.1f} are left"
 
 
 def write_ensemble(path: Path, folds: Sequence[Fold]) -> None:
@@ -427,8 +427,8 @@ def summarise(
 
     Returns:
         A row for each class and score, and for the mean over several classes (OVERALL): "class", "score",
-        "mean", "low" and "high" of its 95 % interval (bootstrap over the subjects), "cases" and "subjects"
-        that have the score, and "folds", the mean of each.
+        "mean", "low" and "high" of its 95 % interval (bootstrap over the subjects; None for one subject),
+        "cases" and "subjects" that have the score, and "folds", the mean of each.
     """
     rows: list[Row] = []
     for score in scores:
@@ -438,7 +438,7 @@ def summarise(
         for name, column in columns.items():
             cases = {case: value for case, value in column.items() if not math.isnan(value)}
             of = [subjects[case] for case in cases]
-            low, high = interval(list(cases.values()), of) if cases else (math.nan, math.nan)
+            low, high = interval(list(cases.values()), of) if len(set(of)) > 1 else (math.nan, math.nan)
             folds = {
                 str(fold): mean_of([value for case, value in cases.items() if fold_of[case] == fold])
                 for fold in sorted(set(fold_of.values()))
@@ -464,8 +464,9 @@ def intervals_table(rows: Sequence[Row]) -> str:
     lines: dict[str, Row] = {}
     for row in rows:
         line = lines.setdefault(row["class"], {"class": row["class"]})
-        texts = [number(row["score"], row[key]) for key in ("mean", "low", "high") if row["cases"]]
-        line[f"{row['score']} (95 %)"] = "{} ({} to {})".format(*texts) if texts else "-"
+        known = [row[key] for key in ("mean", "low", "high") if row[key] is not None]
+        mean, *ends = [number(row["score"], value) for value in known] or ["-"]
+        line[f"{row['score']} (95 %)"] = f"{mean} ({' to '.join(ends) or 'one subject'})"
     return table(list(next(iter(lines.values()))), list(lines.values()))
 
 
@@ -500,7 +501,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             line = classes.index(row["class"])
             folds = [mean for mean in row["folds"].values() if mean is not None]
             axis.scatter(folds, [line - 0.15] * len(folds), s=18, color="#0072b2", alpha=0.7)
-            around = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+            ends = (row["low"], row["high"])
+            around = None if None in ends else [[abs(end - row["mean"])] for end in ends]
             axis.errorbar(row["mean"], line + 0.15, xerr=around, fmt="o", color="black", capsize=3)
         axis.set_xlabel(score)
         axis.locator_params(axis="x", nbins=4)
