@@ -375,7 +375,7 @@ def require_classes(
     if lacking:
         which = "; ".join(f"no case of fold {fold} shows {few(names)}" for fold, names in lacking.items())
         raise InputError(
-            f"{dataset_dir / 'dataset.json'}: {which}; every fold needs a case of each class to be judged by; "
+            f"{dataset_dir / 'dataset.json'}: {which}; every fold needs a case of each class; "
             "list the data with another --seed or fewer --folds of python -m bundle datalist, or add cases"
         )
 
