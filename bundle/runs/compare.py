@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import bootstrap, wilcoxon
+from scipy.stats import wilcoxon
 
 from scripts.judging.tables import OVERALL, mean_of
 from scripts.pictures import save_figure
@@ -79,16 +79,11 @@ def interval(values: Sequence[float], subjects: Sequence[Hashable] = ()) -> tupl
         own.setdefault(subject, []).append(value)
     if len(own) < 2 or min(values) == max(values):
         return mean_of(values), mean_of(values)
-    found = bootstrap(
-        tuple(np.array([of(held) for held in own.values()]) for of in (math.fsum, len)),
-        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
-        paired=True,
-        n_resamples=DRAWS,
-        confidence_level=COVERED,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    sums, counts = (np.array([of(held) for held in own.values()], float) for of in (math.fsum, len))
+    drawn = np.random.default_rng(SEED).integers(0, len(own), (DRAWS, len(own)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, [50 * (1 - COVERED), 50 * (1 + COVERED)])
+    return float(low), float(high)
 
 
 def compare(cases: Mapping[str, Mapping[str, float]]) -> list[Row]:
