@@ -195,7 +195,7 @@ class Crossval:
             left = not_segmented(pred, cases)
             if len(left) in (0, len(cases)):
                 raise
-            self.failed.append(f"{len(left)} case(s) were not segmented: {few(left)}")
+            self.failed.append(f"{few(left)} were not segmented")
             return
         write_record(record, {**made_of, MINUTES: (time.monotonic() - begun) / 60})
 
@@ -213,10 +213,10 @@ class Crossval:
             score_section(
                 pred, self.dataset_dir, section, self.measure, output_dir, self.warm, labels=self.labels
             )
-        except InputError as error:
+        except InputError:
             if not summary.is_file():
                 raise
-            self.failed.append(f"{section} cases were not all scored: {error}")
+            self.failed.append(f"not all cases of {section} were scored")
             return
         write_record(output_dir, made_of)
 
@@ -322,7 +322,9 @@ def crossval(
     segment = f"python -m monai.bundle run --args_file {shlex.quote(str(output_dir / ENSEMBLE))}"
     typer.echo(f"To segment with the mean of all networks:\n{segment} --dataset_dir FOLDER --output_dir OUT")
     if run.failed:
-        raise InputError(f"{'; '.join(run.failed)}; the lines above say why; mend them and run this again")
+        raise InputError(
+            f"{'; '.join(run.failed)}; the lines above say why: mend them and give the same command again"
+        )
 
 
 def _folds_of(dataset_dir: Path, seed: int) -> dict[int, list[dict[str, Any]]]:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import bundle.runs.crossval
 from bundle.made_of import was_made_of, write_record
 from bundle.runs.compare import interval
 from bundle.runs.crossval import (
     WORST,
+    Crossval,
     Fold,
     draw,
     folds_table,
@@ -168,6 +170,47 @@ def test_what_is_done_again(tmp_path: Path) -> None:
     fold.checkpoint.write_bytes(b"others")
     assert not fold.is_done(pred)
     assert not was_made_of(tmp_path, fold.made_of())
+
+
+def test_a_case_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told and tried again; where nothing was done the command ends."""
+    cases = [{"case": name} for name in "ab"]
+    run = Crossval(tmp_path, tmp_path, "classes", [], {}, [], [])
+    done = ["a"]
+
+    def segment(**_: object) -> None:
+        for case in done:
+            (tmp_path / f"{case}_seg.png").write_text("new")
+        if len(done) < 2:
+            raise InputError("exit status 1")
+
+    monkeypatch.setattr(bundle.runs.crossval, "run_bundle", segment)
+    (tmp_path / "b_seg.png").write_text("of another network")
+    run.segment(tmp_path, cases, tmp_path / "fold", {"weights": "x"}, {})
+    assert run.failed == ["b were not segmented"]
+    assert not was_made_of(tmp_path / "fold", {"weights": "x"})
+    assert not (tmp_path / "b_seg.png").exists()
+    done.append("b")
+    run.segment(tmp_path, cases, tmp_path / "fold", {"weights": "x"}, {})
+    assert was_made_of(tmp_path / "fold", {"weights": "x"})
+    done.clear()
+    with pytest.raises(InputError, match="exit status 1"):
+        run.segment(tmp_path, cases, tmp_path / "fold", {"weights": "y"}, {})
+
+    def score(*_: object, **__: object) -> None:
+        if written:
+            (tmp_path / "s").mkdir()
+            (tmp_path / "s/summary.json").touch()
+        raise InputError("exit status 1")
+
+    monkeypatch.setattr(bundle.runs.crossval, "score_section", score)
+    written = False
+    with pytest.raises(InputError, match="exit status 1"):
+        run.score(tmp_path, "training", tmp_path / "s", {"weights": "x"})
+    written = True
+    run.score(tmp_path, "training", tmp_path / "s", {"weights": "x"})
+    assert run.failed[1:] == ["not all cases of training were scored"]
+    assert not was_made_of(tmp_path / "s", {"weights": "x"})
 
 
 def test_the_ensemble_is_an_args_file(tmp_path: Path) -> None:
