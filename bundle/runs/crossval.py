@@ -247,8 +247,11 @@ class Crossval:
         made_of: Row = {"cases": describe_cases(self.testing), "weights": weights_of(self.folds)}
         say(f"the mean of {len(self.folds)} networks on the {len(self.testing)} held-out cases")
         if not_segmented(pred, self.testing) or not was_made_of(pred, made_of):
-            run: Row = {"args_file": str(self.output_dir / ENSEMBLE), "section": TESTING}
-            run["save_probabilities"] = self.measure == "membranes"
+            run = {
+                "args_file": str(self.output_dir / ENSEMBLE),
+                "section": TESTING,
+                "save_probabilities": True,
+            }
             self.segment(pred, self.testing, pred, made_of, run)
         self.score(pred, TESTING, scores, {"measure": self.measure, **made_of})
         rows = summarise(scores, SHOWN[self.measure], self.subjects, {})
@@ -299,6 +302,7 @@ def crossval(
     folds = [
         Fold(number, output_dir / f"fold{number}", cases) for number, cases in _folds_of(data, seed).items()
     ]
+    testing = _held_out(data, folds[0].number, seed)
     made_of = {
         "seed": seed,
         "config": config_of(args_file, ids),
@@ -310,7 +314,6 @@ def crossval(
     else:
         require_classes({fold.number: fold.cases for fold in folds}, labels, instances, data)
         write_record(output_dir, made_of)
-    testing = sections(data, folds[0].number, seed)["testing"]
     run = Crossval(output_dir, data, measure, folds, read_subjects(data), testing, names)
     with imports_once() as run.warm:
         run.train({"args_file": str(args_file.resolve()), **ids, "seed": seed})
@@ -341,6 +344,17 @@ def _folds_of(dataset_dir: Path, seed: int) -> dict[int, list[dict[str, Any]]]:
             "left to train on: list the data with python -m bundle datalist --folds"
         )
     return folds
+
+
+def _held_out(dataset_dir: Path, fold: int, seed: int) -> list[dict[str, Any]]:
+    """The cases of a data folder that no fold has; one fold is as good as another to ask for them."""
+    cases = sections(dataset_dir, fold, seed)[TESTING]
+    if unlabelled := [case["case"] for case in cases if "label" not in case]:
+        raise InputError(
+            f"{dataset_dir / 'dataset.json'} has {few(unlabelled)} under 'testing' without a label, by which "
+            "they would be judged: add the labels, or move these cases to 'test'"
+        )
+    return cases
 
 
 def require_classes(

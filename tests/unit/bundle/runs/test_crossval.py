@@ -243,6 +243,8 @@ def test_what_cannot_be_is_refused_before_anything(tmp_path: Path) -> None:
     folds = [{**entry, "fold": n % 2} for n, entry in enumerate(both)]
     describe(training=[{**entry, "subject": "s"} for entry in folds])
     assert "has the subject 's' in fold 0 (a) and in fold 1 (b)" in crossval(tmp_path)
+    describe(training=folds, testing=[{"case": "e", "image": "e.png"}])
+    assert "has e under 'testing' without a label" in crossval(tmp_path)
     folds[1]["label"], folds[3]["label"] = (label(tmp_path, case, 3)["label"] for case in "xy")
     describe(training=folds)
     assert "no case of fold 1 shows inner" in crossval(tmp_path, labels=labels)
