@@ -245,6 +245,7 @@ class Crossval:
         """Judge the ensemble on the held-out cases, unless that was done, and show what came out."""
         pred, scores = self.output_dir / TESTING, self.output_dir / f"{TESTING}_{SCORES}"
         made_of: Row = {"cases": describe_cases(self.testing), "weights": weights_of(self.folds)}
+        made_of["ensemble"] = read_json(self.output_dir / ENSEMBLE)
         say(f"the mean of {len(self.folds)} networks on the {len(self.testing)} held-out cases")
         if not_segmented(pred, self.testing) or not was_made_of(pred, made_of):
             run = {
