@@ -314,6 +314,23 @@ def study(
         raise InputError(f"--minutes is {minutes:g}; a training takes more than 0; correct it.")
 
 
+@command(RUNS, "runs.crossval")
+def crossval(
+    args_file: ArgsFile,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where folds, tables and picture go")],
+    dataset_dir: Annotated[
+        Path | None,
+        typer.Option("--dataset_dir", help="Folder with dataset.json; that of the experiment if absent"),
+    ] = None,
+    measure: Annotated[
+        Measure | None,
+        typer.Option("--measure", help="What is judged; instances or classes, as the experiment has it"),
+    ] = None,
+    ids: Ids = None,
+) -> None:
+    """Train every fold, judge each case by the network that did not see it, and make all one ensemble."""
+
+
 @command(SHIP, "ship.package")
 def package(
     args_file: ArgsFile,

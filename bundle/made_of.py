@@ -44,6 +44,12 @@ def write_record(folder: Path, made_of: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
+def was_made_of(folder: Path, made_of: Mapping[str, Any]) -> bool:
+    """Whether the record of a folder says so."""
+    file = folder / RECORD
+    return file.is_file() and not _differences(read_json(file), made_of)
+
+
 def require_same(folder: Path, made_of: Mapping[str, Any]) -> str:
     """Refuse a folder that was made of something else.
 
@@ -63,12 +69,16 @@ def require_same(folder: Path, made_of: Mapping[str, Any]) -> str:
         write_record(folder, made_of)
         return f"there was no {RECORD}: it is taken as made of what is asked for now"
     content = read_json(file)
-    before = {name: value for name, value in content.items() if name in made_of}
-    differences = other_training(before, json.loads(json.dumps(made_of, default=str)))
-    if differences:
+    if differences := _differences(content, made_of):
         more = f"; {len(differences) - NAMED} more differ" if len(differences) > NAMED else ""
         raise InputError(
             f"{folder} was made of something else ({'; '.join(differences[:NAMED])}{more}): give what was "
             "given then, remove that folder to have it made again, or give another --output_dir"
         )
     return "; ".join(other_training(content.get(BY, {}), here()))
+
+
+def _differences(record: Mapping[str, Any], made_of: Mapping[str, Any]) -> list[str]:
+    """Where a record says something else than what is known now."""
+    before = {name: value for name, value in record.items() if name in made_of}
+    return other_training(before, json.loads(json.dumps(made_of, default=str)))

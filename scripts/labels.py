@@ -39,7 +39,7 @@ def parse_labels(pairs: Sequence[str]) -> dict[str, int]:
     """
     given = " --label_name ".join(["", *pairs]).strip()
     parts = [[part.strip() for part in pair.rpartition("=")] for pair in pairs]
-    if not all(re.fullmatch(r"[\w .-]+", name) and number.isdecimal() for name, _, number in parts):
+    if not all(re.fullmatch(r"[^=,]+", name) and number.isdecimal() for name, _, number in parts):
         raise InputError(
             f"{given} is not understood: give name=value pairs with whole numbers, "
             "--label_name background=0 --label_name cell=255"

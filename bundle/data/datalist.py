@@ -651,8 +651,14 @@ def _split(
     subject_of: Mapping[str, str],
     splits: Path | None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The lists of dataset.json; training entries have a `fold` unless `splits` fixes the validation."""
-    by_id = {case["case"]: case for case in cases}
+    """The lists of dataset.json; training entries have a `fold` unless `splits` fixes the validation.
+
+    A case that is not its own subject has a `subject`.
+    """
+    by_id = {
+        name: case | ({"subject": subject_of[name]} if subject_of[name] != name else {})
+        for name, case in ((case["case"], case) for case in cases)
+    }
     if splits is not None:
         if test_fraction:
             raise InputError(f"--test_fraction {test_fraction} does not go with --splits {splits}; drop one.")
@@ -736,7 +742,7 @@ def _entry(case: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
     paths = [_listed(file, output_dir) for file in (image if isinstance(image, list) else [image])]
     entry = {"case": case["case"], "image": paths if isinstance(image, list) else paths[0]}
     entry["label"] = _listed(case["label"], output_dir)
-    return entry | ({"fold": case["fold"]} if "fold" in case else {})
+    return entry | {key: case[key] for key in ("subject", "fold") if key in case}
 
 
 def _listed(path: str, output_dir: Path) -> str:

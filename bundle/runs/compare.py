@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import bootstrap, wilcoxon
+from scipy.stats import wilcoxon
 
-from scripts.judging.tables import mean_of
+from scripts.judging.tables import OVERALL, mean_of
 from scripts.pictures import save_figure
 from scripts.tables import Row, table
 
@@ -35,13 +35,25 @@ LEVEL = 0.05
 DRAWS, SEED, COVERED = 10_000, 0, 0.95
 
 
+def read_scores(folder: Path, score: str) -> dict[str, dict[str, float]]:
+    """A score by class and case, from an evaluation's scores.csv; OVERALL is the mean over a case's classes.
+
+    Args:
+        folder: of the evaluation.
+        score: its column; what is empty there is NaN.
+    """
+    found: dict[str, dict[str, float]] = {}
+    with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row.get("class", OVERALL), {})[row["case"]] = float(row[score] or math.nan)
+    cases = dict.fromkeys(case for column in found.values() for case in column)
+    means = {case: mean_of([column[case] for column in found.values() if case in column]) for case in cases}
+    return {**found, OVERALL: means}
+
+
 def read_cases(folder: Path, score: str) -> dict[str, float]:
     """A score of each case, the mean over its classes, from an evaluation's scores.csv; NaN is left out."""
-    found: dict[str, list[float]] = {}
-    with (folder / "scores.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["case"], []).append(float(row[score] or math.nan))
-    means = {case: mean_of(values) for case, values in found.items()}
+    means = read_scores(folder, score)[OVERALL]
     return {case: value for case, value in means.items() if not math.isnan(value)}
 
 
@@ -51,19 +63,27 @@ def mean_over(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {case: math.fsum(seed[case] for seed in seeds) / len(seeds) for case in sorted(shared)}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Bootstrap interval of a mean (percentiles); of fewer than two values, or equal ones, no width."""
-    if len(values) < 2 or min(values) == max(values):
-        return values[0], values[-1]
-    found = bootstrap(
-        (np.asarray(values),),
-        np.mean,
-        n_resamples=DRAWS,
-        confidence_level=COVERED,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def interval(values: Sequence[float], subjects: Sequence[Hashable] = ()) -> tuple[float, float]:
+    """Bootstrap interval of a mean (percentiles).
+
+    Args:
+        values: at least one.
+        subjects: whom each is of: they are drawn with all their values, as values of one are alike; none:
+            each value is of its own.
+
+    Returns:
+        The lower and the upper end; of fewer than two subjects, or equal values, both are the mean.
+    """
+    own: dict[Hashable, list[float]] = {}
+    for subject, value in zip(subjects or range(len(values)), values, strict=True):
+        own.setdefault(subject, []).append(value)
+    if len(own) < 2 or min(values) == max(values):
+        return mean_of(values), mean_of(values)
+    sums, counts = (np.array([of(held) for held in own.values()], float) for of in (math.fsum, len))
+    drawn = np.random.default_rng(SEED).integers(0, len(own), (DRAWS, len(own)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, [50 * (1 - COVERED), 50 * (1 + COVERED)])
+    return float(low), float(high)
 
 
 def compare(cases: Mapping[str, Mapping[str, float]]) -> list[Row]:

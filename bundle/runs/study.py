@@ -11,7 +11,6 @@ was made of what it would be made of now (`bundle.made_of`).
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 from bundle.data.corrupt import STRENGTHS, corrupted_of, write_corrupted
 from bundle.made_of import require_same, write_record
 from bundle.runs.budget import plan_training, read_plan, seconds_a_case, write_plan
-from bundle.runs.commands import run_bundle, run_python, say
+from bundle.runs.commands import run_bundle, say
 from bundle.runs.compare import (
     OWN,
     comparison,
@@ -36,7 +35,8 @@ from bundle.runs.compare import (
     mean_over,
     read_cases,
 )
-from bundle.runs.experiments import PLACES, parser_of, read_experiment
+from bundle.runs.experiments import parser_of, read_experiment
+from bundle.runs.trainings import SHOWN, SUMMARY, config_of, minutes_of, score_section, warn
 from bundle.runs.warm import Warm, imports_once
 from scripts.compute.length import LENGTH
 from scripts.data.cases import describe_cases
@@ -48,21 +48,11 @@ from scripts.machine import machine
 from scripts.pictures import save_figure
 from scripts.tables import Row, number, table
 
-#: What the picture shows, and what the printed table begins with, of the scores of each measure.
-SHOWN = {
-    "classes": ("dice", "iou", "hd95"),
-    "instances": ("ap50", "ap", "pq", "seg"),
-    "membranes": ("v_rand", "v_info", "pixel_error", "warping_error"),
-}
-
 #: The training without any change.
 UNCHANGED = "unchanged"
 
-#: What every variant costs, below the output folder; what an evaluation ends with, below its own.
-PLAN, SUMMARY = "plan.json", "summary.json"
-
-#: Ids that each training of a variant has for itself, or that say where things lie.
-OF_A_TRAINING = (*PLACES, "bundle_root", "resume")
+#: What every variant costs, below the output folder.
+PLAN = "plan.json"
 
 #: In place of a seed: the mean of the probabilities of all seeds.
 ENSEMBLE = "ensemble"
@@ -184,11 +174,7 @@ class Judge:
                 save_probabilities=self.measure == "membranes",
                 warm=self.warm,
             )
-            run_python(
-                *("-m", "bundle", "score", str(judged), where["dataset_dir"], "--section", self.section),
-                *("--measure", self.measure, "--output_dir", str(judged)),
-                warm=self.warm,
-            )
+            score_section(judged, where["dataset_dir"], self.section, self.measure, judged, self.warm)
         costs = self.plan.get(trained.variant, {})
         seconds = costs.get("seconds_a_case", {})
         if name == OWN and costs.get("machine") == machine() and self.results not in seconds:
@@ -196,7 +182,7 @@ class Judge:
             costs["seconds_a_case"] = {**seconds, self.results: seconds_a_case(run)}
             write_plan(self.output_dir / PLAN, self.plan)
         row: Row = {"variant": trained.variant, "seed": trained.seed, "data": name}
-        self.rows.append({**row, **read_means(judged / SUMMARY), "minutes": _minutes(trained.folder)})
+        self.rows.append({**row, **read_means(judged / SUMMARY), "minutes": minutes_of(trained.folder)})
         write(self.rows, self.output_dir / self.results, self.measure)
 
     def costs(self) -> dict[str, Row]:
@@ -322,11 +308,10 @@ def study(
 
 def _training_of(args_file: Path, change: Row, dataset_dir: Path, minutes: float | None) -> Row:
     """What the trainings of a variant depend on: the minutes, the merged configs, and the cases."""
-    config = parser_of(read_experiment(args_file, change)).get()
     cases = sections(dataset_dir)
     return {
         "minutes": minutes,
-        "config": {key: value for key, value in config.items() if key not in OF_A_TRAINING},
+        "config": config_of(args_file, change),
         "cases": {name: describe_cases(cases[name]) for name in ("training", "validation")},
     }
 
@@ -390,11 +375,6 @@ def _data_sets(
             else:
                 reused.take(folder, corrupted_of(dataset_dir, kind, strength, section))
     return data
-
-
-def warn(what: str) -> None:
-    """Say what should be known, and go on."""
-    typer.echo(f"warning: {what}", err=True)
 
 
 def _require_no_length(variant: str, change: Row, minutes: float | None) -> None:
@@ -494,12 +474,3 @@ def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
         variant: [row for row in rows if row["variant"] == variant]
         for variant in dict.fromkeys(row["variant"] for row in rows)
     }
-
-
-def _minutes(folder: Path) -> float | None:
-    """Minutes of a training, from its learning curve; None where there is none."""
-    path = folder / "learning_curve.csv"
-    if not path.is_file():
-        return None
-    with path.open() as file:
-        return math.fsum(float(row["minutes"]) for row in csv.DictReader(file))

@@ -339,9 +339,49 @@ def _description(path: Path) -> dict[str, Any]:
 
 def sections(dataset_dir: str | Path, fold: int = 0, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """The cases of a data folder as they are listed, without a look at their files; see `read_split`."""
+    path, lists = _lists(dataset_dir)
+    split = _split(path.parent, lists, fold, seed)
+    _require_whole_subjects(path, split)
+    return {name: [_plain(entry) for entry in split[name]] for name in SPLITS.values()}
+
+
+def read_folds(dataset_dir: str | Path, seed: int = 0) -> dict[int, list[dict[str, Any]]]:
+    """The cases of a data folder by the fold in which they validate, without a look at their files.
+
+    Args:
+        dataset_dir: see `read_split`.
+        seed: seed of the folds made on the fly.
+
+    Returns:
+        Fold to its cases, in order; empty where splits.json or a validation list fixes the split.
+
+    Raises:
+        InputError: if the folder, dataset.json or the split is not usable, or a subject has cases in two
+            folds, or in one and among those held out.
+    """
+    path, lists = _lists(dataset_dir)
+    if _fixed_by(path.parent, lists):
+        return {}
+    fold_of = _folds(path, lists["training"], seed)
+    folds: dict[int, list[dict[str, Any]]] = {fold: [] for fold in sorted(set(fold_of.values()))}
+    for entry in lists["training"]:
+        folds[fold_of[entry["case"]]].append(entry)
+    named = {f"fold {fold}": entries for fold, entries in folds.items()}
+    _require_whole_subjects(path, {**named, "testing": lists["testing"]})
+    return {fold: [_plain(entry) for entry in entries] for fold, entries in folds.items()}
+
+
+def read_subjects(dataset_dir: str | Path) -> dict[str, str]:
+    """The subject of each case of a data folder: as listed, else the case itself."""
+    _, lists = _lists(dataset_dir)
+    entries = [entry for listed in lists.values() for entry in listed]
+    return {entry["case"]: entry.get("subject", entry["case"]) for entry in entries}
+
+
+def _lists(dataset_dir: str | Path) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """The dataset.json of a folder, and the entries of its lists."""
     path = _existing_folder(dataset_dir) / "dataset.json"
-    description = _description(path)
-    lists = read_entries(description, path)
+    lists = read_entries(_description(path), path)
     entries = [entry for listed in lists.values() for entry in listed]
     if not entries:
         raise InputError(
@@ -349,8 +389,23 @@ def sections(dataset_dir: str | Path, fold: int = 0, seed: int = 0) -> dict[str,
             f"'python -m bundle datalist --images DIR --labels DIR --output_dir OUT' (or --nnunet, --msd)."
         )
     _require_unique((entry["case"] for entry in entries), path)
-    split = _split(path.parent, lists, entries, fold, seed)
-    return {name: [_plain(entry) for entry in split[name]] for name in SPLITS.values()}
+    return path, lists
+
+
+def _require_whole_subjects(path: Path, parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse a subject of which one part of a split learns, or validates, what another is judged by."""
+    seen: dict[str, tuple[str, str]] = {}
+    for name, entries in parts.items():
+        for entry in entries:
+            if "subject" not in entry:
+                continue
+            before, case = seen.setdefault(entry["subject"], (name, entry["case"]))
+            if before != name:
+                raise InputError(
+                    f"{path} has the subject '{entry['subject']}' in {before} ({case}) and in {name} "
+                    f"({entry['case']}); all cases of a subject belong to one; list the data again with "
+                    "'python -m bundle datalist --subjects', or move the cases together."
+                )
 
 
 def read_images(
@@ -589,10 +644,10 @@ def read_entries(description: Mapping[str, Any], path: Path) -> dict[str, list[d
                 f"{path} has an entry under '{name}' without an image; each must be "
                 '{"image": path, "label": path}, a list of paths for several channels; correct the entry.'
             )
-        for entry in listed:
-            if "case" in entry and (not isinstance(entry["case"], str) or not entry["case"]):
+        for entry, key in ((entry, key) for entry in listed for key in ("case", "subject") if key in entry):
+            if not isinstance(entry[key], str) or not entry[key]:
                 raise InputError(
-                    f"{path} has the case {entry['case']!r} under '{name}'; an id is a text; quote it."
+                    f"{path} has the {key} {entry[key]!r} under '{name}'; an id is a text; quote it."
                 )
         lists[name] = [_absolute(entry, path.parent) for entry in listed]
     _name_cases([entry for listed in lists.values() for entry in listed if "case" not in entry])
@@ -674,25 +729,26 @@ def _require_unique(ids: Iterable[str], path: Path) -> None:
 def _split(
     folder: Path,
     lists: Mapping[str, list[dict[str, Any]]],
-    entries: Sequence[dict[str, Any]],
     fold: int,
     seed: int,
 ) -> Mapping[str, list[dict[str, Any]]]:
     """Apply the first rule of the module that fits."""
-    file = folder / "splits.json"
-    fixed = file if file.is_file() else folder / "dataset.json" if lists["validation"] else None
+    fixed, path = _fixed_by(folder, lists), folder / "dataset.json"
     if fixed and fold != 0:
         logger.warning("fold=%d has no effect: %s fixes the split", fold, fixed)
-    if file.is_file():
-        by_id = {entry["case"]: entry for entry in entries}
-        splits = read_splits_file(file, by_id)
+    if fixed == path:
+        return lists
+    if fixed:
+        by_id = {entry["case"]: entry for listed in lists.values() for entry in listed}
+        splits = read_splits_file(fixed, by_id)
         left_out = len(by_id) - sum(map(len, splits.values()))
         if left_out:
-            logger.warning("%s leaves out %d of %d cases", file, left_out, len(by_id))
+            logger.warning("%s leaves out %d of %d cases", fixed, left_out, len(by_id))
         return {name: [by_id[case] for case in ids] for name, ids in splits.items()}
-    if lists["validation"]:
-        return lists
-    fold_of = _folds(folder / "dataset.json", lists["training"], fold, seed)
+    fold_of = _folds(path, lists["training"], seed)
+    known = sorted(set(fold_of.values()))
+    if fold not in known:
+        raise InputError(f"fold={fold} does not exist in {path}; it has {known}; set --fold to one of them.")
     return {
         "training": [entry for entry in lists["training"] if fold_of[entry["case"]] != fold],
         "validation": [entry for entry in lists["training"] if fold_of[entry["case"]] == fold],
@@ -700,7 +756,13 @@ def _split(
     }
 
 
-def _folds(path: Path, training: Sequence[Mapping[str, Any]], fold: int, seed: int) -> Mapping[str, int]:
+def _fixed_by(folder: Path, lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path | None:
+    """The file that says which cases validate, so that there are no folds; None where there are."""
+    file = folder / "splits.json"
+    return file if file.is_file() else folder / "dataset.json" if lists["validation"] else None
+
+
+def _folds(path: Path, training: Sequence[Mapping[str, Any]], seed: int) -> Mapping[str, int]:
     """The fold of each training case, as listed or made on the fly."""
     fold_of = {entry["case"]: entry["fold"] for entry in training if "fold" in entry}
     wrong = next((case for case in fold_of if type(fold_of[case]) is not int), None)
@@ -720,16 +782,7 @@ def _folds(path: Path, training: Sequence[Mapping[str, Any]], fold: int, seed: i
                 "needs one; add cases."
             )
         fold_of = assign_folds((entry["case"] for entry in training), min(DEFAULT_FOLDS, len(training)), seed)
-        logger.info(
-            "%s has no folds: made %d with seed %d, fold %d validates",
-            path,
-            len(set(fold_of.values())),
-            seed,
-            fold,
-        )
-    known = sorted(set(fold_of.values()))
-    if fold not in known:
-        raise InputError(f"fold={fold} does not exist in {path}; it has {known}; set --fold to one of them.")
+        logger.info("%s has no folds: made %d with seed %d", path, len(set(fold_of.values())), seed)
     return fold_of
 
 

@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from skimage.measure import label as components
 from tqdm import tqdm
 
 from scripts.data.checks import read_label
-from scripts.data.datalist import cases_of, file_stem, list_images, named_images, sections
+from scripts.data.datalist import cases_of, file_stem, list_images, named_images, read_folds, sections
 from scripts.data.names import output_name
 from scripts.data.pictures import Picture
 from scripts.data.reader import grid_of, read_file
@@ -56,7 +57,8 @@ def find_pairs(
         truth: folder or file, as `pred`.
         probabilities: whether `_prob` will do, and comes first.
         section: the truths are those of a section of a data set, called by the ids of their cases: "testing",
-            "validation" or "training"; ``truth`` is then the folder with dataset.json.
+            "validation" or "training", where there are folds that of all folds; ``truth`` is then the folder
+            with dataset.json.
 
     Returns:
         The pairs, a sentence for each prediction without one, and the number of truths without prediction.
@@ -77,7 +79,7 @@ def find_pairs(
         return [Pair(file_stem(truth), pred, truth)], [], 0
     truths: dict[str, list[Path]] = defaultdict(list)
     ids: dict[str, str] = {}
-    for case in [] if section is None else cases_of(sections(truth), section):
+    for case in [] if section is None else _cases(truth, section):
         ids[output_name(case["case"])] = case["case"]
         truths[output_name(case["case"])].append(Path(case["label"]))
     for file, name in named_images(truth, "TRUTH").items() if section is None else ():
@@ -106,6 +108,12 @@ def find_pairs(
             "end or without; rename the files."
         )
     return pairs, problems, len(truths.keys() - found.keys())
+
+
+def _cases(folder: Path, section: str) -> list[dict[str, Any]]:
+    """Cases of a section of a data set; with folds every case is one to train on."""
+    folds = read_folds(folder) if section == "training" else {}
+    return [case for cases in folds.values() for case in cases] or cases_of(sections(folder), section)
 
 
 def _pair(

@@ -11,6 +11,7 @@ from scripts.labels import MAX_UNNAMED, name_values, parse_labels, turned_classe
 def test_labels_keep_their_order() -> None:
     parsed = parse_labels(["cell=3", " outer ring = 0", "ignore=255"])
     assert list(parsed.items()) == [("cell", 3), ("outer ring", 0), ("ignore", 255)]
+    assert list(parse_labels(["a=0", "wall/left (outer)=1"])) == ["a", "wall/left (outer)"]
 
 
 @pytest.mark.parametrize(

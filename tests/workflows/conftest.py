@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import monai.bundle
 import pytest
 import torch
 from monai.bundle import ConfigParser
 
+import bundle.runs.crossval
+import bundle.runs.study
+import bundle.runs.trainings
 from bundle.data.phantom import Kind, write_phantom
 from bundle.runs.experiments import parser_of
 from scripts.recipe import for_inference
-from tests.commands import TINY
+from tests.commands import ROOT, TINY, invoke, unchanged_process
 from tests.workflows.packaging import CARD, package
 
 
@@ -30,6 +35,29 @@ def organ(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "organ"
     write_phantom(Kind.ORGAN, folder, cases=4, size=(24, 25, 26))
     return folder
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `study` and `crossval` run, one word each, here without a process for each."""
+    done: list[str] = []
+    monkeypatch.chdir(ROOT)
+
+    def run_bundle(config_file: list[str] | None = None, warm: Any = None, **overrides: Any) -> None:
+        done.append("segment" if "section" in overrides else "train")
+        with unchanged_process():
+            monai.bundle.run(config_file=config_file, **overrides)
+
+    def run_python(*arguments: str, warm: Any = None) -> None:
+        done.append(arguments[2])
+        result = invoke(*arguments[2:])
+        assert result.exit_code == 0, result.output
+
+    for module in (bundle.runs.study, bundle.runs.crossval):
+        monkeypatch.setattr(module, "run_bundle", run_bundle)
+    for module in (bundle.runs.trainings, bundle.runs.crossval):
+        monkeypatch.setattr(module, "run_python", run_python)
+    return done
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import monai.bundle
 import pytest
 
 import bundle.made_of
@@ -18,32 +17,11 @@ import bundle.runs.budget
 import bundle.runs.study
 from scripts import machine
 from scripts.errors import InputError
-from tests.commands import ROOT, TINY, as_options, datalist, invoke, unchanged_process
+from tests.commands import TINY, as_options, datalist, invoke
 
 pytestmark = pytest.mark.workflow
 
 RESIDUAL = "configs/network/residual.json"
-
-
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids and commands that the study runs, here without a process for each."""
-    done: list[str] = []
-    monkeypatch.chdir(ROOT)
-
-    def run_bundle(config_file: list[str] | None = None, warm: Any = None, **overrides: Any) -> None:
-        done.append("segment" if config_file else "train")
-        with unchanged_process():
-            monai.bundle.run(config_file=config_file, **overrides)
-
-    def run_python(*arguments: str, warm: Any = None) -> None:
-        done.append(arguments[2])
-        result = invoke(*arguments[2:])
-        assert result.exit_code == 0, result.output
-
-    monkeypatch.setattr(bundle.runs.study, "run_bundle", run_bundle)
-    monkeypatch.setattr(bundle.runs.study, "run_python", run_python)
-    return done
 
 
 @pytest.fixture

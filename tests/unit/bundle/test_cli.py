@@ -11,7 +11,7 @@ import pytest
 from bundle.cli import ContestName, FigureName, FormatName, Measure, TunedMeasure, app, read_ids
 from bundle.data.phantom import Kind
 from bundle.figures import FIGURES
-from bundle.runs.study import SHOWN
+from bundle.runs.trainings import SHOWN
 from bundle.runs.tune import CLASS_MEASURES
 from bundle.ship.export import FORMATS
 from scripts.errors import InputError
@@ -21,7 +21,7 @@ from tests.commands import ROOT, command, invoke
 COMMANDS = {info.callback.__name__: info.callback for info in app.registered_commands}
 GROUPS = {
     "Data": ["phantom", "datalist", "corrupt"],
-    "Train and judge": ["doctor", "score", "tune", "study"],
+    "Train and judge": ["doctor", "score", "tune", "study", "crossval"],
     "Ship": ["package", "verify", "export"],
     "DICOM": ["fetch", "store"],
     "Project": ["demo", "benchmark", "figures"],

@@ -23,8 +23,10 @@ from scripts.data.datalist import (
     group_channels,
     named_images,
     read_entries,
+    read_folds,
     read_images,
     read_split,
+    read_subjects,
     sections,
     without_results,
 )
@@ -171,6 +173,43 @@ def test_fixed_folds(tmp_path: Path) -> None:
         read_split(folder, fold=3, **SETTINGS)
 
 
+def test_cases_by_fold(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    *training, held_out = entries(folder)
+    listed = [entry | {"fold": 2 - n % 3, "subject": f"s{n % 3}"} for n, entry in enumerate(training)]
+    describe(folder, training=listed, testing=[held_out])
+    found = {fold: "".join(case["case"] for case in cases) for fold, cases in read_folds(folder).items()}
+    assert found == {0: "cf", 1: "be", 2: "ad"}
+    assert list(found) == [0, 1, 2]
+    for fold in found:
+        assert read_folds(folder)[fold] == read_split(folder, fold=fold, **SETTINGS)["validation"]
+    assert read_subjects(folder) == {**dict(zip("abcdef", ["s0", "s1", "s2"] * 2, strict=True)), "g": "g"}
+    describe(folder, training=training)
+    assert sum(map(len, read_folds(folder, seed=3).values())) == 6
+    for fold, cases in read_folds(folder, seed=3).items():
+        assert cases == read_split(folder, fold=fold, seed=3, **SETTINGS)["validation"]
+    describe(folder, training=training, validation=[held_out])
+    assert read_folds(folder) == {}
+
+
+def test_a_subject_in_two_folds_is_refused(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    listed = [entry | {"fold": n % 3, "subject": "ab"[n > 4]} for n, entry in enumerate(entries(folder))]
+    listed[0]["subject"] = "c"
+    describe(folder, training=listed)
+    sentence = r"dataset.json has the subject 'a' in fold 0 \(d\) and in fold 1 \(b\)"
+    with pytest.raises(InputError, match=sentence):
+        read_folds(folder)
+    with pytest.raises(InputError, match=r"the subject 'a' in training \(c\) and in validation \(b\)"):
+        read_split(folder, fold=1, **SETTINGS)
+    describe(folder, training=[{**entry, "subject": "a"} for entry in listed[:6:3]], testing=[listed[1]])
+    with pytest.raises(InputError, match=r"'a' in fold 0 \(a\) and in testing \(b\)"):
+        read_folds(folder)
+    describe(folder, training=[listed[0] | {"subject": 7}, *listed[1:]])
+    with pytest.raises(InputError, match="has the subject 7 under 'training'; an id is a text"):
+        read_folds(folder)
+
+
 def test_folds_made_on_the_fly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = dataset(tmp_path)
     with caplog.at_level("INFO"):
@@ -179,7 +218,7 @@ def test_folds_made_on_the_fly(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert all(ids(split)["training"] + ids(split)["validation"] != "" for split in splits)
     for split in splits:
         assert not set(ids(split)["training"]) & set(ids(split)["validation"])
-    assert "has no folds: made 5 with seed 3, fold 0 validates" in caplog.text
+    assert "has no folds: made 5 with seed 3" in caplog.text
     assert "Checking data: 7 cases" in caplog.text
     assert ids(read_split(folder, seed=3, **SETTINGS)) == ids(splits[0])
     different = {

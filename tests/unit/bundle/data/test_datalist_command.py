@@ -18,7 +18,7 @@ from PIL import Image
 from bundle.data.datalist import PATCH_CAP, PATCH_VOXELS, hold_out, plan_task
 from bundle.runs.experiments import parser_of, read_experiment
 from scripts.data.checks import Facts
-from scripts.data.datalist import read_split
+from scripts.data.datalist import read_split, read_subjects
 from scripts.errors import InputError
 from tests.commands import ROOT, SHARED_DATA, invoke
 
@@ -216,6 +216,10 @@ def test_subjects_stay_together(tmp_path: Path) -> None:
     folds = {(entry["case"][:2], entry["fold"]) for entry in by_pattern["training"]}
     assert len(folds) == 3
     assert {fold for _, fold in folds} == {0, 1, 2}
+    listed = [*by_table["training"], *by_table["testing"]]
+    assert {entry["case"]: entry["subject"] for entry in listed} == dict(rows)
+    assert read_subjects(tmp_path / "b") == dict(rows)
+    assert not any("subject" in entry for entry in make(tmp_path / "c", *source)[0]["training"])
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,20 @@ def test_cases_are_read_as_the_mean_over_their_classes(tmp_path: Path) -> None:
     )
     assert read_cases(tmp_path, "dice") == {"a": pytest.approx(0.6), "b": 0.4}
     assert mean_over([{"a": 0.2, "b": 1}, {"a": 0.4}]) == {"a": pytest.approx(0.3)}
+
+
+def test_the_interval_draws_subjects_with_all_their_cases() -> None:
+    """Held against every way to draw four subjects, 256 in all."""
+    subjects = {"a": [0.1, 0.2, 0.15], "b": [0.9], "c": [0.5, 0.7], "d": [0.4, 0.45]}
+    means = []
+    for drawn in product(subjects, repeat=4):
+        means.append(np.mean([value for subject in drawn for value in subjects[subject]]))
+    values = [value for held in subjects.values() for value in held]
+    of = [subject for subject, held in subjects.items() for _ in held]
+    found = interval(values, of)
+    assert found == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
+    assert found[1] - found[0] > 1.2 * np.subtract(*interval(values)[::-1])  # cases of one are alike
+
+
+def test_one_subject_has_no_interval() -> None:
+    assert interval([0.2, 0.4], ["a", "a"]) == (pytest.approx(0.3), pytest.approx(0.3))

@@ -142,6 +142,25 @@ def test_classes_with_probabilities_beside_them(shape: tuple[int, ...], tmp_path
     assert "one channel a class" in output
 
 
+def test_cases_to_train_on_are_those_of_all_folds(tmp_path: Path) -> None:
+    """A data set with folds trains on all of them, each but the fold that validates."""
+    entries = []
+    for n in range(4):
+        pred, truth = draw(n)
+        picture(tmp_path / f"p/c{n}_seg.png", pred)
+        picture(tmp_path / f"d/l/c{n}.png", truth)
+        entries.append({"case": f"c{n}", "image": f"i/c{n}.png", "label": f"l/c{n}.png", "fold": n % 2})
+    folder = tmp_path / "d"
+    (folder / "dataset.json").write_text(json.dumps({"training": entries[:3], "testing": entries[3:]}))
+    options = tmp_path / "p", folder, "--section"
+    rows, _, output = score(tmp_path / "all", *options, "training", failed=1)
+    assert [row["case"] for row in rows[::2]] == ["c0", "c1", "c2"]
+    assert "no truth 'c3'" in output
+    (folder / "dataset.json").write_text(json.dumps({"training": entries[:2], "validation": entries[2:]}))
+    rows, _, _ = score(tmp_path / "fixed", *options, "training", failed=2)
+    assert [row["case"] for row in rows[::2]] == ["c0", "c1"]
+
+
 def test_classes_are_found_in_the_truths(tmp_path: Path) -> None:
     pred, truth = draw(0, values=2)
     picture(tmp_path / "p/x.tif", 200 * pred)
