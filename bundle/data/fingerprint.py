@@ -1,12 +1,11 @@
 """What is in each case of a data set, read once while it is checked, and remembered in `fingerprint.json`.
 
 Intensities of each channel (in the foreground, in the body, in the background and in all of it), how dark the
-picture is, components and widths of classes, sizes and contacts of objects: what `bundle.data.plan` decides by.
+picture is, components and widths of classes, contacts of objects: what `bundle.data.plan` decides by.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def read_fingerprints(
     labels: Mapping[str, int] | None,
     instances: bool,
 ) -> tuple[list[Inspected], dict[str, Any]]:
-    """`inspect_cases`, with what is in each case; a case that was sound and has not changed is not read again.
+    """`inspect_cases`, with what is in each case; a sound case that has not changed is not read again.
 
     Args:
         cases: see `scripts.data.checks`, as are those not named here.
@@ -100,8 +99,8 @@ def look_at(
         ignored: the value of what nobody annotated.
 
     Returns:
-        "channels": for each "foreground", "body" (what is not 0), "background" and "whole" with "mean", "std",
-        "percentiles" (PERCENTILES) and "voxels" (that were looked at), None where there are none; "zero" (the
+        "channels": for each "foreground", "body" (what is not 0), "background" and "whole" with "mean",
+        "std", "percentiles" (PERCENTILES) and "voxels" (that were looked at), None where there are none; "zero" (the
         share of exactly 0), "whole_numbers"; "axes", of a volume, where its axes lead, such as "LPS";
         "components" and "widths", of classes; "touching", of objects.
     """

@@ -49,7 +49,7 @@ BASE, MOST_CHANNELS = 16, {2: 512, 3: 320}
 RATE = 15e9
 STEPS, MANY_STEPS, FEWEST_STEPS = 1000, 4000, 200
 
-#: Gigabytes of a process beside the tensors of a step; bytes for each weight, its gradient and the optimizer's.
+#: Gigabytes of a process beside the tensors of a step; bytes for each weight, with gradient and optimizer.
 PROCESS_GB, WEIGHT_BYTES = 1.0, 16
 
 #: A training of fewer steps than this within `EPOCHS` epochs gets more of them, up to the most.
@@ -207,8 +207,8 @@ def _require_likely(facts: Sequence[Facts]) -> None:
     median = np.median(known, axis=0)
     if median.max() > LONGEST_EDGE:
         raise InputError(
-            f"the voxels of the median case measure {_by(median)} mm; an edge is at most {LONGEST_EDGE:g} mm: "
-            "write the right spacing, in mm, into the headers"
+            f"the voxels of the median case measure {_by(median)} mm; an edge is at most {LONGEST_EDGE:g} "
+            "mm: write the right spacing, in mm, into the headers"
         )
     far = [edges for edges in known if max(np.max(edges / median), np.max(median / edges)) > MOST_RATIO]
     if far:
@@ -233,7 +233,7 @@ def _resolution(
             why += f"; {_by(spacing)} mm is much for a microscope only: look whether the headers are in mm"
         if thick is not None:
             why += (
-                f"; axis {thick} has thick slices ({max(spacing) / min(spacing):.3g} times as thick as wide): "
+                f"; axis {thick} has thick slices ({max(spacing) / min(spacing):.3g} times the width): "
                 "it is not made finer, and kernels and strides see to it. The reader has no 2D networks on "
                 "slices of volumes; for these save the slices as PNG"
             )
@@ -383,13 +383,12 @@ def _size(
             )
         if minutes is not None and least > minutes:
             raise InputError(
-                f"--minutes is {minutes:g}; {FEWEST_STEPS} steps of the smallest network take about {least:.2g} "
-                f"on {cores} core(s): give {math.ceil(10 * least) / 10:g} or more"
+                f"--minutes is {minutes:g}; {FEWEST_STEPS} steps of the smallest network take about "
+                f"{least:.2g} on {cores} core(s): give {math.ceil(10 * least) / 10:g} or more"
             )
-    limit = " and ".join(
-        [f"{minutes:g} minutes on {cores} core(s)"] * (minutes is not None)
-        + [f"{memory_gb:g} GB"] * (memory_gb is not None)
-    )
+    limits_told = [f"{minutes:g} minutes on {cores} core(s)"] if minutes is not None else []
+    limits_told += [f"{memory_gb:g} GB"] if memory_gb is not None else []
+    limit = " and ".join(limits_told)
     within = f", within {limit}" if limit else ""
     plan.set(
         "patch_size",
@@ -413,7 +412,9 @@ def _size(
         plan.set("network_def::kernel_sizes", size.kernels, why)
     plan.set("batch_size", size.batch, f"patches in a step{within}")
     slow = size.channels[0] > BASE
-    plan.set("learning_rate", 0.001 if slow else 0.002, "wide networks are trained more slowly than narrow ones")
+    plan.set(
+        "learning_rate", 0.001 if slow else 0.002, "wide networks are trained more slowly than narrow ones"
+    )
     return size
 
 
@@ -438,7 +439,7 @@ def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) 
         total = voxels.total()
         return [(total - voxels[0]) / total] if total else []
     named = {name: value for name, value in labels.items() if name != IGNORE_NAME}
-    background, *foreground = sorted(named.values()) or [0]
+    foreground = sorted(named.values())[1:]
     total = sum(voxels[value] for value in named.values())
     return [voxels[value] / total for value in foreground] if total else []
 
@@ -446,7 +447,9 @@ def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) 
 def _length(plan: _Plan, median: Sequence[float], size: Size, cases: int) -> None:
     patches = max(round(math.prod(median) / math.prod(size.patch)), 1)
     samples = min(patches, MOST_SAMPLES)
-    plan.set("samples_per_case", samples, f"about {patches} patches fill a median image; at most {MOST_SAMPLES}")
+    plan.set(
+        "samples_per_case", samples, f"about {patches} patches fill a median image; at most {MOST_SAMPLES}"
+    )
     steps = math.ceil(cases * samples / size.batch)
     epochs = min(max(5 * math.ceil(ENOUGH_STEPS / steps / 5), EPOCHS), MOST_EPOCHS)
     plan.set(
@@ -460,7 +463,7 @@ def _loss(plan: _Plan, shares: Sequence[float], instances: bool) -> None:
     much = not instances and sum(shares) > 0.5
     why = f"foreground is {_percent(sum(shares))} of what is annotated: "
     why += (
-        "Dice, which leaves out class 0, is high wherever all is foreground, so that cross entropy has to tell"
+        "Dice, which leaves out class 0, is high wherever all is foreground: cross entropy has to tell"
         if much
         else "half Dice, which rare classes count in as much as others, and half cross entropy"
     )
@@ -491,8 +494,8 @@ def _normalisation(plan: _Plan, facts: Sequence[Facts], dims: int, declared: Seq
             }
             normalise = [clip]
             why = (
-                f"clipped to the 0.5th and 99.5th percentile of the foreground, then less its mean ({mean:.4g}) "
-                f"and divided by its standard deviation ({std:.4g})"
+                f"clipped to the 0.5th and 99.5th percentile of the foreground, then less its mean "
+                f"({mean:.4g}) and divided by its standard deviation ({std:.4g})"
             )
     elif kind == "MR":
         empty = float(np.median([channel["zero"] for case in known for channel in case])) if known else 0.0
@@ -535,8 +538,8 @@ def _augmentation(
     else:
         said.append("rotated by any angle" if free else "rotated by up to 0.2 radians, as volumes have an up")
     points = 4
-    apart = min(n for axis, n in enumerate(size.patch) if axis != thick) / (points - 1)
-    elastic = round_size(round((0.07 if dims == 2 else 0.15) * apart, 1))
+    apart = float(np.mean([n for axis, n in enumerate(size.patch) if axis != thick])) / (points - 1)
+    elastic = round((0.07 if dims == 2 else 0.16) * apart, 1)
     said.append(f"elastic vectors of {elastic:g} where control points are {apart:.3g} voxels apart")
     patch = {
         "_target_": "scripts.transforms.RandSpatialPatchd",
@@ -579,7 +582,9 @@ def _objects(plan: _Plan, facts: Sequence[Facts], dims: int, zoom: int) -> None:
     wide = f"objects are {middle:.3g} voxels wide in the middle"
     why = f"{wide}: a border of {thickness}" + (f" at a resolution {zoom} times coarser" if zoom > 1 else "")
     why += f"; {_percent(share)} of them touch another: " + (
-        "the border is where they do" if contacts else "too few to learn from, so that the border is all of the rim"
+        "the border is where they do"
+        if contacts
+        else "too few to learn from, so that the border is all of the rim"
     )
     plan.set("targets", [targets], why)
     content = (math.pi / 4, math.pi / 6)[dims - 2]
@@ -592,8 +597,8 @@ def _objects(plan: _Plan, facts: Sequence[Facts], dims: int, zoom: int) -> None:
         "min_size": max(round(0.25 * content * small**dims), 10),
     }
     why = (
-        f"{wide}: cut at necks that are thinner by 15 percent of it, holes of 5 percent of an object filled; what "
-        f"is smaller than a quarter of the smallest ({small:.3g} wide) is none"
+        f"{wide}: cut at necks that are thinner by 15 percent of it, holes of 5 percent of an object filled; "
+        f"what is smaller than a quarter of the smallest ({small:.3g} wide) is none"
     )
     plan.set("to_labels", [watershed], why)
 

@@ -90,7 +90,7 @@ def _cache_file(folder: Path) -> Path:
 
 
 def case_hash(case: Mapping[str, Any], folder: Path, rules: Any) -> str:
-    """Of a case's files as they are, and of the rules, which are whatever else what is remembered hangs on."""
+    """Of a case's files as they are, and of whatever else what is remembered depends on."""
     described: list[Any] = [rules, str(case["case"])]
     for key in ("image", "label"):
         for name in ensure_tuple(case.get(key) or ()):
