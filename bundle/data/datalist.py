@@ -395,7 +395,7 @@ def _voxels(
 def _experiment(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str, Any]:
     """The content of experiment.json."""
     folder = output_dir.resolve()
-    experiment = {
+    experiment: dict[str, Any] = {
         "config_file": ["configs/train.json", str(folder / "task.json")],
         "dataset_dir": str(dataset_dir.resolve()),
         "output_dir": f"$@bundle_root + {f'/runs/{folder.name}'!r}",

@@ -234,11 +234,10 @@ def _resolution(
         if thick is not None:
             why += (
                 f"; axis {thick} has thick slices ({max(spacing) / min(spacing):.3g} times the width): "
-                "it is not made finer, and kernels and strides see to it. The reader has no 2D networks on "
-                "slices of volumes; for these save the slices as PNG"
+                "it is not made finer, and kernels and strides see to it"
             )
         plan.set("spacing", spacing, why)
-        extent = np.median([np.multiply(case.shape, case.spacing) for case in facts], axis=0)
+        extent = np.median([np.multiply(case.shape, case.spacing or 1) for case in facts], axis=0)
         return (extent / spacing).tolist(), spacing, 1
     zoom, why = _zoom(facts, instances)
     if zoom == 1:
@@ -292,7 +291,8 @@ def network_levels(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Strides of the down-steps and kernels of the levels for patches of about these sizes.
 
-    Where slices are thick, kernels are 1 and strides are 1 along them until voxels are nearly isotropic.
+    Where slices are thick, kernels are 1 and strides are 1 along them until voxels are nearly isotropic; where
+    they are few too, on all levels: then each slice is segmented by itself.
 
     Args:
         sizes: voxels an axis.
@@ -305,9 +305,9 @@ def network_levels(
     seen = [axis != thick for axis in range(len(size))]
     while True:
         near = [edge <= 2 * min(edges) for edge in edges]
-        seen = [old or new for old, new in zip(seen, near, strict=True)]
-        kernels.append([3 if own else 1 for own in seen])
         few = [axis == thick and sizes[axis] < FEW_SLICES for axis in range(len(size))]
+        seen = [old or new for old, new in zip(seen, near, strict=True)]
+        kernels.append([3 if own and not alone else 1 for own, alone in zip(seen, few, strict=True)])
         halved = [
             size[axis] >= 2 * SMALLEST_MAP and not few[axis] and (thick is None or near[axis])
             for axis in range(len(size))
@@ -330,7 +330,14 @@ def _candidates(
     if minutes is not None:
         yield _sized(median, spacing, 1.0, 2 * BASE, batch), MANY_STEPS
     for share, base, patches in (
-        *((1.0, BASE, batch), (1.0, BASE, 2), (0.5, BASE, 2), (0.25, BASE, 2)),
+        *(
+            (1.0, BASE, batch),
+            (1.0, BASE, 2),
+            (0.7, BASE, 2),
+            (0.5, BASE, 2),
+            (0.35, BASE, 2),
+            (0.25, BASE, 2),
+        ),
         *((0.25, BASE // 2, 2), (0.125, BASE // 2, 2), (0.0625, BASE // 2, 2), (0.0625, BASE // 2, 1)),
     ):
         yield _sized(median, spacing, share, base, patches), STEPS
@@ -402,13 +409,18 @@ def _size(
         f"{len(size.channels)} levels, as long as a map keeps {SMALLEST_MAP} voxels an axis; "
         f"{size.channels[0]} channels in the first{within}",
     )
+    thick = _thick(spacing)
     default = len(size.strides) * [[2] * dims], len(size.kernels) * [[3] * dims]
     if size.strides != default[0]:
         why = "an axis is halved as long as it is long enough"
-        why += ", and across thick slices where voxels are nearly isotropic" * (_thick(spacing) is not None)
+        why += ", and across thick slices where voxels are nearly isotropic" if thick is not None else ""
         plan.set("network_def::strides", size.strides, why)
     if size.kernels != default[1]:
-        why = "slices are thick: kernels do not reach across them until voxels are nearly isotropic"
+        why = (
+            "slices are few and thick: each is segmented by itself"
+            if all(1 in level for level in size.kernels)
+            else "slices are thick: kernels do not reach across them until voxels are nearly isotropic"
+        )
         plan.set("network_def::kernel_sizes", size.kernels, why)
     plan.set("batch_size", size.batch, f"patches in a step{within}")
     slow = size.channels[0] > BASE
