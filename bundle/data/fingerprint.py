@@ -101,7 +101,7 @@ def look_at(
     Returns:
         "channels": for each "foreground", "body" (what is not 0), "background" and "whole" with "mean",
         "std", "percentiles" (PERCENTILES) and "voxels" (that were looked at), None where there are none;
-        "zero" (the share of exactly 0), "whole_numbers"; "axes", of a volume, where its axes lead, such as "LPS";
+        "zero" (the share of exactly 0), "whole_numbers"; "axes", of a volume, where they lead, such as "LPS";
         "components" and "widths", of classes; "touching", of objects.
     """
     background = int(label.min()) if label.size else 0

@@ -291,8 +291,8 @@ def network_levels(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Strides of the down-steps and kernels of the levels for patches of about these sizes.
 
-    Where slices are thick, kernels are 1 and strides are 1 along them until voxels are nearly isotropic; where
-    they are few too, on all levels: then each slice is segmented by itself.
+    Where slices are thick, kernels are 1 and strides are 1 along them until voxels are nearly isotropic;
+    where they are few too, on all levels: then each slice is segmented by itself.
 
     Args:
         sizes: voxels an axis.
