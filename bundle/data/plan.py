@@ -10,6 +10,7 @@ kernels and strides along thick slices, and the normalisation of CT; sizes are t
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.compute.memory import operations, training_bytes
 from scripts.data.checks import Facts
 from scripts.data.reader import round_size
 from scripts.errors import InputError
@@ -374,15 +376,15 @@ def _size(
     for size, steps in _candidates(median, spacing, minutes):
         fits = True
         if minutes is not None or memory_gb is not None:
-            need_gb, operations = _needs(size, in_channels, classes)
-            limits.append((need_gb, operations))
-            least = steps * operations / (RATE * cores * 60)
+            need_gb, work = _needs(size, in_channels, classes)
+            limits.append((need_gb, work))
+            least = steps * work / (RATE * cores * 60)
             fits = (minutes is None or least <= minutes) and (memory_gb is None or need_gb <= memory_gb)
         if fits:
             break
     else:  # the last one, if it is of any use at all
-        need_gb, operations = limits[-1]
-        least = FEWEST_STEPS * operations / (RATE * cores * 60)
+        need_gb, work = limits[-1]
+        least = FEWEST_STEPS * work / (RATE * cores * 60)
         if memory_gb is not None and need_gb > memory_gb:
             raise InputError(
                 f"--memory_gb is {memory_gb:g}; the smallest network takes about {need_gb:.1f} GB: give "
@@ -431,15 +433,32 @@ def _size(
 
 
 def _needs(size: Size, in_channels: int, classes: int) -> tuple[float, float]:
-    """Gigabytes of a training, and operations of a step."""
-    from scripts.compute.memory import operations, training_bytes
+    """Gigabytes of a training, and operations of a step; both grow with the voxels of a batch."""
+    strides, kernels = (tuple(map(tuple, axes)) for axes in (size.strides, size.kernels))
+    weights, held, work = _costs(in_channels, classes, tuple(size.channels), strides, kernels)
+    voxels = size.batch * math.prod(size.patch)
+    return PROCESS_GB + (WEIGHT_BYTES * weights + held * voxels) / 1e9, work * voxels
 
-    dims = len(size.patch)
-    network = UNet(dims, in_channels, classes, size.channels, size.strides, size.kernels)
-    batch = (size.batch, in_channels, *size.patch)
+
+@functools.cache
+def _costs(
+    in_channels: int,
+    classes: int,
+    channels: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    kernels: tuple[tuple[int, ...], ...],
+) -> tuple[int, float, float]:
+    """Weights of a network, and for each voxel of a batch bytes and operations of a step."""
+    network = UNet(len(kernels[0]), in_channels, classes, channels, strides, kernels)
+    patch = [2 * step for step in np.prod(strides, axis=0).tolist()]
+    batch = (1, in_channels, *patch)
     weights = sum(weight.numel() for weight in network.parameters())
-    held = (training_bytes(network, batch) + WEIGHT_BYTES * weights) / 1e9
-    return PROCESS_GB + held, operations(network, batch, training=True)
+    voxels = math.prod(patch)
+    return (
+        weights,
+        training_bytes(network, batch) / voxels,
+        operations(network, batch, training=True) / voxels,
+    )
 
 
 def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) -> list[float]:
