@@ -104,7 +104,8 @@ def look_at(
         "zero" (the share of exactly 0), "whole_numbers"; "axes", of a volume, where they lead, such as "LPS";
         "components" and "widths", of classes; "touching", of objects.
     """
-    background = int(label.min()) if label.size else 0
+    known = label if ignored is None else label[label != ignored]
+    background = int(known.min()) if known.size else 0
     step = -(-label.size // SAMPLED)
     flat = label.reshape(-1)[::step]
     annotated = flat != ignored if ignored is not None else np.ones(flat.shape, bool)
