@@ -179,6 +179,20 @@ def read_msd(folder: Path) -> Source:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """How a source is split and labelled; see `bundle.cli.datalist`."""
+
+    folds: int
+    seed: int
+    test_fraction: float
+    subject_pattern: str | None
+    subjects: Path | None
+    splits: Path | None
+    label_names: list[str] | None
+    instances: bool
+
+
+@dataclass(frozen=True)
 class Means:
     """What a training may take, for `bundle.data.plan.plan_task`: minutes, memory in GB, and cores."""
 
@@ -193,10 +207,18 @@ def datalist(
     labels: Path | None,
     nnunet: Path | None,
     msd: Path | None,
-    **options: Any,
+    folds: int,
+    seed: int,
+    test_fraction: float,
+    subject_pattern: str | None,
+    subjects: Path | None,
+    splits: Path | None,
+    label_names: list[str] | None,
+    instances: bool,
 ) -> None:
-    """Carry out `bundle.cli.datalist`, whose arguments these are; the options are those of `_list`."""
-    _list(output_dir, (images, labels, nnunet, msd), Means(), "datalist", **options)
+    """Carry out `bundle.cli.datalist`, whose arguments these are."""
+    listing = Listing(folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances)
+    _list(output_dir, _read_source(images, labels, nnunet, msd), listing, Means(), "datalist")
 
 
 def plan(
@@ -211,16 +233,26 @@ def plan(
     cores: int | None,
     explain: bool,
     trial: bool,
-    **options: Any,
+    folds: int,
+    seed: int,
+    test_fraction: float,
+    subject_pattern: str | None,
+    subjects: Path | None,
+    splits: Path | None,
+    label_names: list[str] | None,
+    instances: bool,
 ) -> None:
-    """Carry out `bundle.cli.plan`, whose arguments these are; the options are those of `_list`."""
+    """Carry out `bundle.cli.plan`, whose arguments these are."""
     means = Means(minutes, memory_gb, cores or usable_cores())
     if dataset_dir is not None:
         output_dir = output_dir or dataset_dir
         task = _plan_listed(output_dir, dataset_dir, means)
     else:
         assert output_dir is not None  # bundle.cli sees to it
-        task = _list(output_dir, (images, labels, nnunet, msd), means, "plan", **options)
+        listing = Listing(
+            folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances
+        )
+        task = _list(output_dir, _read_source(images, labels, nnunet, msd), listing, means, "plan")
     if explain:
         typer.echo(explained(task))
     if trial:
@@ -258,34 +290,20 @@ def _time(file: Path) -> str:
     )
 
 
-def _list(
-    output_dir: Path,
-    sources: tuple[Path | None, Path | None, Path | None, Path | None],
-    means: Means,
-    command: str,
-    *,
-    folds: int,
-    seed: int,
-    test_fraction: float,
-    subject_pattern: str | None,
-    subjects: Path | None,
-    splits: Path | None,
-    label_names: list[str] | None,
-    instances: bool,
-) -> dict[str, Any]:
+def _list(output_dir: Path, source: Source, listing: Listing, means: Means, command: str) -> dict[str, Any]:
     """Write the data list of a source, and the plan and the experiment for it; the plan.
 
     Args:
         output_dir: where they go.
-        sources: images, labels, nnunet and msd.
+        source: of the data.
+        listing: how they are split and labelled.
         means: of the training.
         command: that is carried out.
-        folds: and all others, see `bundle.cli.datalist`.
     """
-    _require_no_other_splits(output_dir, splits)
-    source = _read_source(*sources)
+    instances = listing.instances
+    _require_no_other_splits(output_dir, listing.splits)
     _require_own(output_dir, ["dataset.json", "task.json", "experiment.json"])
-    declared = parse_labels(label_names) if label_names else source.labels
+    declared = parse_labels(listing.label_names) if listing.label_names else source.labels
     spatial_dims, in_channels = _dims(source)
 
     inspected, fingerprint = read_fingerprints(
@@ -298,13 +316,13 @@ def _list(
     )
     problems = source.problems + [problem for found, _ in inspected for problem in found]
     problems += [] if instances else _too_large(source.cases, [case_facts for _, case_facts in inspected])
-    subject_of, subject_problems = _subjects(source.cases, subject_pattern, subjects)
+    subject_of, subject_problems = _subjects(source.cases, listing.subject_pattern, listing.subjects)
     _report(problems + subject_problems + _repeated_ids(source.cases))
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
     values = sorted({value for case in facts for value in case.voxels})
     names = {"background": 0} if instances else (declared or name_values(values, FIX_VALUES))
 
-    lists = _split(source.cases, folds, seed, test_fraction, subject_of, splits)
+    lists = _split(source.cases, listing, subject_of)
     pictures = all(is_picture(_first_file(case)) for case in source.cases)
     dataset = _describe(source, lists, output_dir, spatial_dims, in_channels, names, instances)
     learnt = {case["case"] for part in ("training", "validation") for case in lists[part]}
@@ -763,14 +781,10 @@ def _require_no_other_splits(output_dir: Path, splits: Path | None) -> None:
 
 
 def _split(
-    cases: Sequence[dict[str, Any]],
-    folds: int,
-    seed: int,
-    test_fraction: float,
-    subject_of: Mapping[str, str],
-    splits: Path | None,
+    cases: Sequence[dict[str, Any]], listing: Listing, subject_of: Mapping[str, str]
 ) -> dict[str, list[dict[str, Any]]]:
     """The lists of dataset.json; training entries have a `fold` unless `splits` fixes the validation."""
+    splits, seed, test_fraction = listing.splits, listing.seed, listing.test_fraction
     by_id = {case["case"]: case for case in cases}
     if splits is not None:
         if test_fraction:
@@ -782,7 +796,7 @@ def _split(
         raise InputError(f"--test_fraction {test_fraction} is outside [0, 1); it is a share; correct it.")
     held_out = hold_out(subject_of, test_fraction, seed)
     rest = [case for case in by_id if case not in held_out]
-    fold_of = assign_folds(rest, folds, seed, subject_of)
+    fold_of = assign_folds(rest, listing.folds, seed, subject_of)
     return {
         "training": [by_id[case] | {"fold": fold_of[case]} for case in rest],
         "validation": [],
