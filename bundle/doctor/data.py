@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from bundle.data.datalist import PATCH_MULTIPLE
+from bundle.data.plan import PATCH_STEP
 from bundle.doctor.report import Finding, Report
 from bundle.doctor.runs import Run
 from scripts.compute.classmaps import tile_of
@@ -172,10 +172,7 @@ def _sizes(run: Run, grids: Sequence[Grids], row: Finding) -> None:
     row.found = f"the median image has {middle} voxels where the network sees it, a patch {patch}"
     row.values = {"median_shape": middle, "patch_size": patch, "smaller_than_patch": sum(smaller)}
     too_large = sum(
-        any(
-            seen > math.ceil(n / PATCH_MULTIPLE) * PATCH_MULTIPLE
-            for n, seen in zip(shape, patch, strict=False)
-        )
+        any(seen > math.ceil(n / PATCH_STEP) * PATCH_STEP for n, seen in zip(shape, patch, strict=False))
         for shape in shapes
     )
     if 2 * too_large > len(shapes):

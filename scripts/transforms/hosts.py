@@ -63,6 +63,7 @@ def in_unit(image: Any, unit: float) -> Any:
     affine = image.affine.clone()
     affine[:-1] /= unit
     same.affine = affine
+    same.spatial_ndim = image.spatial_ndim  # 2 of a picture; the setter above made it 3
     return same
 
 

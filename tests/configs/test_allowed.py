@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bundle.data.datalist import plan_task
+from bundle.data.plan import plan_task
 from bundle.ship.audit import ALLOWED, executed, read_config
 from scripts.data.checks import Facts
 from tests.commands import CONFIGS, ROOT
+
+INSIDE = {"mean": 50.0, "std": 20.0, "percentiles": [-10.0, 50.0, 120.0], "voxels": 9}
 
 OURS = {
     **{
@@ -23,6 +25,13 @@ OURS = {
         labels={},
         instances=True,
         pictures=True,
+    ),
+    "ct.json": plan_task(
+        [Facts((64, 64, 64), (1.0, 1.0, 1.0), {0: 9, 1: 1}, {"channels": [{"foreground": INSIDE}]})],
+        spatial_dims=3,
+        in_channels=1,
+        labels={"background": 0, "liver": 1},
+        modality=["CT"],
     ),
 }
 

@@ -40,6 +40,20 @@ def test_spacing_is_that_of_monai_and_goes_back(case):
     assert (back == 1).all()
 
 
+def test_pictures_are_resampled_with_their_labels_and_go_back():
+    """A picture has two axes whatever its affine."""
+    case = {key: MetaTensor(torch.ones(1, 21, 31)) for key in ("image", "label")}
+    transform = Compose(
+        [IsolatedSpacingd(["image", "label"], pixdim=[2.0, 2.0], mode=["bilinear", "nearest"])]
+    )
+    case["image"].spatial_ndim = case["label"].spatial_ndim = 2
+    out = transform(case)
+    assert out["image"].shape == out["label"].shape == (1, 11, 16)
+    assert len(out["image"].pixdim) == 2
+    out["pred"] = out["image"].clone()
+    assert Invertd("pred", transform=transform, orig_keys="image")(out)["pred"].shape == (1, 21, 31)
+
+
 @pytest.mark.parametrize("size", [4e-5, 1e-3, 0.7, 300.0])
 def test_voxels_of_any_size_are_resampled_and_go_back(size):
     """Every second voxel of a ramp is left; MONAI takes lengths less than 0.001 mm apart for equal."""
