@@ -74,6 +74,21 @@ LabelNames = Annotated[
 ]
 DataFolder = Annotated[Path, typer.Option("--dataset_dir", help="Folder with dataset.json")]
 
+# where data come from, and how they are split
+Images = Annotated[Path | None, typer.Option("--images", help="Folder of images")]
+Labels = Annotated[Path | None, typer.Option("--labels", help="Folder of their labels")]
+NnUNet = Annotated[Path | None, typer.Option("--nnunet", help="nnU-Net raw folder (v1 or v2)")]
+Msd = Annotated[Path | None, typer.Option("--msd", help="Medical Segmentation Decathlon folder")]
+Folds = Annotated[int, typer.Option("--folds", help="Folds for cross-validation")]
+SplitSeed = Annotated[int, typer.Option("--seed", help="Seed of folds and held-out cases")]
+TestFraction = Annotated[float, typer.Option("--test_fraction", help="Share of cases held out")]
+SubjectPattern = Annotated[
+    str | None, typer.Option("--subject_pattern", help="Regex on the case id; its first group: the subject")
+]
+Subjects = Annotated[Path | None, typer.Option("--subjects", help="CSV with columns case,subject")]
+Splits = Annotated[Path | None, typer.Option("--splits", help="JSON with fixed train, val, test ids")]
+Instances = Annotated[bool, typer.Option("--instances", help="Labels number the instances")]
+
 
 def command(group: str, module: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add a command: checks its arguments, then calls the function of its name in a module of `bundle`.
@@ -133,31 +148,105 @@ def phantom(
 
 @command(DATA, "data.datalist")
 def datalist(
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the three files go")],
-    images: Annotated[Path | None, typer.Option("--images", help="Folder of images")] = None,
-    labels: Annotated[Path | None, typer.Option("--labels", help="Folder of their labels")] = None,
-    nnunet: Annotated[Path | None, typer.Option("--nnunet", help="nnU-Net raw folder (v1 or v2)")] = None,
-    msd: Annotated[Path | None, typer.Option("--msd", help="Medical Segmentation Decathlon folder")] = None,
-    folds: Annotated[int, typer.Option("--folds", help="Folds for cross-validation")] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of folds and held-out cases")] = 0,
-    test_fraction: Annotated[float, typer.Option("--test_fraction", help="Share of cases held out")] = 0.0,
-    subject_pattern: Annotated[
-        str | None,
-        typer.Option("--subject_pattern", help="Regex on the case id; its first group: the subject"),
-    ] = None,
-    subjects: Annotated[Path | None, typer.Option("--subjects", help="CSV with columns case,subject")] = None,
-    splits: Annotated[
-        Path | None, typer.Option("--splits", help="JSON with fixed train, val, test ids")
-    ] = None,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the files go")],
+    images: Images = None,
+    labels: Labels = None,
+    nnunet: NnUNet = None,
+    msd: Msd = None,
+    folds: Folds = 5,
+    seed: SplitSeed = 0,
+    test_fraction: TestFraction = 0.0,
+    subject_pattern: SubjectPattern = None,
+    subjects: Subjects = None,
+    splits: Splits = None,
     label_names: LabelNames = None,
-    instances: Annotated[bool, typer.Option("--instances", help="Labels number the instances")] = False,
+    instances: Instances = False,
 ) -> None:
     """Write dataset.json, task.json and experiment.json for images with labels, after reading every file."""
+    require_one_source(images, labels, nnunet, msd)
+    require_together(label_names, instances, subject_pattern, subjects)
+
+
+@command(DATA, "data.datalist")
+def plan(
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", help="Where the files go; --dataset_dir unless given")
+    ] = None,
+    images: Images = None,
+    labels: Labels = None,
+    nnunet: NnUNet = None,
+    msd: Msd = None,
+    dataset_dir: Annotated[
+        Path | None, typer.Option("--dataset_dir", help="Folder with a dataset.json, which stays as it is")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="That the training may take; sets sizes")
+    ] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option("--memory_gb", help="That the training may take; sets sizes")
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option("--cores", min=1, help="That train, with --minutes; those of this machine")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Print all choices with their reasons")] = False,
+    trial: Annotated[
+        bool, typer.Option("--trial/--no-trial", help="Try a few steps and say how long it will take here")
+    ] = True,
+    folds: Folds = 5,
+    seed: SplitSeed = 0,
+    test_fraction: TestFraction = 0.0,
+    subject_pattern: SubjectPattern = None,
+    subjects: Subjects = None,
+    splits: Splits = None,
+    label_names: LabelNames = None,
+    instances: Instances = False,
+) -> None:
+    """Look at the data and plan a training: writes what datalist writes, for your minutes and memory."""
+    if dataset_dir is None:
+        require_one_source(images, labels, nnunet, msd, ", or --dataset_dir")
+        if output_dir is None:
+            raise InputError("--output_dir is missing; it says where the files go; give a folder.")
+    elif any((images, labels, nnunet, msd)):
+        raise InputError(
+            f"--dataset_dir {dataset_dir} is a source of data, and so are --images, --labels, --nnunet "
+            "and --msd; give one."
+        )
+    elif (folds, seed, test_fraction, instances) != (5, 0, 0.0, False) or any(
+        (subject_pattern, subjects, splits, label_names)
+    ):
+        raise InputError(
+            f"--dataset_dir {dataset_dir} has its split and its labels in its dataset.json; leave out what "
+            "sets others."
+        )
+    require_together(label_names, instances, subject_pattern, subjects)
+    for name, value in (("--minutes", minutes), ("--memory_gb", memory_gb)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} is {value:g}; a training takes more than 0; correct it.")
+
+
+def require_one_source(
+    images: Path | None, labels: Path | None, nnunet: Path | None, msd: Path | None, other: str = ""
+) -> None:
+    """Refuse anything but one source of data.
+
+    Raises:
+        InputError: none, several, or half of one.
+    """
     if (images is None) != (labels is None) or sum(part is not None for part in (images, nnunet, msd)) != 1:
         raise InputError(
             "the source of the data is not clear; exactly one of --images with --labels, --nnunet and --msd "
-            "is needed; give one."
+            f"is needed{other}; give one."
         )
+
+
+def require_together(
+    label_names: list[str] | None, instances: bool, subject_pattern: str | None, subjects: Path | None
+) -> None:
+    """Refuse options of a data list that exclude each other.
+
+    Raises:
+        InputError: two of them are given.
+    """
     if instances and label_names:
         raise InputError("--label_name does not go with --instances, whose labels are numbers; drop one.")
     if subject_pattern is not None and subjects is not None:

@@ -1,9 +1,9 @@
-"""`python -m bundle datalist`: from folders of images and labels to the data list and the config overlay.
+"""`python -m bundle datalist` and `plan`: from folders of images and labels to the data list and the plan.
 
-It reads every file, lists all problems at once, and writes `dataset.json` (Medical Segmentation Decathlon
-form with a `fold` per training case, read by `scripts.data.datalist`), `task.json` (what the data say of
-dimensions, channels, labels, patch and voxel size; an overlay on `configs/train.json`) and `experiment.json`
-(an args file that names both).
+They read every file, list all problems at once, and write `dataset.json` (Medical Segmentation Decathlon
+form with a `fold` per training case, read by `scripts.data.datalist`), `task.json` (the plan of
+`bundle.data.plan`, an overlay on `configs/train.json`), `experiment.json` (an args file that names both) and
+`fingerprint.json` (what was found in each case, see `bundle.data.fingerprint`).
 """
 
 from __future__ import annotations
@@ -12,27 +12,23 @@ import csv
 import hashlib
 import io
 import json
-import math
 import random
 import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
 
-from scripts.data.checks import (
-    Facts,
-    Problem,
-    check_cases,
-    format_table,
-    inspect_cases,
-)
+from bundle.data.fingerprint import FILE as FINGERPRINT
+from bundle.data.fingerprint import read_fingerprints
+from bundle.data.plan import REASONS, plan_task
+from scripts.data.checks import Facts, Problem, check_cases, format_table
 from scripts.data.datalist import (
     assign_folds,
     dataset_labels,
@@ -40,18 +36,21 @@ from scripts.data.datalist import (
     named_images,
     read_entries,
     read_splits_file,
+    sections,
 )
 from scripts.data.names import composed, of_one_name
-from scripts.data.reader import is_picture, read_dims, round_size
+from scripts.data.reader import is_picture, read_dims
 from scripts.errors import InputError, few
 from scripts.files import atomic_write, read_json, read_text
 from scripts.labels import IGNORE_NAME, LARGEST_VALUE, name_values, parse_labels
+from scripts.machine import usable_cores
+from scripts.rules import RULES
 from scripts.sides import sided_names
+from scripts.tables import table
 
-PATCH_MULTIPLE = 16  # four levels of halving
-PATCH_CAP = {2: 256, 3: 96}
-PATCH_VOXELS = {2: 256 * 256, 3: 80 * 80 * 80}
-MAX_SAMPLES_PER_CASE = 8
+#: Whether the configs have the id `minutes`, which then goes into experiment.json.
+HAS_MINUTES = "minutes" in RULES
+
 FIX_VALUES = (
     "add --instances if they number objects, threshold them if masks were smoothed, or name them with "
     "--label_name"
@@ -76,6 +75,7 @@ class Source:
         labels: name to value as declared; None: to be seen from the files.
         about: keys that the new dataset.json keeps.
         problems: files that could not be matched.
+        modality: what the channels are called.
     """
 
     cases: list[dict[str, Any]]
@@ -83,6 +83,7 @@ class Source:
     labels: dict[str, int] | None = None
     about: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    modality: list[str] = field(default_factory=list)
 
 
 def match_folders(images: Path, labels: Path) -> Source:
@@ -152,7 +153,7 @@ def read_nnunet(folder: Path) -> Source:
         cases.append(case)
     problems = [_unmatched(file, file_stem(file), "image", []) for file in images.values()]
     labels = dataset_labels(description, path) or None
-    return Source(cases, len(channels), labels, _about(description), problems)
+    return Source(cases, len(channels), labels, _about(description), problems, _modality(description))
 
 
 def read_msd(folder: Path) -> Source:
@@ -173,66 +174,17 @@ def read_msd(folder: Path) -> Source:
     ]
     modality = description.get("modality")
     channels = len(modality) if modality and isinstance(modality, dict | list) else None
-    return Source(cases, channels, dataset_labels(description, path) or None, _about(description))
+    labels = dataset_labels(description, path) or None
+    return Source(cases, channels, labels, _about(description), modality=_modality(description))
 
 
-def plan_task(
-    facts: Sequence[Facts],
-    *,
-    spatial_dims: int,
-    in_channels: int,
-    labels: Mapping[str, int],
-    instances: bool = False,
-    pictures: bool = False,
-) -> dict[str, Any]:
-    """What the data say about the task, as an overlay on configs/train.json and configs/inference.json.
+@dataclass(frozen=True)
+class Means:
+    """What a training may take, for `bundle.data.plan.plan_task`: minutes, memory in GB, and cores."""
 
-    The patch has the median image size, rounded up to a multiple of 16 and capped; its largest axis then
-    shrinks by 16 until the patch has no more than `PATCH_VOXELS`.
-
-    Args:
-        facts: of all cases.
-        spatial_dims: 2 or 3.
-        in_channels: channels of an image.
-        labels: name to value; not used for instances, which are learnt as interior and border.
-        instances: labels number the instances.
-        pictures: images are PNG, TIFF, BMP or JPEG, not NIfTI.
-
-    Returns:
-        The overlay; `patch_size` in voxels along RAS axes in 3D and (width, height) in 2D, `spacing` in mm.
-    """
-    median = np.median([case.shape for case in facts], axis=0)
-    patch = [
-        min(math.ceil(size / PATCH_MULTIPLE) * PATCH_MULTIPLE, PATCH_CAP[spatial_dims])
-        for size in median.tolist()
-    ]
-    while math.prod(patch) > PATCH_VOXELS[spatial_dims]:
-        patch[patch.index(max(patch))] -= PATCH_MULTIPLE
-    patches = round(float(np.prod(median)) / math.prod(patch))
-    task: dict[str, Any] = {
-        "spatial_dims": spatial_dims,
-        "in_channels": in_channels,
-        "labels": dict(sorted(labels.items(), key=lambda label: label[1])),
-        "segments": {},
-        "patch_size": patch,
-        "samples_per_case": min(max(patches, 1), MAX_SAMPLES_PER_CASE),
-    }
-    if spatial_dims == 3:
-        task["spacing"] = [round_size(size) for size in np.median([c.spacing for c in facts], axis=0)]
-    else:
-        task["geometry"] = []
-    if sided_names(labels):
-        task["flip_axes"] = []
-    if pictures:
-        task["output_ext"] = ".png"
-    if instances:
-        task |= {
-            "instances": True,
-            "labels": {"background": 0, "interior": 1, "border": 2},
-            "targets": [{"_target_": "scripts.transforms.InstancesToClassesd", "keys": "label"}],
-            "to_labels": [{"_target_": "scripts.transforms.WatershedInstancesd", "keys": "pred"}],
-        }
-    return task
+    minutes: float | None = None
+    memory_gb: float | None = None
+    cores: int = 1
 
 
 def datalist(
@@ -241,6 +193,77 @@ def datalist(
     labels: Path | None,
     nnunet: Path | None,
     msd: Path | None,
+    **options: Any,
+) -> None:
+    """Carry out `bundle.cli.datalist`, whose arguments these are; the options are those of `_list`."""
+    _list(output_dir, (images, labels, nnunet, msd), Means(), "datalist", **options)
+
+
+def plan(
+    output_dir: Path | None,
+    images: Path | None,
+    labels: Path | None,
+    nnunet: Path | None,
+    msd: Path | None,
+    dataset_dir: Path | None,
+    minutes: float | None,
+    memory_gb: float | None,
+    cores: int | None,
+    explain: bool,
+    trial: bool,
+    **options: Any,
+) -> None:
+    """Carry out `bundle.cli.plan`, whose arguments these are; the options are those of `_list`."""
+    means = Means(minutes, memory_gb, cores or usable_cores())
+    if dataset_dir is not None:
+        output_dir = output_dir or dataset_dir
+        task = _plan_listed(output_dir, dataset_dir, means)
+    else:
+        assert output_dir is not None  # bundle.cli sees to it
+        task = _list(output_dir, (images, labels, nnunet, msd), means, "plan", **options)
+    if explain:
+        typer.echo(explained(task))
+    if trial:
+        typer.echo(_time(output_dir / "experiment.json"))
+
+
+def explained(task: Mapping[str, Any]) -> str:
+    """A plan as a table of choices, values and reasons."""
+    rows = [{"choice": name, "value": _told(task[name]), "why": why} for name, why in task[REASONS].items()]
+    return table(["choice", "value", "why"], rows, names=3)
+
+
+def _told(value: Any) -> str:
+    """A value for the table: of components what sets them apart."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        return ", ".join(map(_told, value))
+    if isinstance(value, dict) and "_target_" in value:
+        return str(value["_target_"]).rpartition(".")[2]
+    return json.dumps(value)
+
+
+def _time(file: Path) -> str:
+    """How long the training is going to take here, by a few real steps."""
+    from bundle.doctor.trial import minutes
+    from bundle.runs.budget import ask_doctor
+    from bundle.runs.experiments import read_experiment
+
+    try:
+        found = ask_doctor(read_experiment(file, {}))
+    except InputError as error:
+        return f"warning: how long a training takes here could not be tried: {error}"
+    return (
+        f"The training is going to take about {minutes(found['seconds']['total'])} here: {found['epochs']} "
+        f"epochs of {found['steps']} steps, {found['seconds']['step']:.2g} s each"
+    )
+
+
+def _list(
+    output_dir: Path,
+    sources: tuple[Path | None, Path | None, Path | None, Path | None],
+    means: Means,
+    command: str,
+    *,
     folds: int,
     seed: int,
     test_fraction: float,
@@ -249,16 +272,29 @@ def datalist(
     splits: Path | None,
     label_names: list[str] | None,
     instances: bool,
-) -> None:
-    """Carry out `bundle.cli.datalist`, whose arguments these are."""
+) -> dict[str, Any]:
+    """Write the data list of a source, and the plan and the experiment for it; the plan.
+
+    Args:
+        output_dir: where they go.
+        sources: images, labels, nnunet and msd.
+        means: of the training.
+        command: that is carried out.
+        folds: and all others, see `bundle.cli.datalist`.
+    """
     _require_no_other_splits(output_dir, splits)
-    source = _read_source(images, labels, nnunet, msd)
-    _require_own(output_dir)
+    source = _read_source(*sources)
+    _require_own(output_dir, ["dataset.json", "task.json", "experiment.json"])
     declared = parse_labels(label_names) if label_names else source.labels
     spatial_dims, in_channels = _dims(source)
 
-    inspected = inspect_cases(
-        source.cases, spatial_dims=spatial_dims, in_channels=in_channels, labels=declared, instances=instances
+    inspected, fingerprint = read_fingerprints(
+        source.cases,
+        output_dir,
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        labels=declared,
+        instances=instances,
     )
     problems = source.problems + [problem for found, _ in inspected for problem in found]
     problems += [] if instances else _too_large(source.cases, [case_facts for _, case_facts in inspected])
@@ -271,27 +307,26 @@ def datalist(
     lists = _split(source.cases, folds, seed, test_fraction, subject_of, splits)
     pictures = all(is_picture(_first_file(case)) for case in source.cases)
     dataset = _describe(source, lists, output_dir, spatial_dims, in_channels, names, instances)
+    learnt = {case["case"] for part in ("training", "validation") for case in lists[part]}
     task = plan_task(
-        facts,
+        [own for case, own in zip(source.cases, facts, strict=True) if case["case"] in learnt],
         spatial_dims=spatial_dims,
         in_channels=in_channels,
         labels=names,
         instances=instances,
         pictures=pictures,
+        modality=source.modality,
+        **asdict(means),
     )
-    folder = output_dir.resolve()
-    experiment = {
-        "config_file": ["configs/train.json", str(folder / "task.json")],
-        "dataset_dir": str(folder),
-        "output_dir": f"$@bundle_root + {f'/runs/{folder.name}'!r}",
+    contents = {
+        "dataset.json": dataset,
+        "task.json": task,
+        "experiment.json": _experiment(output_dir, output_dir, means),
     }
-    contents = {"dataset.json": dataset, "task.json": task, "experiment.json": experiment}
     hashes = {name: _hash(content) for name, content in contents.items()}
-    contents["dataset.json"] = {**dataset, WRITTEN: {"by": "python -m bundle datalist", **hashes}}
-    with ExitStack() as stack:
-        for name, content in contents.items():
-            file = stack.enter_context(atomic_write(output_dir / name))
-            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    by = {"by": f"python -m bundle {command}", **hashes}
+    contents["dataset.json"] = {**dataset, WRITTEN: by}
+    _write(output_dir, contents, fingerprint)
     for line in _summary(source.cases, lists, facts, names, instances):
         typer.echo(line)
     voxels = {case["case"]: case_facts.voxels for case, case_facts in zip(source.cases, facts, strict=True)}
@@ -301,12 +336,86 @@ def datalist(
         *([] if instances else _untrained(lists, voxels, names)),
     ]:
         typer.echo(f"warning: {warning}", err=True)
-    if "flip_axes" in task:
+    if sided := sided_names(names):
         typer.echo(
-            f'{few(sided_names(names))} say left or right: task.json has "flip_axes": [], so that training '
+            f'{few(sided)} say left or right: task.json has "flip_axes": [], so that training '
             "does not mirror images from left to right"
         )
-    typer.echo(f"Wrote {', '.join(contents)} into {output_dir}. To train:")
+    _tell(output_dir, contents)
+    return task
+
+
+def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str, Any]:
+    """Write the plan and the experiment for a data set that has its list; the plan."""
+    _require_own(output_dir, ["task.json", "experiment.json"])
+    path = dataset_dir / "dataset.json"
+    description = read_json(path)
+    split = sections(dataset_dir)
+    cases = [case for part in split.values() for case in part]
+    source = Source(cases, labels=dataset_labels(description, path) or None, modality=_modality(description))
+    instances = bool(description.get("instances"))
+    spatial_dims, in_channels = _dims(source)
+    inspected, fingerprint = read_fingerprints(
+        cases,
+        output_dir,
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        labels=source.labels,
+        instances=instances,
+    )
+    _report([problem for found, _ in inspected for problem in found])
+    facts = [case_facts for _, case_facts in inspected if case_facts is not None]
+    values = sorted({value for case in facts for value in case.voxels})
+    names = {"background": 0} if instances else (source.labels or name_values(values, FIX_VALUES))
+    task = plan_task(
+        facts[: len(split["training"]) + len(split["validation"])],  # the first sections
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        labels=names,
+        instances=instances,
+        pictures=all(is_picture(_first_file(case)) for case in cases),
+        modality=source.modality,
+        **asdict(means),
+    )
+    contents = {"task.json": task, "experiment.json": _experiment(output_dir, dataset_dir, means)}
+    fingerprint[WRITTEN] = {name: _hash(content) for name, content in contents.items()}
+    _write(output_dir, contents, fingerprint)
+    for warning in [] if instances else _untrained(split, dict(_voxels(cases, facts)), names):
+        typer.echo(f"warning: {warning}", err=True)
+    _tell(output_dir, contents)
+    return task
+
+
+def _voxels(
+    cases: Sequence[Mapping[str, Any]], facts: Sequence[Facts]
+) -> Iterable[tuple[str, dict[int, int]]]:
+    return ((case["case"], found.voxels) for case, found in zip(cases, facts, strict=True))
+
+
+def _experiment(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str, Any]:
+    """The content of experiment.json."""
+    folder = output_dir.resolve()
+    experiment = {
+        "config_file": ["configs/train.json", str(folder / "task.json")],
+        "dataset_dir": str(dataset_dir.resolve()),
+        "output_dir": f"$@bundle_root + {f'/runs/{folder.name}'!r}",
+    }
+    if means.minutes is not None and HAS_MINUTES:
+        experiment["minutes"] = means.minutes
+    return experiment
+
+
+def _write(output_dir: Path, contents: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
+    with ExitStack() as stack:
+        for name, content in {**contents, FINGERPRINT: fingerprint}.items():
+            file = stack.enter_context(atomic_write(output_dir / name))
+            file.write_text(
+                json.dumps(content, indent=1 if name == FINGERPRINT else 2) + "\n", encoding="utf-8"
+            )
+
+
+def _tell(output_dir: Path, contents: Mapping[str, Any]) -> None:
+    typer.echo(f"Wrote {', '.join([*contents, FINGERPRINT])} into {output_dir}. To train:")
     typer.echo(f"python -m monai.bundle run --args_file {shlex.quote(str(output_dir / 'experiment.json'))}")
 
 
@@ -365,6 +474,12 @@ def _unmatched(file: Path, name: str, kind: str, rivals: Sequence[Path]) -> Prob
         "each image needs one label, each label one image",
         f"add or rename its {other}, or move it away (channels in files of their own: --nnunet)",
     )
+
+
+def _modality(description: Mapping[str, Any]) -> list[str]:
+    """What a dataset.json calls its channels."""
+    names = description.get("channel_names", description.get("modality")) or []
+    return [str(name) for name in (names.values() if isinstance(names, dict) else names)]
 
 
 def _about(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -612,9 +727,9 @@ def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _require_own(output_dir: Path) -> None:
+def _require_own(output_dir: Path, names: Sequence[str]) -> None:
     """Refuse to replace what another tool wrote, or what somebody changed since."""
-    places = [output_dir / name for name in ("dataset.json", "task.json", "experiment.json")]
+    places = [output_dir / name for name in ("dataset.json", "task.json", "experiment.json", FINGERPRINT)]
     held: dict[str, dict[str, Any]] = {}
     for place in places:
         if place.exists():
@@ -622,13 +737,18 @@ def _require_own(output_dir: Path) -> None:
                 held[place.name] = read_json(place)
             except InputError:
                 held[place.name] = {}
-    written = held.get("dataset.json", {}).get(WRITTEN)
-    known = written if isinstance(written, dict) else {}
-    others = [str(output_dir / name) for name in held if _hash(held[name]) != known.get(name)]
+    known: dict[str, set[str]] = defaultdict(set)
+    for holder in ("dataset.json", FINGERPRINT):
+        written = held.get(holder, {}).get(WRITTEN)
+        for name, own in (written if isinstance(written, dict) else {}).items():
+            known[name].add(own)
+    others = [
+        str(output_dir / name) for name in names if name in held and _hash(held[name]) not in known[name]
+    ]
     if others:
         raise InputError(
-            f"{' and '.join(others)} would be replaced, and 'datalist' did not write that, or somebody "
-            "changed it since; move it away, or choose another --output_dir."
+            f"{' and '.join(others)} would be replaced, and neither 'datalist' nor 'plan' wrote that, or "
+            "somebody changed it since; move it away, or choose another --output_dir."
         )
 
 

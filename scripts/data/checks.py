@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -40,6 +40,10 @@ INTENSITIES = (1e-30, 1e30)
 _THREADS = 2
 _COUNTED_SPAN, _COUNTED_AT_ONCE = 1 << 16, 1 << 20  # values that are counted in a table, voxels at once
 _Result = TypeVar("_Result")
+
+Look = Callable[[Sequence[np.ndarray], np.ndarray, Grid], dict[str, Any]]
+"""What else is to be found in a sound case: of its channel files, (*spatial, channel), its label, (*spatial),
+both in the order of the first file, and where that lies."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,13 @@ class Facts:
         shape: voxels per axis; in 3D after reorientation to RAS, in 2D (width, height).
         spacing: voxel edge in mm per axis of `shape`; None for pictures.
         voxels: number of label voxels of each value.
+        found: what a `Look` found.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None
     voxels: dict[int, int]
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 def check_image(case: Mapping[str, Any], *, spatial_dims: int, in_channels: int) -> list[Problem]:
@@ -93,7 +99,7 @@ def check_image(case: Mapping[str, Any], *, spatial_dims: int, in_channels: int)
     Returns:
         All problems found.
     """
-    return _inspect_image(case, spatial_dims, in_channels)[0]
+    return _inspect_image(case, spatial_dims, in_channels, None)[0]
 
 
 def check_form(name: str, path: str) -> list[Problem]:
@@ -191,10 +197,16 @@ def inspect_cases(
     labels: Mapping[str, int] | None,
     instances: bool = False,
     progress: str = "Checking data",
+    look: Look | None = None,
 ) -> list[tuple[list[Problem], Facts | None]]:
-    """As `check_cases`, with the facts of each case; None for a case with errors."""
+    """As `check_cases`, with the facts of each case; None for a case with errors.
+
+    Args:
+        cases: see `check_cases`, and so are those not named here.
+        look: what else is to be found in them, while they are read.
+    """
     return map_cases(
-        lambda case: _inspect_case(case, spatial_dims, in_channels, labels, instances), cases, progress
+        lambda case: _inspect_case(case, spatial_dims, in_channels, labels, instances, look), cases, progress
     )
 
 
@@ -328,8 +340,10 @@ def _inspect_case(
     in_channels: int,
     labels: Mapping[str, int] | None,
     instances: bool,
+    look: Look | None = None,
 ) -> tuple[list[Problem], Facts | None]:
-    problems, grid = _inspect_image(case, spatial_dims, in_channels)
+    channels: list[np.ndarray] = []
+    problems, grid = _inspect_image(case, spatial_dims, in_channels, channels if look else None)
     name = str(case["case"])
     if not case.get("label"):
         problems.append(
@@ -360,7 +374,7 @@ def _inspect_case(
         )
     try:
         if grid is not None:
-            turn_onto(label_grid, grid, "image")
+            turn = turn_onto(label_grid, grid, "image")
         problems += check_form(name, path)
     except Fault as fault:
         problems.append(Problem(name, path, *fault.args))
@@ -368,13 +382,21 @@ def _inspect_case(
     problems += found
     if grid is None or any(problem.severity == "error" for problem in problems):
         return problems, None
-    return problems, Facts(*grid.canonical(), voxels)
+    found_too = look(channels, turned(values, turn), grid) if look else {}
+    return problems, Facts(*grid.canonical(), voxels, found_too)
 
 
 def _inspect_image(
-    case: Mapping[str, Any], spatial_dims: int, in_channels: int
+    case: Mapping[str, Any], spatial_dims: int, in_channels: int, kept: list[np.ndarray] | None
 ) -> tuple[list[Problem], Grid | None]:
-    """Problems of all channel files, and the grid of the first one that can be read."""
+    """Problems of all channel files, and the grid of the first one that can be read.
+
+    Args:
+        case: see the module.
+        spatial_dims: 2 or 3.
+        in_channels: channels that the network takes.
+        kept: gets the voxels of each file in the order of the first one's axes; None: nobody wants them.
+    """
     name = str(case["case"])
     if not case.get("image"):
         found = Problem(
@@ -406,15 +428,21 @@ def _inspect_image(
         try:
             file = read_file(path)
             here = _spatial_grid(file, spatial_dims, in_channels if len(files) == 1 else 1, label=False)
-            if grid is not None:
-                turn_onto(here, grid, "first channel")
+            turn = None if grid is None else turn_onto(here, grid, "first channel")
             grid = grid or here
             problems += check_form(name, path)
             _finite(file.values)
             _in_range(file.values)
+            if kept is not None:
+                kept.append(turned(_channels_last(file.values, here), turn))
         except Fault as fault:
             problems.append(Problem(name, path, *fault.args))
     return problems, grid
+
+
+def _channels_last(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """(*spatial, channel), of a file that may hold axes of one voxel."""
+    return values.reshape(*grid.shape, -1)
 
 
 def _files(case: Mapping[str, Any]) -> list[str]:

@@ -58,10 +58,10 @@ def check_remembered(
     places = [folder / "checked.json", _cache_file(folder)]
     known = set().union(*map(_read, places)) if check == "remembered" else set()
     rules = [*map(sha256, CODE), settings]
-    mine = {_hash(case, folder, rules): case for case in cases[rank::size]}
+    mine = {case_hash(case, folder, rules): case for case in cases[rank::size]}
     new = {key: case for key, case in mine.items() if key not in known}
     problems = check_cases(list(new.values()), **settings)
-    problems += [_changed(case) for key, case in new.items() if _hash(case, folder, rules) != key]
+    problems += [_changed(case) for key, case in new.items() if case_hash(case, folder, rules) != key]
     faulty = {problem.case for problem in problems}
     passed = [key for key, case in new.items() if str(case["case"]) not in faulty]
     gathered = gather((problems, passed, len(mine) - len(new)))
@@ -89,8 +89,8 @@ def _cache_file(folder: Path) -> Path:
     return user_cache() / f"checked-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
 
 
-def _hash(case: Mapping[str, Any], folder: Path, rules: Any) -> str:
-    """Of a case's files as they are, and of the rules."""
+def case_hash(case: Mapping[str, Any], folder: Path, rules: Any) -> str:
+    """Of a case's files as they are, and of whatever else what is remembered depends on."""
     described: list[Any] = [rules, str(case["case"])]
     for key in ("image", "label"):
         for name in ensure_tuple(case.get(key) or ()):

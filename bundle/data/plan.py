@@ -1,0 +1,611 @@
+"""What the data say of a training: an overlay on configs/train.json and configs/inference.json, with reasons.
+
+A pure function of what `bundle.data.fingerprint` found and of what the user has: minutes, memory, cores. The
+same data and arguments give the same file, on any machine.
+
+Follows F. Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image
+segmentation", Nature Methods 18, 2021, in the median spacing, the patch in the shape of the median image,
+kernels and strides along thick slices, and the normalisation of CT; sizes are those of a small machine.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scripts.data.checks import Facts
+from scripts.data.reader import round_size
+from scripts.errors import InputError
+from scripts.labels import IGNORE_NAME
+from scripts.networks import UNet
+from scripts.sides import sided_names
+
+REASONS = "_reasons"
+"""The id of the plan that says why, by id; what begins with _ is a note to `scripts.settings`."""
+
+#: Voxels of a patch, and of one axis of it; along the slices of thick ones more.
+PATCH_VOXELS = {2: 256 * 256, 3: 80 * 80 * 80}
+PATCH_CAP = {2: 256, 3: 96}
+PATCH_STEP = 16
+
+#: An image below this along an axis is not halved there; most levels; fewest voxels of the smallest map.
+MOST_LEVELS, SMALLEST_MAP = 5, 4
+
+#: Slices are thick where a voxel is so much longer along one axis; few where there are no more of them.
+THICK, FEW_SLICES = 3.0, 16
+
+#: Widths: of the first level, and most of any.
+BASE, MOST_CHANNELS = 16, {2: 512, 3: 320}
+
+#: Floating point operations a second of one core that trains, for the choice of sizes alone: measured in
+#: float32, 12 to 30 billion. Steps that a training should have, those from which on the network may be twice
+#: as wide, and those without which there is no use in it.
+RATE = 15e9
+STEPS, MANY_STEPS, FEWEST_STEPS = 1000, 4000, 200
+
+#: Gigabytes of a process beside the tensors of a step; bytes for each weight, with gradient and optimizer.
+PROCESS_GB, WEIGHT_BYTES = 1.0, 16
+
+#: A training of fewer steps than this within `EPOCHS` epochs gets more of them, up to the most.
+ENOUGH_STEPS, EPOCHS, MOST_EPOCHS = 2000, 40, 400
+MOST_SAMPLES = 8
+
+#: Objects of a median width above this are learnt at a coarser resolution, at which they have about this
+#: width: a network of five levels sees about 180 pixels. The smallest keep as many pixels as the second says.
+OBJECT_WIDTH, LEAST_WIDTH = 60, 16
+
+#: Where a scan ends and an error in the header begins: edges of a voxel in mm, and how often the edge of one
+#: case may be that of the median case.
+LONGEST_EDGE, SHORTEST_EDGE, MOST_RATIO = 100.0, 0.01, 20.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a network sees and how large it is.
+
+    Attributes:
+        patch: voxels an axis.
+        strides: of each down-step, one an axis.
+        kernels: of each level, one an axis.
+        channels: of each level.
+        batch: patches in a step.
+    """
+
+    patch: list[int]
+    strides: list[list[int]]
+    kernels: list[list[int]]
+    channels: list[int]
+    batch: int
+
+
+class _Plan:
+    """Ids with their values and reasons, in the order in which they were decided."""
+
+    def __init__(self) -> None:
+        self.task: dict[str, Any] = {}
+        self.reasons: dict[str, str] = {}
+
+    def set(self, name: str, value: Any, why: str) -> None:
+        self.task[name] = value
+        self.reasons[name] = why
+
+
+def plan_task(
+    facts: Sequence[Facts],
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    labels: Mapping[str, int],
+    instances: bool = False,
+    pictures: bool = False,
+    modality: Sequence[str] = (),
+    minutes: float | None = None,
+    memory_gb: float | None = None,
+    cores: int = 1,
+) -> dict[str, Any]:
+    """Decide how to train on what was found.
+
+    Args:
+        facts: of all cases, with what `bundle.data.fingerprint.look_at` found; without it the defaults hold.
+        spatial_dims: 2 or 3.
+        in_channels: channels of an image.
+        labels: name to value; not used for instances, which are learnt as interior and border.
+        instances: labels number the instances.
+        pictures: images are PNG, TIFF, BMP or JPEG, not NIfTI.
+        modality: what the source calls its channels, such as "CT".
+        minutes: of the training; None: no limit.
+        memory_gb: of the training's process; None: no limit.
+        cores: that train, by which `minutes` are judged.
+
+    Returns:
+        The overlay; under `REASONS` why, by id. `patch_size` in voxels along RAS axes in 3D and
+        (width, height) in 2D, `spacing` in mm.
+
+    Raises:
+        InputError: spacings that cannot be; too little time or memory for any network.
+    """
+    _require_likely(facts)
+    plan = _Plan()
+    plan.set("spatial_dims", spatial_dims, "as the files have")
+    plan.set("in_channels", in_channels, "as the files have, or the source says")
+    if instances:
+        plan.set("instances", True, "--instances: labels number the objects")
+        named = {"background": 0, "interior": 1, "border": 2}
+        plan.set("labels", named, "touching objects are told apart by a class of their border")
+    else:
+        ordered = dict(sorted(labels.items(), key=lambda label: label[1]))
+        plan.set("labels", ordered, "names and values of the classes")
+    plan.set("segments", {}, "to be filled with codes where results are to be DICOM")
+
+    median, spacing, zoom = _resolution(plan, facts, spatial_dims, instances, pictures)
+    sides = sided_names(labels)
+    classes = len(plan.task["labels"]) - (IGNORE_NAME in labels)
+    size = _size(plan, median, spacing, in_channels, classes, minutes, memory_gb, cores)
+    shares = _shares(facts, labels, instances)
+    _length(plan, median, size, len(facts))
+    _loss(plan, shares, instances)
+    _normalisation(plan, facts, spatial_dims, modality)
+    _augmentation(plan, size, spacing, shares, sides, instances)
+    if pictures:
+        plan.set("output_ext", ".png", "results are pictures, as the images are")
+    if instances:
+        _objects(plan, facts, spatial_dims, zoom)
+    return {**plan.task, REASONS: plan.reasons}
+
+
+def guess_modality(facts: Sequence[Facts], spatial_dims: int, declared: Sequence[str]) -> tuple[str, str]:
+    """What kind of images these are, and why that is thought.
+
+    Returns:
+        "CT", "MR", "fluorescence", "brightfield", "colour", "grey" (electron microscopy, phase contrast) or
+        "unknown".
+    """
+    words = " ".join(map(str, declared))
+    if re.search(r"\bCT\b", words, re.IGNORECASE):
+        return "CT", f"the source calls it {words!r}"
+    if re.search(r"\b(MRI?|T1|T2|FLAIR|T1w|T2w|T1gd|T1ce|ADC|DWI)\b", words, re.IGNORECASE):
+        return "MR", f"the source calls it {words!r}"
+    whole = [[channel["whole"] for channel in case.found["channels"]] for case in facts if case.found]
+    if not whole:
+        return "unknown", "nothing is known of intensities"
+    if spatial_dims == 3:
+        low = float(np.median([case[0]["percentiles"][0] for case in whole]))
+        numbers = all(case.found["channels"][0]["whole_numbers"] for case in facts if case.found)
+        if len(whole[0]) == 1 and numbers and -1200 <= low <= -500:
+            return "CT", f"whole numbers from {low:g} on look like Hounsfield units"
+        return "MR", f"a volume whose intensities begin at {low:g} is no CT, and is taken for MR"
+    places = []
+    for case in whole:
+        low, middle, high = np.mean([channel["percentiles"] for channel in case], axis=0)
+        places.append((middle - low) / (high - low) if high > low else 0.5)
+    place = float(np.median(places))
+    where = f"the median of a picture lies at {place:.0%} of its range".replace("%", " percent")
+    if place < 0.25:
+        return "fluorescence", f"{where}: bright on dark"
+    if len(whole[0]) >= 3:
+        return "colour", f"{len(whole[0])} channels; {where}"
+    if place > 0.6:
+        return "brightfield", f"{where}: a bright ground"
+    return "grey", f"{where}: no dark and no bright ground, as in electron microscopy and phase contrast"
+
+
+def _require_likely(facts: Sequence[Facts]) -> None:
+    """Refuse spacings that no scanner has.
+
+    Raises:
+        InputError: says what is wrong, and with how many cases.
+    """
+    known = [case.spacing for case in facts if case.spacing is not None]
+    if not known:
+        return
+    median = np.median(known, axis=0)
+    if median.max() > LONGEST_EDGE:
+        raise InputError(
+            f"the voxels of the median case measure {_by(median)} mm; an edge is at most {LONGEST_EDGE:g} "
+            "mm: write the right spacing, in mm, into the headers"
+        )
+    far = [edges for edges in known if max(np.max(edges / median), np.max(median / edges)) > MOST_RATIO]
+    if far:
+        raise InputError(
+            f"{len(far)} of {len(known)} cases have voxels such as {_by(far[0])} mm, the median case "
+            f"{_by(median)} mm; they may differ by {MOST_RATIO:g} times at most: write all headers in mm, or "
+            "take those cases out"
+        )
+
+
+def _resolution(
+    plan: _Plan, facts: Sequence[Facts], dims: int, instances: bool, pictures: bool
+) -> tuple[list[float], list[float], int]:
+    """Median size in voxels at the resolution of the training, its spacing, and how much coarser it is."""
+    shape = np.median([case.shape for case in facts], axis=0)
+    edges = [case.spacing for case in facts if case.spacing is not None] or [(1.0,) * dims]
+    spacing = [round_size(size) for size in np.median(edges, axis=0)]
+    if dims == 3:
+        thick = _thick(spacing)
+        why = "the median of each axis; volumes are resampled to it, and results back to the file's grid"
+        if min(spacing) < SHORTEST_EDGE:
+            why += f"; {_by(spacing)} mm is much for a microscope only: look whether the headers are in mm"
+        if thick is not None:
+            why += (
+                f"; axis {thick} has thick slices ({max(spacing) / min(spacing):.3g} times the width): "
+                "it is not made finer, and kernels and strides see to it. The reader has no 2D networks on "
+                "slices of volumes; for these save the slices as PNG"
+            )
+        plan.set("spacing", spacing, why)
+        extent = np.median([np.multiply(case.shape, case.spacing) for case in facts], axis=0)
+        return (extent / spacing).tolist(), spacing, 1
+    zoom, why = _zoom(facts, instances)
+    if zoom == 1:
+        plan.set("geometry", [], why)
+        return shape.tolist(), [1.0, 1.0], 1
+    plan.set("spacing", [round_size(edge * zoom) for edge in ((1.0, 1.0) if pictures else spacing)], why)
+    resample = {
+        "_target_": "scripts.transforms.IsolatedSpacingd",
+        "keys": "$list(@interpolation)",
+        "pixdim": "@spacing",
+        "mode": "$list(@interpolation.values())",
+    }
+    plan.set("geometry", [resample], "resampled to spacing; probabilities come back to the file's pixels")
+    return (shape / zoom).tolist(), [1.0, 1.0], zoom
+
+
+def _zoom(facts: Sequence[Facts], instances: bool) -> tuple[int, str]:
+    """By how much pictures are made smaller, so that what is in them fits into what the network sees."""
+    if instances:
+        widths = object_widths(facts, 2)
+        what = "objects"
+    else:
+        listed = [case.found["widths"] for case in facts if case.found.get("widths")]
+        values = {value for case in listed for value in case}
+        medians = [np.median([case[value] for case in listed if value in case]) for value in sorted(values)]
+        widths = np.array(sorted(medians)[:1])
+        what = "the thinnest class"
+    if not len(widths):
+        return 1, "pictures are not resampled"
+    middle, small = np.percentile(widths, (50, 10))
+    zoom = max(min(round(middle / OBJECT_WIDTH), int(small / LEAST_WIDTH)), 1)
+    said = f"{what}: {middle:.3g} pixels wide in the middle"
+    if zoom == 1:
+        return 1, f"pictures are not resampled ({said})"
+    return zoom, f"{said}, more than a network sees well: pictures are made {zoom} times smaller"
+
+
+def object_widths(facts: Sequence[Facts], dims: int) -> np.ndarray:
+    """Diameters of the circles, or spheres, as large as the objects of all cases, in pixels or voxels."""
+    voxels = np.array([n for case in facts for value, n in case.voxels.items() if value > 0], dtype=float)
+    return 2 * np.sqrt(voxels / np.pi) if dims == 2 else np.cbrt(6 * voxels / np.pi)
+
+
+def _thick(spacing: Sequence[float]) -> int | None:
+    """The axis along which slices are thick."""
+    return int(np.argmax(spacing)) if max(spacing) > THICK * min(spacing) else None
+
+
+def network_levels(
+    sizes: Sequence[float], spacing: Sequence[float]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Strides of the down-steps and kernels of the levels for patches of about these sizes.
+
+    Where slices are thick, kernels are 1 and strides are 1 along them until voxels are nearly isotropic.
+
+    Args:
+        sizes: voxels an axis.
+        spacing: edges of a voxel, one an axis.
+    """
+    thick = _thick(spacing)
+    size, edges = list(sizes), list(spacing)
+    strides: list[list[int]] = []
+    kernels: list[list[int]] = []
+    seen = [axis != thick for axis in range(len(size))]
+    while True:
+        near = [edge <= 2 * min(edges) for edge in edges]
+        seen = [old or new for old, new in zip(seen, near, strict=True)]
+        kernels.append([3 if own else 1 for own in seen])
+        few = [axis == thick and sizes[axis] < FEW_SLICES for axis in range(len(size))]
+        halved = [
+            size[axis] >= 2 * SMALLEST_MAP and not few[axis] and (thick is None or near[axis])
+            for axis in range(len(size))
+        ]
+        if len(kernels) == MOST_LEVELS or (not any(halved) and len(kernels) > 1):
+            return strides, kernels
+        if not any(halved):  # the smallest network has two levels
+            halved = [axis != thick for axis in range(len(size))]
+        strides.append([2 if half else 1 for half in halved])
+        size = [n // stride for n, stride in zip(size, strides[-1], strict=True)]
+        edges = [edge * stride for edge, stride in zip(edges, strides[-1], strict=True)]
+
+
+def _candidates(
+    median: Sequence[float], spacing: Sequence[float], minutes: float | None
+) -> Iterator[tuple[Size, int]]:
+    """Networks from large to small, and the steps that each should have."""
+    dims = len(median)
+    batch = {2: 4, 3: 2}[dims]
+    if minutes is not None:
+        yield _sized(median, spacing, 1.0, 2 * BASE, batch), MANY_STEPS
+    for share, base, patches in (
+        *((1.0, BASE, batch), (1.0, BASE, 2), (0.5, BASE, 2), (0.25, BASE, 2)),
+        *((0.25, BASE // 2, 2), (0.125, BASE // 2, 2), (0.0625, BASE // 2, 2), (0.0625, BASE // 2, 1)),
+    ):
+        yield _sized(median, spacing, share, base, patches), STEPS
+
+
+def _sized(median: Sequence[float], spacing: Sequence[float], share: float, base: int, batch: int) -> Size:
+    """A network with a patch of the median image's shape, of at most a share of PATCH_VOXELS."""
+    dims = len(median)
+    thick = _thick(spacing)
+    caps = [PATCH_CAP[dims] if thick in (None, axis) else PATCH_CAP[2] for axis in range(dims)]
+    wanted = [min(float(size), cap) for size, cap in zip(median, caps, strict=True)]
+    while math.prod(wanted) > share * PATCH_VOXELS[dims] and max(wanted) > 2 * PATCH_STEP:
+        wanted[wanted.index(max(wanted))] -= PATCH_STEP
+    strides, kernels = network_levels(wanted, spacing)
+    steps = np.prod(strides, axis=0).tolist()
+    patch = [max(math.ceil(size / step - 0.5), 1) * step for size, step in zip(wanted, steps, strict=True)]
+    channels = [min(base * 2**level, MOST_CHANNELS[dims]) for level in range(len(kernels))]
+    return Size(patch, strides, kernels, channels, batch)
+
+
+def _size(
+    plan: _Plan,
+    median: Sequence[float],
+    spacing: Sequence[float],
+    in_channels: int,
+    classes: int,
+    minutes: float | None,
+    memory_gb: float | None,
+    cores: int,
+) -> Size:
+    """The first candidate that fits into time and memory, written into the plan."""
+    dims = len(median)
+    limits = []
+    for size, steps in _candidates(median, spacing, minutes):
+        fits = True
+        if minutes is not None or memory_gb is not None:
+            need_gb, operations = _needs(size, in_channels, classes)
+            limits.append((need_gb, operations))
+            least = steps * operations / (RATE * cores * 60)
+            fits = (minutes is None or least <= minutes) and (memory_gb is None or need_gb <= memory_gb)
+        if fits:
+            break
+    else:  # the last one, if it is of any use at all
+        need_gb, operations = limits[-1]
+        least = FEWEST_STEPS * operations / (RATE * cores * 60)
+        if memory_gb is not None and need_gb > memory_gb:
+            raise InputError(
+                f"--memory_gb is {memory_gb:g}; the smallest network takes about {need_gb:.1f} GB: give "
+                f"{math.ceil(10 * need_gb) / 10:g} or more"
+            )
+        if minutes is not None and least > minutes:
+            raise InputError(
+                f"--minutes is {minutes:g}; {FEWEST_STEPS} steps of the smallest network take about "
+                f"{least:.2g} on {cores} core(s): give {math.ceil(10 * least) / 10:g} or more"
+            )
+    limits_told = [f"{minutes:g} minutes on {cores} core(s)"] if minutes is not None else []
+    limits_told += [f"{memory_gb:g} GB"] if memory_gb is not None else []
+    limit = " and ".join(limits_told)
+    within = f", within {limit}" if limit else ""
+    plan.set(
+        "patch_size",
+        size.patch,
+        f"the median image has {_by(median)} voxels; a patch has its shape, about {math.prod(size.patch):,} "
+        f"voxels of it{within}, in multiples of what the strides divide by",
+    )
+    plan.set(
+        "channels",
+        size.channels,
+        f"{len(size.channels)} levels, as long as a map keeps {SMALLEST_MAP} voxels an axis; "
+        f"{size.channels[0]} channels in the first{within}",
+    )
+    default = len(size.strides) * [[2] * dims], len(size.kernels) * [[3] * dims]
+    if size.strides != default[0]:
+        why = "an axis is halved as long as it is long enough"
+        why += ", and across thick slices where voxels are nearly isotropic" * (_thick(spacing) is not None)
+        plan.set("network_def::strides", size.strides, why)
+    if size.kernels != default[1]:
+        why = "slices are thick: kernels do not reach across them until voxels are nearly isotropic"
+        plan.set("network_def::kernel_sizes", size.kernels, why)
+    plan.set("batch_size", size.batch, f"patches in a step{within}")
+    slow = size.channels[0] > BASE
+    plan.set(
+        "learning_rate", 0.001 if slow else 0.002, "wide networks are trained more slowly than narrow ones"
+    )
+    return size
+
+
+def _needs(size: Size, in_channels: int, classes: int) -> tuple[float, float]:
+    """Gigabytes of a training, and operations of a step."""
+    from scripts.compute.memory import operations, training_bytes
+
+    dims = len(size.patch)
+    network = UNet(dims, in_channels, classes, size.channels, size.strides, size.kernels)
+    batch = (size.batch, in_channels, *size.patch)
+    weights = sum(weight.numel() for weight in network.parameters())
+    held = (training_bytes(network, batch) + WEIGHT_BYTES * weights) / 1e9
+    return PROCESS_GB + held, operations(network, batch, training=True)
+
+
+def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) -> list[float]:
+    """What share of the annotated voxels each foreground class has; that of all objects for instances."""
+    voxels: Counter[int] = Counter()
+    for case in facts:
+        voxels.update(case.voxels)
+    if instances:
+        total = voxels.total()
+        return [(total - voxels[0]) / total] if total else []
+    named = {name: value for name, value in labels.items() if name != IGNORE_NAME}
+    foreground = sorted(named.values())[1:]
+    total = sum(voxels[value] for value in named.values())
+    return [voxels[value] / total for value in foreground] if total else []
+
+
+def _length(plan: _Plan, median: Sequence[float], size: Size, cases: int) -> None:
+    patches = max(round(math.prod(median) / math.prod(size.patch)), 1)
+    samples = min(patches, MOST_SAMPLES)
+    plan.set(
+        "samples_per_case", samples, f"about {patches} patches fill a median image; at most {MOST_SAMPLES}"
+    )
+    steps = math.ceil(cases * samples / size.batch)
+    epochs = min(max(5 * math.ceil(ENOUGH_STEPS / steps / 5), EPOCHS), MOST_EPOCHS)
+    plan.set(
+        "max_epochs", epochs, f"{EPOCHS}, or as many as make {ENOUGH_STEPS} steps, at most {MOST_EPOCHS}; an "
+        f"epoch of all cases has {steps}"
+    )  # fmt: skip
+    plan.set("val_interval", max(epochs // 8, 5), "validated about eight times")
+
+
+def _loss(plan: _Plan, shares: Sequence[float], instances: bool) -> None:
+    much = not instances and sum(shares) > 0.5
+    why = f"foreground is {_percent(sum(shares))} of what is annotated: "
+    why += (
+        "Dice, which leaves out class 0, is high wherever all is foreground: cross entropy has to tell"
+        if much
+        else "half Dice, which rare classes count in as much as others, and half cross entropy"
+    )
+    plan.set("alpha", 1.0 if much else 0.5, why)
+
+
+def _normalisation(plan: _Plan, facts: Sequence[Facts], dims: int, declared: Sequence[str]) -> None:
+    kind, because = guess_modality(facts, dims, declared)
+    known = [case.found["channels"] for case in facts if case.found]
+    scale: dict[str, Any] = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
+    normalise, why = [scale], "each channel by its own mean and standard deviation"
+    foreground = [case[0]["foreground"] for case in known if case[0]["foreground"]]
+    if kind == "CT" and len(known[0] if known else ()) == 1 and foreground:
+        low, high = (round_size(np.median([own["percentiles"][n] for own in foreground])) for n in (0, 2))
+        counts = np.array([own["voxels"] for own in foreground], dtype=float)
+        means, stds = (np.array([own[key] for own in foreground]) for key in ("mean", "std"))
+        mean = float(np.average(means, weights=counts))
+        std = math.sqrt(float(np.average(stds**2 + (means - mean) ** 2, weights=counts)))
+        if high > low and std > 0:
+            clip = {
+                "_target_": "ScaleIntensityRanged",
+                "keys": "image",
+                "a_min": low,
+                "a_max": high,
+                "b_min": round_size((low - mean) / std),
+                "b_max": round_size((high - mean) / std),
+                "clip": True,
+            }
+            normalise = [clip]
+            why = (
+                f"clipped to the 0.5th and 99.5th percentile of the foreground, then less its mean "
+                f"({mean:.4g}) and divided by its standard deviation ({std:.4g})"
+            )
+    elif kind == "MR":
+        empty = float(np.median([channel["zero"] for case in known for channel in case])) if known else 0.0
+        if empty > 0.25:
+            normalise = [{**scale, "nonzero": True}]
+            why += f", within the body alone, as around it {_percent(empty)} of the voxels are 0"
+    elif kind == "fluorescence":
+        root = {"_target_": "AdjustContrastd", "keys": "image", "gamma": 0.5}
+        normalise = [root, scale]
+        why = f"the square root, for dim objects beside bright ones, then {why}"
+    plan.set("normalise", normalise, f"{kind} ({because}): {why}")
+
+
+def _augmentation(
+    plan: _Plan,
+    size: Size,
+    spacing: Sequence[float],
+    shares: Sequence[float],
+    sides: Sequence[str],
+    instances: bool,
+) -> None:
+    dims, thick = len(size.patch), _thick(spacing)
+    free = dims == 2 and not sides
+    if sides:
+        flips: list[int] = []
+        why = f"{', '.join(sides)} say left or right, and a mirrored image would show the other one"
+    elif free:
+        flips, why = [0, 1], "pictures are taken to have no up; where they have, take 1 out"
+    else:
+        flips, why = [0], "volumes lie in one orientation; the body is alike on both sides of axis 0"
+    plan.set("flip_axes", flips, why)
+
+    rarest = min((share for share in shares if share > 0), default=1.0)
+    attracted = 0.5 if rarest < 0.001 else 0.33 if dims == 3 or rarest < 0.02 else 0.0
+    said = [f"foreground_prob {attracted:g}, as the rarest class has {_percent(rarest)} of the voxels"]
+    angle: float | list[float] = 3.14 if free else 0.2
+    if thick is not None:
+        angle = [0.5 if axis == thick else 0.0 for axis in range(dims)]
+        said.append(f"rotations within the slices alone, about axis {thick}")
+    else:
+        said.append("rotated by any angle" if free else "rotated by up to 0.2 radians, as volumes have an up")
+    points = 4
+    apart = float(np.mean([n for axis, n in enumerate(size.patch) if axis != thick])) / (points - 1)
+    elastic = round((0.07 if dims == 2 else 0.16) * apart, 1)
+    said.append(f"elastic vectors of {elastic:g} where control points are {apart:.3g} voxels apart")
+    patch = {
+        "_target_": "scripts.transforms.RandSpatialPatchd",
+        "keys": ["image", "label"],
+        "modes": ["bilinear", "nearest"],
+        "patch_size": "@patch_size",
+        "label_size": "@label_size",
+        "foreground_prob": attracted,
+        "affine_prob": 0.7 if free else 0.5,
+        "rotate_range": angle,
+        "scale_range": [0.8, 1.25] if dims == 2 else [0.85, 1.18],
+        "translate_range": 0.0 if dims == 2 else 3.0,
+        "flip_axes": "@flip_axes",
+        "elastic_prob": 0.3,
+        "elastic_points": points,
+        "elastic_std": elastic,
+        "outside": "@outside",
+        "units": "pixel" if dims == 2 else "edge",
+    }
+    plan.set("patch", patch, "; ".join(said))
+
+
+def _objects(plan: _Plan, facts: Sequence[Facts], dims: int, zoom: int) -> None:
+    """How objects become classes, and classes objects: lengths of the one at the resolution of the training,
+    of the other at that of the file."""
+    widths = object_widths(facts, dims)
+    if not len(widths):
+        widths = np.array([20.0])
+    middle, small = np.percentile(widths, (50, 1))
+    thickness = int(np.clip(round(0.08 * middle / zoom), 2, 4)) if middle / zoom >= 12 else 1
+    met = sum(case.found.get("touching", 0) for case in facts)
+    share = met / len(widths)
+    contacts = share >= 0.1
+    targets = {
+        "_target_": "scripts.transforms.InstancesToClassesd",
+        "keys": "label",
+        "thickness": thickness,
+        "contacts": contacts,
+    }
+    wide = f"objects are {middle:.3g} voxels wide in the middle"
+    why = f"{wide}: a border of {thickness}" + (f" at a resolution {zoom} times coarser" if zoom > 1 else "")
+    why += f"; {_percent(share)} of them touch another: " + (
+        "the border is where they do"
+        if contacts
+        else "too few to learn from, so that the border is all of the rim"
+    )
+    plan.set("targets", [targets], why)
+    content = (math.pi / 4, math.pi / 6)[dims - 2]
+    watershed = {
+        "_target_": "scripts.transforms.WatershedInstancesd",
+        "keys": "pred",
+        "seed_threshold": 0.8,
+        "neck": round(max(0.15 * middle, 1.0), 1),
+        "max_hole": round(0.05 * content * middle**dims),
+        "min_size": max(round(0.25 * content * small**dims), 10),
+    }
+    why = (
+        f"{wide}: cut at necks that are thinner by 15 percent of it, holes of 5 percent of an object filled; "
+        f"what is smaller than a quarter of the smallest ({small:.3g} wide) is none"
+    )
+    plan.set("to_labels", [watershed], why)
+
+
+def _by(numbers: Sequence[float] | np.ndarray) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} percent"  # MONAI reads a percent sign as a macro
