@@ -283,7 +283,7 @@ def _list(
         folds: and all others, see `bundle.cli.datalist`.
     """
     _require_no_other_splits(output_dir, splits)
-    source = _read_source(*sources)
+    source = read_source(*sources)
     _require_own(output_dir, ["dataset.json", "task.json", "experiment.json"])
     declared = parse_labels(label_names) if label_names else source.labels
     spatial_dims, in_channels = _dims(source)
@@ -419,7 +419,7 @@ def _tell(output_dir: Path, contents: Mapping[str, Any]) -> None:
     typer.echo(f"python -m monai.bundle run --args_file {shlex.quote(str(output_dir / 'experiment.json'))}")
 
 
-def _read_source(images: Path | None, labels: Path | None, nnunet: Path | None, msd: Path | None) -> Source:
+def read_source(images: Path | None, labels: Path | None, nnunet: Path | None, msd: Path | None) -> Source:
     if images is not None and labels is not None:
         return match_folders(images, labels)
     return read_nnunet(nnunet) if nnunet is not None else read_msd(msd)  # type: ignore[arg-type]

@@ -21,49 +21,59 @@ from scripts.errors import InputError
 TRAINING = 0.8
 
 #: Minutes that a fold should have, at least; and the least and the most folds.
-A_FOLD, FOLDS = 15, (3, 5)
+A_FOLD, FEWEST, MOST = 15, 3, 5
 
 #: From so many cases on some are held out, and which share of them.
 MANY, HELD_OUT = 40, 0.15
 
 
 def folds_of(minutes: float, cases: int) -> int:
-    """How many folds: more where each still has time to learn, and never more than cases.
+    """How many folds: more where each still has A_FOLD minutes, and never more than cases.
 
     Raises:
-        InputError: one case alone, which leaves none to judge by.
+        InputError: fewer than two cases, which leave none to judge by.
     """
     if cases < 2:
         raise InputError(
-            f"{cases} case is too few: auto needs 2 or more, some to learn from and some to judge by; "
-            "add cases, or cut the image into several"
+            f"auto needs 2 cases or more, some to learn from and some to judge by, and finds {cases}: add "
+            "cases, or cut the image into several"
         )
-    return min(max(math.floor(TRAINING * minutes / A_FOLD), FOLDS[0]), FOLDS[1], cases)
+    return min(max(math.floor(TRAINING * minutes / A_FOLD), FEWEST), MOST, cases)
 
 
-def auto(output_dir: Path, minutes: float, ids: dict[str, Any], **source: Any) -> None:
-    """Carry out `bundle.cli.auto`, whose arguments these are; `source` are those of `plan`."""
+def auto(
+    output_dir: Path,
+    minutes: float,
+    images: Path | None,
+    labels: Path | None,
+    nnunet: Path | None,
+    msd: Path | None,
+    label_names: list[str] | None,
+    ids: dict[str, Any],
+    **options: Any,
+) -> None:
+    """Carry out `bundle.cli.auto`, whose arguments these are; the options are those of `plan`."""
     output_dir = output_dir.resolve()
-    cases = len(read_source(*(source[name] for name in ("images", "labels", "nnunet", "msd"))).cases)
+    cases = len(read_source(images, labels, nnunet, msd).cases)
     folds = folds_of(minutes, cases)
-    options = {**source, "folds": folds, "test_fraction": HELD_OUT if cases >= MANY else 0.0}
-    made_of = {"minutes": minutes, "options": options, "ids": ids}
-    data, experiment = output_dir / "data", output_dir / "data" / "experiment.json"
     a_fold = round(TRAINING * minutes / folds, 2)
+    source = {"images": images, "labels": labels, "nnunet": nnunet, "msd": msd, "label_name": label_names}
+    chosen = {"folds": folds, "test_fraction": HELD_OUT if cases >= MANY else 0, "minutes": a_fold}
+    planned = as_options({**source, **options, **chosen})
     say(
-        f"{minutes:g} minutes for {cases} cases: {folds} folds of {a_fold:g} minutes, "
-        f"{1 - TRAINING:.0%} for the rest"
+        f"{cases} cases, {minutes:g} minutes: {folds} folds of {a_fold:g} minutes of training each, and "
+        f"{minutes - folds * a_fold:.3g} for the rest"
     )
+    made_of = {"options of plan": planned, "ids": ids}
+    experiment = output_dir / "data" / "experiment.json"
     if experiment.is_file():
         require_same(output_dir, made_of)
     else:
         write_record(output_dir, made_of)
-        run_python("-m", "bundle", "plan", *as_options({**options, "output_dir": data}))
-    run_python(
-        *("-m", "bundle", "crossval"),
-        *as_options({"args_file": experiment, "output_dir": output_dir / "crossval", "minutes": a_fold}),
-        *as_options(ids),
-    )
+        run_python("-m", "bundle", "plan", "--output_dir", str(experiment.parent), *planned)
+    results = output_dir / "crossval"
+    files = as_options({"args_file": experiment, "output_dir": results, **ids})
+    run_python("-m", "bundle", "crossval", *files)
 
 
 def as_options(values: Mapping[str, Any]) -> list[str]:
