@@ -71,9 +71,9 @@ def auto(
     else:
         write_record(output_dir, made_of)
         run_python("-m", "bundle", "plan", "--output_dir", str(experiment.parent), *planned)
-    results = output_dir / "crossval"
-    files = as_options({"args_file": experiment, "output_dir": results, **ids})
-    run_python("-m", "bundle", "crossval", *files)
+    files = as_options({"args_file": experiment, "output_dir": output_dir / "crossval"})
+    set_ids = [part for name, value in ids.items() for part in (f"--{name}", str(value))]
+    run_python("-m", "bundle", "crossval", *files, *set_ids)
 
 
 def as_options(values: Mapping[str, Any]) -> list[str]:
