@@ -420,6 +420,27 @@ def crossval(
     """Train every fold, judge each case by the network that did not see it, and make all one ensemble."""
 
 
+@command(RUNS, "runs.auto")
+def auto(
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Data list, runs, scores, ensemble")],
+    minutes: Annotated[float, typer.Option("--minutes", help="That all of it may take")],
+    images: Images = None,
+    labels: Labels = None,
+    nnunet: NnUNet = None,
+    msd: Msd = None,
+    subject_pattern: SubjectPattern = None,
+    subjects: Subjects = None,
+    label_names: LabelNames = None,
+    instances: Instances = False,
+    ids: Ids = None,
+) -> None:
+    """From images and labels to an ensemble and its scores: plan, then crossval; stops and goes on."""
+    require_one_source(images, labels, nnunet, msd)
+    require_together(label_names, instances, subject_pattern, subjects)
+    if not 0 < minutes < math.inf:
+        raise InputError(f"--minutes is {minutes:g}; it takes more than 0; correct it.")
+
+
 @command(SHIP, "ship.package")
 def package(
     args_file: ArgsFile,

@@ -214,7 +214,7 @@ def datalist(
 ) -> None:
     """Carry out `bundle.cli.datalist`, whose arguments these are."""
     listing = Listing(folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances)
-    _list(output_dir, _read_source(images, labels, nnunet, msd), listing, Means(), "datalist")
+    _list(output_dir, read_source(images, labels, nnunet, msd), listing, Means(), "datalist")
 
 
 def plan(
@@ -248,7 +248,7 @@ def plan(
         listing = Listing(
             folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances
         )
-        task = _list(output_dir, _read_source(images, labels, nnunet, msd), listing, means, "plan")
+        task = _list(output_dir, read_source(images, labels, nnunet, msd), listing, means, "plan")
     if explain:
         typer.echo(explained(task))
     if trial:
@@ -433,7 +433,7 @@ def _tell(output_dir: Path, contents: Mapping[str, Any]) -> None:
     typer.echo(f"python -m monai.bundle run --args_file {shlex.quote(str(output_dir / 'experiment.json'))}")
 
 
-def _read_source(images: Path | None, labels: Path | None, nnunet: Path | None, msd: Path | None) -> Source:
+def read_source(images: Path | None, labels: Path | None, nnunet: Path | None, msd: Path | None) -> Source:
     if images is not None and labels is not None:
         return match_folders(images, labels)
     return read_nnunet(nnunet) if nnunet is not None else read_msd(msd)  # type: ignore[arg-type]
