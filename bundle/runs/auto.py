@@ -51,18 +51,23 @@ def auto(
     labels: Path | None,
     nnunet: Path | None,
     msd: Path | None,
+    subject_pattern: str | None,
+    subjects: Path | None,
     label_names: list[str] | None,
+    instances: bool,
     ids: dict[str, Any],
-    **options: Any,
 ) -> None:
-    """Carry out `bundle.cli.auto`, whose arguments these are; the options are those of `plan`."""
+    """Carry out `bundle.cli.auto`, whose arguments these are."""
     output_dir = output_dir.resolve()
     cases = len(read_source(images, labels, nnunet, msd).cases)
     folds = folds_of(minutes, cases)
     a_fold = round(TRAINING * minutes / folds, 2)
-    source = {"images": images, "labels": labels, "nnunet": nnunet, "msd": msd, "label_name": label_names}
+    given = {
+        **{"images": images, "labels": labels, "nnunet": nnunet, "msd": msd, "instances": instances},
+        **{"subject_pattern": subject_pattern, "subjects": subjects, "label_name": label_names},
+    }
     chosen = {"folds": folds, "test_fraction": HELD_OUT if cases >= MANY else 0, "minutes": a_fold}
-    planned = as_options({**source, **options, **chosen})
+    planned = as_options({**given, **chosen})
     say(
         f"{cases} cases, {minutes:g} minutes: {folds} folds of {a_fold:g} minutes of training each, and "
         f"{minutes - folds * a_fold:.3g} for the rest"
