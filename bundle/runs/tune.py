@@ -67,6 +67,7 @@ from scripts.judging.classes import surface_scores
 from scripts.judging.files import SUM_TOLERANCE
 from scripts.labels import IGNORE_LABEL, class_names, count_classes
 from scripts.pictures import save_figure
+from scripts.progress import progress
 from scripts.recipe import Ids, for_inference, read_recipe
 from scripts.tables import table
 from scripts.transforms import InstancesFromDirectionsd, InstancesFromDistancesd, WatershedInstancesd
@@ -705,7 +706,7 @@ def _kind_of(configured: Sequence[Transform]) -> type[Any]:
 def _search(judge: Judge, start: Ids, grid: Grid, measure: str, desc: str) -> list[Trial]:
     """`search`, with its progress."""
     of_a_round = sum(len(values.tried) for values in grid.values()) - len(grid) + 1
-    with tqdm(total=of_a_round, desc=desc, mininterval=1) as bar:
+    with progress(desc=desc, total=of_a_round) as bar:
 
         def told(parameters: Ids) -> Trial:
             if bar.n >= bar.total:  # the round before made it better, so there is another
