@@ -49,7 +49,7 @@ def last(output: Path) -> dict[str, Any]:
 
 def curve(output: Path) -> list[tuple[str, ...]]:
     with (output / "learning_curve.csv").open() as file:
-        return [(row["epoch"], row["loss"], row["val_mean_dice"]) for row in csv.DictReader(file)]
+        return [(row["epoch"], row["loss"], row["val_ap50"]) for row in csv.DictReader(file)]
 
 
 @pytest.fixture
