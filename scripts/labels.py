@@ -60,6 +60,11 @@ def name_values(values: Collection[int], fix: str) -> dict[str, int]:
     Raises:
         InputError: fewer than 2 or more than MAX_UNNAMED.
     """
+    if len(values) == 1:
+        raise InputError(
+            f"the labels hold the value {min(values)} everywhere; classes are 2 to {MAX_UNNAMED} values; "
+            "annotate something in them, or name other label files."
+        )
     if not 2 <= len(values) <= MAX_UNNAMED:
         raise InputError(
             f"the labels hold {len(values)} different value(s); classes are 2 to {MAX_UNNAMED} values; {fix}."

@@ -233,8 +233,15 @@ def _threshold(value: Any, config: Config) -> float:
 
 
 def _clean(value: Any, config: Config) -> dict[str, Any]:
+    from scripts.transforms.classes import CleanClassesd
+
     if not isinstance(value := _read(value), dict) or not value:
         raise ValueError
+    if isinstance(labels := config.get("labels"), dict):
+        try:
+            CleanClassesd("pred", labels, value)
+        except InputError as error:
+            raise ValueError(str(error)) from error
     return value
 
 

@@ -427,9 +427,8 @@ def _size(
         plan.set("network_def::kernel_sizes", size.kernels, why)
     plan.set("batch_size", size.batch, f"patches in a step{within}")
     slow = size.channels[0] > BASE
-    plan.set(
-        "learning_rate", 0.001 if slow else 0.002, "wide networks are trained more slowly than narrow ones"
-    )
+    why = f"0.002, or 0.001 where the first level has more than {BASE} channels"
+    plan.set("learning_rate", 0.001 if slow else 0.002, why)
     return size
 
 
@@ -557,12 +556,16 @@ def _augmentation(
     elif free:
         flips, why = [0, 1], "pictures are taken to have no up; where they have, take 1 out"
     else:
-        flips, why = [0], "volumes lie in one orientation; the body is alike on both sides of axis 0"
+        flips, why = (
+            [0],
+            "volumes lie in one orientation, and most of the body is alike on both sides of axis 0; for a heart take 0 out",
+        )
     plan.set("flip_axes", flips, why)
 
     rarest = min((share for share in shares if share > 0), default=1.0)
     attracted = 0.5 if rarest < 0.001 else 0.33 if dims == 3 or rarest < 0.02 else 0.0
     said = [f"foreground_prob {attracted:g}, as the rarest class has {_percent(rarest)} of the voxels"]
+    said[0] += ", and volumes are mostly background" * (dims == 3 and attracted < 0.5)
     angle: float | list[float] = 3.14 if free else 0.2
     if thick is not None:
         angle = [0.5 if axis == thick else 0.0 for axis in range(dims)]

@@ -15,7 +15,10 @@ from typing import Any
 from bundle.data.datalist import read_source
 from bundle.made_of import require_same, write_record
 from bundle.runs.commands import run_python, say
+from bundle.runs.crossval import OF_A_FOLD
+from bundle.runs.experiments import read_experiment
 from scripts.errors import InputError
+from scripts.settings import CONFIGS
 
 #: Options of plan: it prints its reasons, and does not try how long a training takes, which minutes say.
 SHOWN = ("--explain", "--no-trial")
@@ -25,6 +28,9 @@ TRAINING = 0.8
 
 #: Minutes that a fold should have, at least; and the least and the most folds.
 A_FOLD, FEWEST, MOST = 15, 3, 5
+
+#: Minutes that a fold has at least.
+LEAST = 0.5
 
 #: From so many cases on some are held out, and which share of them.
 MANY, HELD_OUT = 40, 0.15
@@ -62,6 +68,13 @@ def auto(
     cases = len(read_source(images, labels, nnunet, msd).cases)
     folds = folds_of(minutes, cases)
     a_fold = round(TRAINING * minutes / folds, 2)
+    if a_fold < LEAST:
+        least = math.ceil(LEAST * folds / TRAINING)
+        raise InputError(
+            f"--minutes is {minutes:g}, which leaves each of {folds} folds {a_fold:g} minutes of training: "
+            f"give {least} or more"
+        )
+    _require_known(ids)
     given = {
         **{"images": images, "labels": labels, "nnunet": nnunet, "msd": msd, "instances": instances},
         **{"subject_pattern": subject_pattern, "subjects": subjects, "label_name": label_names},
@@ -74,7 +87,7 @@ def auto(
     )
     made_of = {"options of plan": planned, "ids": ids}
     experiment = output_dir / "data" / "experiment.json"
-    if experiment.is_file():
+    if experiment.is_file() and any((output_dir / "crossval").glob("fold*")):
         require_same(output_dir, made_of)
     else:
         write_record(output_dir, made_of)
@@ -82,6 +95,18 @@ def auto(
     files = as_options({"args_file": experiment, "output_dir": output_dir / "crossval"})
     set_ids = [part for name, value in ids.items() for part in (f"--{name}", str(value))]
     run_python("-m", "bundle", "crossval", *files, *set_ids)
+
+
+def _require_known(ids: Mapping[str, Any]) -> None:
+    """Refuse ids that crossval would refuse once the data are read.
+
+    Raises:
+        InputError: an unknown id, or one that auto sets.
+    """
+    read_experiment(CONFIGS / "experiments" / "hippocampus.json", ids)
+    given = next((name for name in ("minutes", *OF_A_FOLD) if name in ids), None)
+    if given is not None:
+        raise InputError(f"{given} is {ids[given]!r}, and auto sets it: leave it out")
 
 
 def as_options(values: Mapping[str, Any]) -> list[str]:

@@ -481,9 +481,10 @@ def tune(
         temporary.write_text(json.dumps(overlay, indent=4) + "\n", encoding="utf-8")
     nothing = "" if any(overlay.values()) else " that changes nothing"
     typer.echo(f"Wrote {path}, an overlay for inference and evaluation{nothing}.")
-    given = {"args_file": args_file, **ids, **places, "checkpoint": checkpoint or "MODEL.pt"}
-    command = judging(experiment["config_file"], path, given, store)
-    typer.echo(f"To judge it on the test cases: {command}")
+    if checkpoint is not None:
+        given = {"args_file": args_file, **ids, **places}
+        command = judging(experiment["config_file"], path, given, store)
+        typer.echo(f"To judge it on the test cases: {command}")
     done.finish()
 
 

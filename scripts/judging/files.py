@@ -100,6 +100,12 @@ def find_pairs(
             pairs.append(_pair(ids.get(name, name), files, truths.get(name, []), kinds, truth))
         except Fault as fault:
             problems.append(str(fault))
+    alone = [kinds["prob"][0] for name, kinds in found.items() if set(kinds) == {"prob"} and name in truths]
+    if not pairs and alone:
+        raise InputError(
+            f"{pred} holds probabilities alone, such as {alone[0].name}, and this measure compares labels: "
+            "segment the images again, which writes CASE_seg beside CASE_prob"
+        )
     if not pairs:
         some, others = few([file.name for file in list_images(pred)]), few(list(truths))
         raise InputError(

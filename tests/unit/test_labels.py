@@ -24,7 +24,9 @@ def test_what_makes_no_classes_is_refused(text: str) -> None:
 
 def test_values_without_names() -> None:
     assert name_values({7, 0, 3}, "") == {"background": 0, "label1": 3, "label2": 7}
-    for count in (1, MAX_UNNAMED + 1):
+    with pytest.raises(InputError, match="hold the value 5 everywhere.*annotate something"):
+        name_values({5}, "name them")
+    for count in (MAX_UNNAMED + 1,):
         with pytest.raises(InputError, match=f"hold {count} different value.*; name them.$"):
             name_values(range(count), "name them")
 

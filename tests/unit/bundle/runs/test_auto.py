@@ -69,6 +69,42 @@ def test_it_plans_once_and_hands_on_what_is_given(tmp_path: Path, monkeypatch: p
     )
     commands.clear()
     auto(10)
+    assert [command[0] for command in commands] == ["plan", "crossval"]  # nothing is trained yet
+    (out / "crossval/fold0").mkdir(parents=True)
+    commands.clear()
+    auto(10)
     assert [command[0] for command in commands] == ["crossval"]
     assert "was made of something else" in auto(20)
     assert len(commands) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--minutes", 0.01],
+            "--minutes is 0.01, which leaves each of 3 folds 0 minutes of training: give 2",
+        ),
+        (["--minutes", 9, "--chanels", "[4,8]"], "chanels.*did you mean channels"),
+        (["--minutes", 9, "--fold", 1], "fold is 1, and auto sets it: leave it out"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    more: list[object], message: str, tmp_path: Path
+) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        for case in range(4):
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / folder / f"{case}.png")
+    given = [
+        "--images",
+        tmp_path / "images",
+        "--labels",
+        tmp_path / "labels",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    result = invoke("auto", *given, *more)
+    with pytest.raises(InputError, match=message):
+        raise result.exception
+    assert not (tmp_path / "out").exists()

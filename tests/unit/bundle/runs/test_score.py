@@ -396,7 +396,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused("--label_name a is not understood", p / "a.png", t / "b.png", *as_options(label_name="a"))
     refused("--tolerance is -1.0; it is a distance of 0 or more", p, t, "--tolerance", -1)
     picture(tmp_path / "n.png", np.zeros((4, 5), np.uint8))
-    refused("the labels hold 1 different value", tmp_path / "n.png", tmp_path / "n.png")
+    refused("the labels hold the value 0 everywhere", tmp_path / "n.png", tmp_path / "n.png")
 
 
 def test_truths_in_a_folder_for_each_case_and_accents_in_either_form(tmp_path: Path) -> None:
