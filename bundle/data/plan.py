@@ -556,10 +556,7 @@ def _augmentation(
     elif free:
         flips, why = [0, 1], "pictures are taken to have no up; where they have, take 1 out"
     else:
-        flips, why = (
-            [0],
-            "volumes lie in one orientation, and most of the body is alike on both sides of axis 0; for a heart take 0 out",
-        )
+        flips, why = [0], "left and right of the body are mostly alike; for a heart take 0 out"
     plan.set("flip_axes", flips, why)
 
     rarest = min((share for share in shares if share > 0), default=1.0)

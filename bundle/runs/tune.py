@@ -481,8 +481,9 @@ def tune(
         temporary.write_text(json.dumps(overlay, indent=4) + "\n", encoding="utf-8")
     nothing = "" if any(overlay.values()) else " that changes nothing"
     typer.echo(f"Wrote {path}, an overlay for inference and evaluation{nothing}.")
-    if checkpoint is not None:
-        given = {"args_file": args_file, **ids, **places}
+    listed = sections(*(parser.get_parsed_content(key) for key in ("dataset_dir", "fold", "seed")))
+    if listed["testing"]:
+        given = {"args_file": args_file, **ids, **places, "checkpoint": checkpoint or "MODEL.pt"}
         command = judging(experiment["config_file"], path, given, store)
         typer.echo(f"To judge it on the test cases: {command}")
     done.finish()

@@ -365,7 +365,7 @@ def test_overlay_is_used_by_inference_and_evaluation(
         return input_error(caught.value)
 
     said = refused(str(clean), labels={"background": 0, "organ": 1, "vessel": 2})
-    assert said.startswith("clean is for the classes anterior, posterior, and labels names organ, vessel")
+    assert "clean is for the classes anterior, posterior, and labels names organ, vessel" in said
     assert "clean is {'anterior'" in refused(str(clean), str(CONFIGS / "large_volume.json"), section=None)
     assert refused(threshold=0.4).startswith("threshold is 0.4 (labels names 3 classes): use a probability")
     watershed = [{"_target_": "scripts.transforms.WatershedInstancesd", "keys": "pred"}]
