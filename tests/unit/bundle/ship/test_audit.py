@@ -70,7 +70,12 @@ def test_reference_in_quotes_that_lets_a_text_out_of_them(tmp_path: Path) -> Non
     [
         *("$import torch", "$@a::b + [@c]", "$list(range(@n))"),
         *("$torch.device('cuda' if torch.cuda.is_available() else 'cpu')", "$not @save", "$@a['x'][::2]"),
-        *("$monai.handlers.from_engine(['pred', 'label'])", "$@evaluator.run()", "@network", "model.pt"),
+        *(
+            "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+            "$@evaluator.run()",
+            "@network",
+            "model.pt",
+        ),
     ],
 )
 def test_texts_that_are_allowed(text: str) -> None:
