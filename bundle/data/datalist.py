@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import typer
@@ -188,6 +188,13 @@ class Listing:
     instances: bool
 
 
+class Dims(NamedTuple):
+    """Of the images: 2 or 3, and their channels."""
+
+    spatial_dims: int
+    in_channels: int
+
+
 @dataclass(frozen=True)
 class Means:
     """What a training may take, for `bundle.data.plan.plan_task`: minutes, memory in GB, and cores."""
@@ -300,38 +307,22 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     _require_no_other_splits(output_dir, listing.splits)
     _require_own(output_dir, ["dataset.json", "task.json", "experiment.json"])
     declared = parse_labels(listing.label_names) if listing.label_names else source.labels
-    spatial_dims, in_channels = _dims(source)
-
+    dims = _dims(source)
     inspected, fingerprint = read_fingerprints(
-        source.cases,
-        output_dir,
-        spatial_dims=spatial_dims,
-        in_channels=in_channels,
-        labels=declared,
-        instances=instances,
+        source.cases, output_dir, **dims._asdict(), labels=declared, instances=instances
     )
     problems = source.problems + [problem for found, _ in inspected for problem in found]
     problems += [] if instances else _too_large(source.cases, [case_facts for _, case_facts in inspected])
     subject_of, subject_problems = _subjects(source.cases, listing.subject_pattern, listing.subjects)
     _report(problems + subject_problems + _repeated_ids(source.cases))
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
-    values = sorted({value for case in facts for value in case.voxels})
-    names = {"background": 0} if instances else (declared or name_values(values, FIX_VALUES))
+    names = _names(facts, declared, instances)
 
     lists = _split(source.cases, listing, subject_of)
-    pictures = all(is_picture(_first_file(case)) for case in source.cases)
-    dataset = _describe(source, lists, output_dir, spatial_dims, in_channels, names, instances)
+    dataset = _describe(source, lists, output_dir, dims, names, instances)
     learnt = {case["case"] for part in ("training", "validation") for case in lists[part]}
-    task = plan_task(
-        [own for case, own in zip(source.cases, facts, strict=True) if case["case"] in learnt],
-        spatial_dims=spatial_dims,
-        in_channels=in_channels,
-        labels=names,
-        instances=instances,
-        pictures=pictures,
-        modality=source.modality,
-        **asdict(means),
-    )
+    of_learnt = [own for case, own in zip(source.cases, facts, strict=True) if case["case"] in learnt]
+    task = _task(source, of_learnt, dims, names, instances, means)
     contents = {
         "dataset.json": dataset,
         "task.json": task,
@@ -368,29 +359,15 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
     cases = [case for part in split.values() for case in part]
     source = Source(cases, labels=dataset_labels(description, path) or None, modality=_modality(description))
     instances = bool(description.get("instances"))
-    spatial_dims, in_channels = _dims(source)
+    dims = _dims(source)
     inspected, fingerprint = read_fingerprints(
-        cases,
-        output_dir,
-        spatial_dims=spatial_dims,
-        in_channels=in_channels,
-        labels=source.labels,
-        instances=instances,
+        cases, output_dir, **dims._asdict(), labels=source.labels, instances=instances
     )
     _report([problem for found, _ in inspected for problem in found])
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
-    values = sorted({value for case in facts for value in case.voxels})
-    names = {"background": 0} if instances else (source.labels or name_values(values, FIX_VALUES))
-    task = plan_task(
-        facts[: len(split["training"]) + len(split["validation"])],  # the first sections
-        spatial_dims=spatial_dims,
-        in_channels=in_channels,
-        labels=names,
-        instances=instances,
-        pictures=all(is_picture(_first_file(case)) for case in cases),
-        modality=source.modality,
-        **asdict(means),
-    )
+    names = _names(facts, source.labels, instances)
+    learnt = len(split["training"]) + len(split["validation"])  # the first sections
+    task = _task(source, facts[:learnt], dims, names, instances, means)
     contents = {"task.json": task, "experiment.json": _experiment(output_dir, dataset_dir, means)}
     fingerprint[WRITTEN] = {name: _hash(content) for name, content in contents.items()}
     _write(output_dir, contents, fingerprint)
@@ -398,6 +375,33 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
         typer.echo(f"warning: {warning}", err=True)
     _tell(output_dir, contents)
     return task
+
+
+def _names(facts: Iterable[Facts], declared: dict[str, int] | None, instances: bool) -> dict[str, int]:
+    """The classes: as declared, or named by the values that the labels hold."""
+    if instances:
+        return {"background": 0}
+    return declared or name_values({value for case in facts for value in case.voxels}, FIX_VALUES)
+
+
+def _task(
+    source: Source,
+    facts: Sequence[Facts],
+    dims: Dims,
+    names: Mapping[str, int],
+    instances: bool,
+    means: Means,
+) -> dict[str, Any]:
+    """The plan for a source, by the facts of the cases to learn from."""
+    return plan_task(
+        facts,
+        **dims._asdict(),
+        labels=names,
+        instances=instances,
+        pictures=all(is_picture(_first_file(case)) for case in source.cases),
+        modality=source.modality,
+        **asdict(means),
+    )
 
 
 def _voxels(
@@ -505,7 +509,7 @@ def _first_file(case: Mapping[str, Any]) -> str:
     return image[0] if isinstance(image, list) else image
 
 
-def _dims(source: Source) -> tuple[int, int]:
+def _dims(source: Source) -> Dims:
     """Spatial dimensions and channels: as declared, else those that most images have."""
     seen = [(case, read_dims(_first_file(case))) for case in source.cases]
     dims = Counter((found[0], _channel_files(case) or found[1]) for case, found in seen if found)
@@ -514,7 +518,7 @@ def _dims(source: Source) -> tuple[int, int]:
         _report(source.problems + found)
         raise InputError("the source has no case; images with labels are expected; correct the paths.")
     spatial_dims, in_channels = dims.most_common(1)[0][0]
-    return spatial_dims, source.in_channels or in_channels
+    return Dims(spatial_dims, source.in_channels or in_channels)
 
 
 def _channel_files(case: Mapping[str, Any]) -> int:
@@ -844,8 +848,7 @@ def _describe(
     source: Source,
     lists: Mapping[str, Sequence[Mapping[str, Any]]],
     output_dir: Path,
-    spatial_dims: int,
-    in_channels: int,
+    dims: Dims,
     labels: Mapping[str, int],
     instances: bool,
 ) -> dict[str, Any]:
@@ -854,8 +857,8 @@ def _describe(
     return {
         "name": output_dir.absolute().name,
         **source.about,
-        "tensorImageSize": f"{spatial_dims}D",
-        "modality": {str(channel): f"channel {channel}" for channel in range(in_channels)},
+        "tensorImageSize": f"{dims.spatial_dims}D",
+        "modality": {str(channel): f"channel {channel}" for channel in range(dims.in_channels)},
         "labels": {str(value): name for name, value in labels.items()},
         **({"instances": True} if instances else {}),
         "numTraining": len(entries["training"]),
