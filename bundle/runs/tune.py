@@ -454,7 +454,7 @@ def tune(
         if path is not None:
             parser[key] = str(path)
     parser.get_parsed_content("set_up")
-    configured = list(parser.get_parsed_content("to_labels")) if "to_labels" in parser else []
+    configured = list(parser.get_parsed_content("to_labels"))
     measure, objects = choose_measure(parser, configured, measure)
 
     with workshop(output_dir) as folder:
