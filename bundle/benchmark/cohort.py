@@ -1,10 +1,11 @@
-"""Inference over many cases: files in, files out, beside an evaluator as bundles of the Model Zoo have it."""
+"""Inference over cases: files in, files out, beside an evaluator as bundles of the Model Zoo have it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,7 +61,7 @@ class Cohort:
 COHORTS = (Cohort(60, (36, 50, 36), (32, 48, 32)), Cohort(4, (192, 192, 128), (96, 96, 96)))
 SMALL_COHORTS = (Cohort(3, (20, 18, 16), (16, 16, 16), (4, 4), "torch"),)
 
-#: Cases whose labels are compared.
+#: Cases whose labels are compared, and whose windows stand for those of all.
 COMPARED = 4
 
 
@@ -71,10 +72,15 @@ def contests(small: bool, device: torch.device) -> list[Contest]:
         small: tiny sizes.
         device: not used.
     """
-    return [_contest(cohort) for cohort in (SMALL_COHORTS if small else COHORTS)]
+    return [contest(cohort) for cohort in (SMALL_COHORTS if small else COHORTS)]
 
 
-def _contest(cohort: Cohort) -> Contest:
+def contest(cohort: Cohort) -> Contest:
+    """Inference over a cohort.
+
+    Args:
+        cohort: how many volumes, and of which size.
+    """
     network, peer = "the network alone", "SupervisedEvaluator, fp32"
     entries = {network: Entry(partial(_network_alone, cohort), CEILING, "tuned")}
     for allocator in ("default", "tuned"):
@@ -153,8 +159,8 @@ def _ours(cohort: Cohort) -> Callable[[], np.ndarray]:
 
 
 def _network_alone(cohort: Cohort) -> Callable[[], Any]:
-    """The windows of all cases, as the inferer hands them out, and nothing else."""
-    tiles: list[Tensor] = []
+    """The windows of as many cases, as the inferer hands them out, and nothing else."""
+    windows: list[list[Tensor]] = []
 
     def make(folder: Path) -> Callable[[], Any]:
         parser = _parser(cohort, folder)
@@ -166,7 +172,7 @@ def _network_alone(cohort: Cohort) -> Callable[[], Any]:
 
         class Recorder(Runtime):
             def __call__(self, network: Any, tile: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                tiles.append(tile)
+                windows[-1].append(tile)
                 return runtime(network, tile)
 
             def abreast(self, *args: Any) -> int:
@@ -174,13 +180,15 @@ def _network_alone(cohort: Cohort) -> Callable[[], Any]:
 
         inferer.runtime = Recorder(cohort.runtime, runtime.amp)
         with torch.no_grad():
-            for case in cases.cases:
+            for case in cases.cases[:COMPARED]:
+                windows.append([])
                 inferer(preprocessing(case)["image"][None], network)
 
         @torch.no_grad()
         def compute() -> None:
-            for tile in tiles:
-                runtime(network, tile)
+            for _, tiles in zip(range(cohort.count), cycle(windows), strict=False):
+                for tile in tiles:
+                    runtime(network, tile)
 
         return compute
 
