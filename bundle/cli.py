@@ -445,8 +445,11 @@ def auto(
 @command(SHIP, "ship.package")
 def package(
     args_file: ArgsFile,
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The model.pt of the training")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the bundle and its zip go")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="The model.pt of the training; that of the args file unless given"),
+    ] = None,
     card: Annotated[
         Path | None,
         typer.Option("--card", help="Texts of the bundle; bundle/ship/cards/NAME.json unless given"),

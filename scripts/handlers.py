@@ -507,7 +507,8 @@ class WeightsLoader:
     """Load a network's weights when the engine starts; a network that was exported has its own.
 
     Args:
-        load_path: a file that `read_weights` takes; for an `Ensemble` a list, one a member.
+        load_path: a file that `read_weights` takes; for an `Ensemble` a list, one a member, or one file with
+            all of them.
         network: the network to fill.
 
     Raises:
@@ -528,6 +529,8 @@ class WeightsLoader:
         if isinstance(network, Exported):
             return
         members = list(network.members) if isinstance(network, Ensemble) else [network]
+        if len(self.paths) == 1 and len(members) > 1:
+            members = [network]
         if len(self.paths) != len(members):
             raise InputError(
                 f"checkpoint names {len(self.paths)} files for {len(members)} network(s): add the overlay "

@@ -140,8 +140,13 @@ def read_evaluation(experiment: Ids, dataset_dir: Path, section: str, cases: int
         cases: how many of them, or None for all.
 
     Raises:
-        InputError: no data set, no such section, bad cases.
+        InputError: no data set, no such section, bad cases; configs that only segment.
     """
+    if "train" not in parser_of(experiment).get():
+        raise InputError(
+            f"--dataset_dir is {dataset_dir}, and the configs only segment, without saying how cases are "
+            "judged: leave it out, or give the experiment of a training"
+        )
     files = [*experiment["config_file"], "configs/evaluate.json"]
     places = {"dataset_dir": str(dataset_dir), "section": section}
     plain = {"runtime": "torch", "amp": False, "memory_gb": None, "device": "$torch.device('cpu')"}

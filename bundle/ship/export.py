@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from bundle.runs.experiments import Evaluation, parser_of, read_evaluation, read_experiment, with_ids
 from bundle.ship.audit import audit_experiment
-from bundle.ship.package import data_format
+from bundle.ship.package import data_format, segmenting
 from bundle.ship.quantise import calibration_tiles, quantise
 from scripts.checkpoints import check_weights, read_weights
 from scripts.compute.exported import Exported
@@ -331,21 +331,29 @@ def read_model(source: Path, ids: Row, checkpoint: Path | None, workshop: Path) 
             no weights or those of another network; a network that cannot be built, or that refuses a patch.
     """
     if source.is_dir():
-        for name in ("train.json", "inference.json", "metadata.json"):
+        for name in ("inference.json", "metadata.json"):
             if not (source / "configs" / name).is_file():
                 raise InputError(
                     f"{source} has no configs/{name}: name the folder of a bundle, or an args file such as "
                     "those of configs/experiments"
                 )
-        experiment = with_ids({"config_file": [str(source.resolve() / "configs/train.json")]}, ids)
         checkpoint = checkpoint or source / "models" / "model.pt"
         configs = source.resolve() / "configs"
+        train = configs / "train.json"
+        config = train if train.is_file() else configs / "inference.json"
+        experiment = with_ids({"config_file": [str(config)]}, ids)
         audit_experiment(experiment, ids, configs / "metadata.json", configs / "inference.json")
     else:
         experiment, configs = read_experiment(source, ids), CONFIGS
         audit_experiment(experiment, ids)
+        if checkpoint is None and isinstance(experiment.get("checkpoint"), list):
+            raise InputError(
+                f"{source} names the checkpoints of an ensemble: make one network of them with python -m "
+                "bundle package, and give its folder as --bundle"
+            )
     try:
-        inference = for_inference(parser_of(experiment).get(), configs)
+        given = parser_of(experiment).get()
+        inference = for_inference(given, configs) if "train" in given else segmenting(given)
         checkpoint = checkpoint or Path(parser_of(experiment).get_parsed_content("checkpoint"))
         parser = ConfigParser(dict(inference))
         network: nn.Module = parser.get_parsed_content("network_def").eval()

@@ -1,6 +1,7 @@
 """`python -m bundle package`: a trained experiment as a bundle of its own, in the form of MONAI's Model Zoo.
 
-The overlays of the experiment are resolved into one train.json and one inference.json; metadata, model card
+The overlays of the experiment are resolved into one train.json and one inference.json, of an experiment that
+only segments, such as an ensemble, into the latter alone; metadata, model card
 and licence of the data come from a card (`bundle/ship/cards`), the rest from the run and from the network
 itself. What leaves the house is `configs`, `models`, `scripts`, `docs` and `LICENSE`, and the same again as a
 zip that is the same byte for byte when it is made again.
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 import typer
 from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
+from torch import Tensor
 
 from bundle.runs.experiments import PLACES, parser_of, read_experiment
 from bundle.ship.audit import audit_experiment
@@ -30,6 +33,7 @@ from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, replace_folder, sha256, workshop
 from scripts.judging.tables import read_means
 from scripts.labels import class_names
+from scripts.networks import Ensemble
 from scripts.networks.sizes import Sizes
 from scripts.process import bundle_root
 from scripts.recipe import OF_TRAINING, Recipe, for_inference, read_recipe, with_references, write_weights
@@ -45,16 +49,9 @@ ABOUT = (
     *("image_classes", "label_classes", "pred_classes", "intended_use", "references"),
 )
 
-#: Files of the repository that go along unchanged. The overlays name ids that every train.json has.
-TAKEN_ALONG = (
-    "LICENSE",
-    "configs/logging.conf",
-    "configs/evaluate.json",
-    "configs/multi_gpu_train.json",
-    "configs/ensemble.json",
-    "configs/exported.json",
-    "configs/dicom.json",
-)
+#: Files of the repository that go along unchanged; overlays on train.json where there is one.
+TAKEN_ALONG = ("LICENSE", "configs/logging.conf", "configs/exported.json", "configs/dicom.json")
+WITH_TRAINING = ("configs/evaluate.json", "configs/multi_gpu_train.json", "configs/ensemble.json")
 
 #: The Model Zoo's limit; what is larger is named in large_files.yml.
 LARGE_FILE = 25 * 1024**2
@@ -65,26 +62,42 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 def package(
     args_file: Path,
-    checkpoint: Path,
     output_dir: Path,
+    checkpoint: Path | None,
     card: Path | None,
     scores: Path | None,
     large_files_url: str | None,
     ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.package`, whose arguments these are."""
-    experiment = by_epochs(read_experiment(args_file, ids), checkpoint)
+    experiment = read_experiment(args_file, ids)
+    checkpoints = [checkpoint] if checkpoint else _named(args_file, experiment)
+    if len(checkpoints) == 1:
+        experiment = by_epochs(experiment, checkpoints[0])
     audit_experiment(experiment, ids)
     texts = read_card(card or CARDS / args_file.name)
     own = (*PLACES, *OF_TRAINING)
     config = parser_of({key: value for key, value in experiment.items() if key not in own}).get()
-    train = with_references(config, list(read_json(CONFIGS / "train.json")))
-    inference = for_inference(config)
+    train = with_references(config, list(read_json(CONFIGS / "train.json"))) if "train" in config else None
+    if train and len(checkpoints) > 1:
+        raise InputError(
+            f"{args_file} trains one network, and checkpoint names {len(checkpoints)}: give one, or for an "
+            "ensemble the ensemble.json of crossval"
+        )
+    inference = for_inference(config) if train else segmenting(config)
     network = _network(inference)
-    weights = read_weights(checkpoint)
-    trained = read_recipe(checkpoint, inference)
-    check_weights(network, weights, checkpoint)
-    recipe = Recipe(dict(inference), {} if trained is None else trained.facts)
+    weights = {}
+    for path in checkpoints:
+        weights[path] = read_weights(path)
+        trained = read_recipe(path, inference)
+        check_weights(network, weights[path], path)
+    facts = {} if trained is None else trained.facts
+    if len(checkpoints) > 1:
+        inference["network_def"] = _ensemble(inference["network_def"], len(checkpoints))
+        network = _network(inference)
+        facts = {**facts, "members": [sha256(path) for path in checkpoints]}
+    state = joined(list(weights.values()))
+    recipe = Recipe(dict(inference), facts)
     leave_probabilities_to_scoring(inference)
     measured = _measured(scores)
 
@@ -93,7 +106,7 @@ def package(
         raise InputError(f"{place} holds something other than an earlier package: give another --output_dir")
     with workshop(output_dir) as folder:
         made = folder / texts["folder"]
-        for name in TAKEN_ALONG:
+        for name in (*TAKEN_ALONG, *(WITH_TRAINING if train else ())):
             _copy(Path(bundle_root(), name), made / name)
         for source in sorted(Path(bundle_root(), "scripts").rglob("*.py")):
             _copy(source, made / source.relative_to(bundle_root()))
@@ -102,14 +115,16 @@ def package(
             ("inference", inference),
             ("metadata", metadata(texts, inference, network, measured)),
         ):
-            (made / "configs" / f"{name}.json").write_text(json.dumps(config, indent=4) + "\n", "utf-8")
+            if config is not None:
+                (made / "configs" / f"{name}.json").write_text(json.dumps(config, indent=4) + "\n", "utf-8")
         (made / "docs").mkdir()
         model = made / "models" / "model.pt"
-        write_weights(weights, model, recipe)
-        for source, target in zip(int8_files(checkpoint), int8_files(model), strict=True):
-            if source.is_file():
-                _copy(source, target)
-        readme = model_card(texts, train, network, measured, sha256(model))
+        write_weights(state, model, recipe)
+        for path in checkpoints if len(checkpoints) == 1 else ():
+            for source, target in zip(int8_files(path), int8_files(model), strict=True):
+                if source.is_file():
+                    _copy(source, target)
+        readme = model_card(texts, train or inference, network, measured, sha256(model))
         (made / "docs" / "README.md").write_text(readme, encoding="utf-8")
         (made / "docs" / "data_license.txt").write_text(_lines(texts["data_license"]), encoding="utf-8")
         list_large_files(made, large_files_url)
@@ -117,6 +132,53 @@ def package(
     with atomic_write(output_dir / f"{texts['folder']}.zip") as temporary:
         write_zip(place, temporary)
     typer.echo(f"Wrote {place} and {output_dir / texts['folder']}.zip")
+
+
+def joined(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The weights of one network, or those of an `Ensemble` of several.
+
+    Args:
+        members: state dictionaries of networks of one kind.
+    """
+    if len(members) == 1:
+        return dict(members[0])
+    return {
+        f"members.{index}.{name}": value
+        for index, member in enumerate(members)
+        for name, value in member.items()
+    }
+
+
+def _named(args_file: Path, experiment: Mapping[str, Any]) -> list[Path]:
+    """The files of weights that an args file names.
+
+    Raises:
+        InputError: it names none.
+    """
+    named = ensure_tuple(experiment.get("checkpoint") or ())
+    if not named or not all(isinstance(path, str) for path in named):
+        raise InputError(f"{args_file} names no checkpoint: give --checkpoint, the model.pt of the training")
+    return [Path(bundle_root(), path) for path in named]
+
+
+def segmenting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The inference config of an experiment that only segments, for weights in one file, `models/model.pt`.
+
+    Args:
+        config: inference.json with overlays and ids on top.
+    """
+    own = read_json(CONFIGS / "inference.json")
+    return with_references({**config, **{key: own[key] for key in ("checkpoint", "network")}}, list(own))
+
+
+def _ensemble(network_def: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The `network_def` of several networks as one, with `dropout` where hosts look for it."""
+    names = [f"network {number}" for number in range(1, count + 1)]
+    made = {"_target_": "scripts.networks.Ensemble", "network": dict(network_def), "checkpoints": names}
+    if "dropout" in network_def:
+        made |= {"network": {**network_def, "dropout": "@network_def::dropout"}}
+        made |= {"dropout": network_def["dropout"]}
+    return made
 
 
 def by_epochs(experiment: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -234,7 +296,7 @@ def leave_probabilities_to_scoring(inference: dict[str, Any]) -> None:
 
 def model_card(
     card: Mapping[str, Any],
-    train: Mapping[str, Any],
+    config: Mapping[str, Any],
     network: torch.nn.Module,
     scores: Mapping[str, Any],
     digest: str,
@@ -243,12 +305,12 @@ def model_card(
 
     Args:
         card: see `read_card`.
-        train: the resolved train.json.
+        config: the resolved train.json, or inference.json where there is none.
         network: the network of it.
         scores: name to value of what was measured.
         digest: SHA-256 of models/model.pt.
     """
-    parser = ConfigParser(dict(train))
+    parser = ConfigParser(dict(config))
     about, value = card["metadata"], parser.get_parsed_content
     parameters = sum(weights.numel() for weights in network.parameters())
     figures = [f"| {name} | {number(name, score)} |" for name, score in scores.items()]
@@ -256,29 +318,40 @@ def model_card(
         ["| score | mean over the test cases |", "|---|---|", *figures] if scores else ["Not measured."]
     )
     run = "python -m monai.bundle run --config_file"
+    network_def, batch, training, commands = config["network_def"], "", [], []
+    kind = network_def["_target_"]
+    if isinstance(network, Ensemble):
+        kind = f"the mean of {len(network.members)} of {network_def['network']['_target_']}"
+        training = ["- Each was trained on other cases; see `models/metadata.json`"]
+    if "train" in config:
+        batch = f"; batch size {value('batch_size')}"
+        optimizer = config["optimizer"]["_target_"].rpartition(".")[2]
+        training = [
+            f"- {value('max_epochs')} epochs; optimizer {optimizer}, "
+            f"learning rate {value('learning_rate')}; the weights with the best validation are kept"
+        ]
+        commands = [
+            *("#### Execute training:", "", "```bash"),
+            *(f"{run} configs/train.json --dataset_dir DATA --output_dir OUT", "```", ""),
+            *("#### Override the `train` config to execute evaluation with the trained model:", ""),
+            "```bash",
+            f"{run} \"['configs/train.json','configs/evaluate.json']\" --dataset_dir DATA --output_dir OUT "
+            "--checkpoint models/model.pt",
+            *("```", ""),
+        ]
     return _lines(
         [
             *("# Model Overview", "", about["description"], "", about["intended_use"], ""),
             *("## Data", "", *card["data"], "", "See [data_license.txt](data_license.txt).", ""),
             *("## Training configuration", ""),
-            f"- Network: {train['network_def']['_target_']}, {parameters:,} parameters",
-            f"- Patch: {' x '.join(map(str, value('patch_size')))}; batch size {value('batch_size')}",
-            f"- {value('max_epochs')} epochs; optimizer {train['optimizer']['_target_'].rpartition('.')[2]}, "
-            f"learning rate {value('learning_rate')}; the weights with the best validation are kept",
+            f"- Network: {kind}, {parameters:,} parameters",
+            f"- Patch: {' x '.join(map(str, value('patch_size')))}{batch}",
+            *training,
             *(f"- SHA-256 of `models/model.pt`: `{digest}`", ""),
             *("### Input", "", about["image_classes"], ""),
             *("### Output", "", about["pred_classes"], ""),
             *("## Performance", "", *performance, "", *card["limits"], ""),
-            *("## MONAI Bundle Commands", "", "#### Execute training:", "", "```bash"),
-            *(f"{run} configs/train.json --dataset_dir DATA --output_dir OUT", "```", ""),
-            *(
-                "#### Override the `train` config to execute evaluation with the trained model:",
-                "",
-                "```bash",
-            ),
-            f"{run} \"['configs/train.json','configs/evaluate.json']\" --dataset_dir DATA --output_dir OUT "
-            "--checkpoint models/model.pt",
-            *("```", "", "#### Execute inference:", "", "```bash"),
+            *("## MONAI Bundle Commands", "", *commands, "#### Execute inference:", "", "```bash"),
             *(f"{run} configs/inference.json --dataset_dir IMAGES --output_dir OUT", "```", ""),
             *("# References", ""),
             *(f"[{i}] {reference}\n" for i, reference in enumerate(about["references"], start=1)),

@@ -59,6 +59,9 @@ IDS = {
     ),
 }
 
+#: What a bundle that only segments does not have.
+MAY_LACK = ("train",)
+
 #: Where large files are named.
 LARGE_FILES = ("large_files.yml", "large_files.yaml", "large_files.json")
 
@@ -225,7 +228,7 @@ def check_files(bundle: Bundle) -> Iterator[str]:
         if name not in bundle.files:
             yield f"{name} is missing: add it"
     for name in IDS:
-        if not bundle.config(name):
+        if not bundle.config(name) and name not in MAY_LACK:
             yield f"configs/{name}.json is missing: add it"
         elif len(names := bundle.config_files(name)) > 1:
             yield f"configs holds {', '.join(names)}: leave one of them"

@@ -20,14 +20,15 @@ class Ensemble(nn.Module):
 
     Args:
         network: what all members are copies of; takes (B, C, *spatial), gives logits (B, classes, *spatial).
-        checkpoints: files of weights, one for each member. `scripts.handlers.WeightsLoader` reads them; here
-            they are counted alone.
+        checkpoints: files of weights, or names, one for each member. `scripts.handlers.WeightsLoader` reads
+            the files; here they are counted alone.
+        dropout: that of the networks, which read it in the config; it stands here where hosts set it.
 
     Raises:
         InputError: no list, or an empty one.
     """
 
-    def __init__(self, network: nn.Module, checkpoints: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, checkpoints: Sequence[str], dropout: float = 0.0) -> None:
         super().__init__()
         if isinstance(checkpoints, str) or not checkpoints:
             raise InputError(f"checkpoint is {checkpoints!r}: give an ensemble a list of one file or more")
@@ -42,5 +43,12 @@ class Ensemble(nn.Module):
         Returns:
             (B, classes, *spatial).
         """
-        logs = torch.stack([main_logits(member(x)).float().log_softmax(1) for member in self.members])
-        return logs.logsumexp(0) - math.log(len(self.members))
+        logs: list[Tensor] = []
+        for member in self.members:
+            logits = member(x)
+            if torch.jit.is_scripting():  # which knows no heads
+                assert isinstance(logits, Tensor)
+            else:
+                logits = main_logits(logits)
+            logs.append(logits.float().log_softmax(1))
+        return torch.stack(logs).logsumexp(0) - math.log(len(logs))

@@ -6,6 +6,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,10 +24,12 @@ from scripts.settings import check
 from tests.commands import (
     CONFIGS,
     TINY,
+    as_options,
     bundle_run,
     command,
     config_files,
     forked,
+    invoke,
     last_line,
     read_array,
     written,
@@ -103,6 +106,91 @@ def test_an_experiment_that_contradicts_the_training_is_refused(
     result = package(workshop, tmp_path / "b", args_file=other, checkpoint=trained / "model.pt")
     assert "normalise was [NormalizeIntensityd] and is []; segment with" in str(result.exception)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.fixture(scope="module")
+def ensemble(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An args file as `crossval` writes it: two networks that nobody trained, and what was tuned."""
+    folder = tmp_path_factory.mktemp("folds")
+    config = for_inference(parser_of(json.loads((workshop / "experiment.json").read_text())).get())
+    network = ConfigParser(config).get_parsed_content("network_def")
+    for fold in (0, 1):
+        torch.manual_seed(fold)
+        weights = {
+            name: torch.randn_like(value) if value.is_floating_point() else value
+            for name, value in network.state_dict().items()
+        }
+        write_weights(weights, folder / f"fold{fold}/model.pt", Recipe(config, {"version": "0.0.1"}))
+    (folder / "tuned.json").write_text(json.dumps({"to_labels::0::min_size": 5}))
+    checkpoints = [str(folder / f"fold{fold}/model.pt") for fold in (0, 1)]
+    files = [str(folder / "fold0/inference.json"), "configs/ensemble.json", str(folder / "tuned.json")]
+    (folder / "ensemble.json").write_text(json.dumps({"config_file": files, "checkpoint": checkpoints}))
+    return folder / "ensemble.json"
+
+
+def package_ensemble(workshop: Path, ensemble: Path, output: Path) -> Path:
+    options = {"args_file": ensemble, "card": workshop / "card.json", "output_dir": output}
+    result = invoke("package", *as_options(**options))
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return output / CARD["folder"]
+
+
+def test_an_ensemble_is_packaged_as_one_network(
+    workshop: Path, ensemble: Path, cells: Path, tmp_path: Path
+) -> None:
+    """It segments as the ensemble does, passes `verify`, and has nothing of a training."""
+    made = package_ensemble(workshop, ensemble, tmp_path / "dist")
+    names = ["dicom.json", "exported.json", "inference.json", "logging.conf", "metadata.json"]
+    assert written(made / "configs") == names
+    assert written(made / "models") == ["inference.json", "metadata.json", "model.pt", "model.safetensors"]
+    config = json.loads((made / "configs/inference.json").read_text())
+    assert config["network_def"]["_target_"] == "scripts.networks.Ensemble"
+    assert config["to_labels"][0]["min_size"] == 5
+    facts = json.loads((made / "models/metadata.json").read_text())
+    assert facts["members"] == [sha256(ensemble.parent / f"fold{fold}/model.pt") for fold in (0, 1)]
+    card = (made / "docs/README.md").read_text()
+    assert "the mean of 2 of scripts.networks.UNet" in card
+    assert "train" not in card.partition("## MONAI Bundle Commands")[2]
+
+    args = json.loads(ensemble.read_text())
+    for name, folder, files, options in (
+        ("folds", CONFIGS.parent, args["config_file"], ("--checkpoint", str(args["checkpoint"]))),
+        ("package", made, ["configs/inference.json"], ()),
+    ):
+        where = ("--dataset_dir", str(cells / "imagesTs"), "--output_dir", str(tmp_path / name))
+        probabilities = ("--save_probabilities", "True")
+        done = forked(*bundle_run(*where, *probabilities, *options, files=files), cwd=folder)
+        assert done.returncode == 0, done.stderr
+    images = written(tmp_path / "folds")
+    assert images == written(tmp_path / "package")
+    for image in images:
+        one, other = (read_array(tmp_path / name / image) for name in ("folds", "package"))
+        assert np.array_equal(one, other), image
+        assert len(np.unique(one)) > 1
+
+    checked = invoke("verify", made)
+    assert checked.exit_code == 0, checked.output
+    more = as_options(bundle=made, format="pt2", output_dir=tmp_path / "more", dataset_dir=cells)
+    assert "the configs only segment" in str(invoke("export", *more).exception)
+
+
+def test_an_ensemble_that_cannot_be_packaged(workshop: Path, ensemble: Path, tmp_path: Path) -> None:
+    args = json.loads(ensemble.read_text())
+
+    def refusal(command: str, **change: object) -> str:
+        given = {key: value for key, value in {**args, **change}.items() if value is not None}
+        (tmp_path / "args.json").write_text(json.dumps(given))
+        options = {"args_file": tmp_path / "args.json", "output_dir": tmp_path / command}
+        card = {"card": workshop / "card.json"} if command == "package" else {}
+        return str(invoke(command, *as_options(**options, **card)).exception)
+
+    assert "names no checkpoint: give --checkpoint" in refusal("package", checkpoint=None)
+    missing = [args["checkpoint"][0], str(tmp_path / "none.pt")]
+    assert "none.pt" in refusal("package", checkpoint=missing)
+    trained = json.loads((workshop / "experiment.json").read_text())
+    assert "trains one network, and checkpoint names 2" in refusal("package", **trained)
+    assert not (tmp_path / "package").exists()
+    assert "names the checkpoints of an ensemble" in refusal("export")
 
 
 def test_metadata_and_model_card(packaged: Path) -> None:
