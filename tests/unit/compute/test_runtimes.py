@@ -110,6 +110,7 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler")
 def test_compiled_network_gives_the_networks_logits():
     subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, check=True)
@@ -136,6 +137,7 @@ assert handled
 """
 
 
+@pytest.mark.long
 @needs_openvino
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets a stack aside on Linux alone")
 def test_signals_find_a_stack_after_openvino():
