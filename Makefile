@@ -3,6 +3,7 @@
 # make demo   trains, judges and runs a 2D and a volumetric U-Net on generated data
 # make test   the whole suite
 # make lint   format, lint and types
+# make test-long  what takes long for one test: several processes, kills, limits of memory, compilers
 # make test-hosts  both packages in a real MONAI Label server, in an environment of its own (2.4 GB), an archive, and OHIF
 # make test-faults  kills trainings a hundred times and fills disks; writes docs/faults.md
 # make test-mutations  a thousand broken inputs, in ten minutes on 2 cores: SEED=15 COUNT=1000; writes docs/mutations.md
@@ -18,7 +19,7 @@ PIP_OPTIONS := --disable-pip-version-check --progress-bar off
 SEED ?= 15
 COUNT ?= 1000
 
-.PHONY: env demo test lint test-networks test-real test-hosts test-faults test-mutations
+.PHONY: env demo test lint test-long test-networks test-real test-hosts test-faults test-mutations
 
 env: .venv/installed
 
@@ -34,6 +35,9 @@ demo: env
 # Two files of tests at a time, in the order of pyproject.toml; threads that wait leave their core to the other.
 test: env
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-long: env
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 lint: env
 	$(BIN)/ruff check .

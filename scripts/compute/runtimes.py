@@ -62,6 +62,9 @@ WEIGHT_COPIES = 3
 #: Voxels of a tile up to which threads compute one each rather than one together.
 SMALL_TILE = 64**3
 
+#: Layers of OpenVINO by which attention is known.
+ATTENTION = ("Softmax", "ScaledDotProductAttention")
+
 #: Bytes that the system's `stack_t` takes at most.
 STACK_T = 64
 
@@ -520,13 +523,19 @@ def openvino_model(model: Any, dtype: torch.dtype | None = None, apart: bool = F
         dtype: type of mixed precision, or None for float32.
         apart: the model takes one tile; of several at once each thread computes its own.
     """
+    from openvino import Model
+
     threads = torch.get_num_threads()
-    settings = {
+    if not isinstance(model, Model):
+        model = openvino_core().read_model(model)
+    settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "THROUGHPUT" if apart else "LATENCY",
         "NUM_STREAMS": threads if apart else 1,
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
     }
+    if any(layer.get_type_name() in ATTENTION for layer in model.get_ops()):
+        settings["SNIPPETS_MODE"] = "DISABLE"  # they fuse attention, and crash in float32 (2026.4)
     compiled = compile_kept(lambda more: openvino_core().compile_model(model, "CPU", {**settings, **more}))
     if not apart:
         return lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0])

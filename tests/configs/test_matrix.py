@@ -1,4 +1,4 @@
-"""Tasks with networks and losses: an epoch of training, a validation, an inference."""
+"""Tasks with networks and losses: an epoch of training, a validation; with networks an inference."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.commands import CONFIGS, TINY, read_array, run, written
 pytestmark = pytest.mark.workflow
 
 TASKS = {"phantom_cells": (Kind.CELLS, (64, 72)), "phantom_organ": (Kind.ORGAN, (24, 25, 26))}
+DIMS = {task: len(size) for task, (_, size) in TASKS.items()}
 
 #: Small channels in the form of the published networks, and a legal patch. With valid convolutions three
 #: levels take 4n + 12 voxels and give 4n - 28, with two convolutions of 3 a level. Strides where they are a
@@ -100,7 +101,6 @@ MATRIX = [
     ("phantom_cells", "unet3d2016", None),
     ("phantom_cells", "unet2015", "tversky"),  # labels smaller than images, and a loss of MONAI's
     ("phantom_cells", "residual", "cross_entropy"),  # several heads
-    ("phantom_organ", "unet3d2016", "dice"),
     ("phantom_organ", "residual", "tversky"),
 ]
 
@@ -123,15 +123,20 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_combination_trains_and_segments(
     task: str, network: str | None, loss: str | None, phantoms: dict[str, Path], tmp_path: Path
 ) -> None:
-    train_and_segment(task, network, loss, phantoms[task], tmp_path)
+    train(task, network, loss, phantoms[task], tmp_path)
+    if loss is None:
+        segment(task, network, phantoms[task], tmp_path)
 
 
-def train_and_segment(task: str, network: str | None, loss: str | None, data: Path, tmp_path: Path) -> None:
-    """An epoch of training, a validation and an inference."""
+def overlays_and_ids(task: str, network: str | None) -> tuple[list[str], dict[str, Any]]:
+    """What makes a tiny training of a task with a network."""
     overlays = [f"task/{task}", *([f"network/{network}"] if network else [])]
-    dims = 2 if task == "phantom_cells" else 3
-    tiny: dict[str, Any] = {**TINY[dims], **VALID.get(network, {}).get(dims, {})}
+    return overlays, {**TINY[DIMS[task]], **VALID.get(network, {}).get(DIMS[task], {})}
 
+
+def train(task: str, network: str | None, loss: str | None, data: Path, tmp_path: Path) -> None:
+    """An epoch of training and a validation."""
+    overlays, tiny = overlays_and_ids(task, network)
     run(
         *("train", *overlays, *([f"loss/{loss}"] if loss else [])),
         **tiny,
@@ -143,9 +148,13 @@ def train_and_segment(task: str, network: str | None, loss: str | None, data: Pa
     with (tmp_path / "train/learning_curve.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert math.isfinite(float(row["loss"]))
-    assert 0 <= float(row["val_ap50" if dims == 2 else "val_mean_dice"]) <= 1
+    assert 0 <= float(row["val_ap50" if DIMS[task] == 2 else "val_mean_dice"]) <= 1
     assert {"model.pt", "checkpoints/last.pt"} <= set(written(tmp_path / "train"))
 
+
+def segment(task: str, network: str | None, data: Path, tmp_path: Path) -> None:
+    """An inference with what was trained."""
+    overlays, tiny = overlays_and_ids(task, network)
     del tiny["samples_per_case"]  # a key of training alone
     run(
         *("inference", *overlays),
@@ -154,7 +163,7 @@ def train_and_segment(task: str, network: str | None, loss: str | None, data: Pa
         output_dir=str(tmp_path / "seg"),
         checkpoint=str(tmp_path / "train/model.pt"),
     )
-    ending = ".png" if dims == 2 else ".nii.gz"
+    ending = ".png" if DIMS[task] == 2 else ".nii.gz"
     images = sorted((data / "imagesTs").iterdir())
     results = ("seg", "spread") if network in SAMPLING else ("seg",)
     names = [image.name.replace(ending, f"_{name}{ending}") for image in images for name in results]
@@ -162,6 +171,6 @@ def train_and_segment(task: str, network: str | None, loss: str | None, data: Pa
     for image in images:
         made = tmp_path / "seg" / image.name.replace(ending, f"_seg{ending}")
         assert read_array(made).shape == read_array(image).shape
-        if dims == 3 and network not in NUMBERING:
+        if DIMS[task] == 3 and network not in NUMBERING:
             labels = json.loads((CONFIGS / "train.json").read_text())["labels"]
             assert set(np.unique(read_array(made))) <= set(labels.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.configs.test_matrix import NETWORKS, TASKS, tiny_phantoms, train_and_segment
+from tests.configs.test_matrix import NETWORKS, TASKS, segment, tiny_phantoms, train
 
 pytestmark = pytest.mark.workflow
 
@@ -21,4 +21,5 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_network_trains_and_segments(
     task: str, network: str, phantoms: dict[str, Path], tmp_path: Path
 ) -> None:
-    train_and_segment(task, network, None, phantoms[task], tmp_path)
+    train(task, network, None, phantoms[task], tmp_path)
+    segment(task, network, phantoms[task], tmp_path)

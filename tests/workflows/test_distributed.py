@@ -17,7 +17,7 @@ from PIL import Image
 from scripts.process import bundle_root
 from tests.commands import bundle_run, command, config_files, input_error, run, written
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.long]
 
 #: Means over two processes and over one batch add the same floats in another order; plain gradient descent
 #: carries the difference along without amplifying it.

@@ -194,6 +194,7 @@ def test_evaluation_and_inference_take_an_exported_network(
         assert (read_array(tmp_path / "alone" / name) == read_array(tmp_path / "torch" / name)).all()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not find_spec("nncf"), reason="nncf is not installed")
 def test_int8_lies_beside_the_weights_for_precision_fast(
     packaged: Path,

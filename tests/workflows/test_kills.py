@@ -33,6 +33,7 @@ def runs() -> Iterator[Killer]:
     killer.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
 def test_killed_again_and_again_it_ends_as_the_one_left_alone(
     amp: bool, runs: Killer, cells: Path, tmp_path: Path

@@ -17,6 +17,7 @@ pytestmark = [
 SEED, COUNT = 7, 22  # one of each kind
 
 
+@pytest.mark.long
 def test_a_few_broken_inputs_are_refused_or_done_rightly() -> None:
     """In a process of its own: one that runs tests has threads, which a fork would lose."""
     done = subprocess.run(

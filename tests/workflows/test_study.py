@@ -38,6 +38,7 @@ def nnunet_cells(cells: Path, tmp_path: Path) -> Path:
     return tmp_path / "listed"
 
 
+@pytest.mark.long
 def test_study_of_two_seeds_and_two_variants(nnunet_cells: Path, tmp_path: Path, commands: list[str]) -> None:
     experiment = {"config_file": ["configs/train.json", "configs/task/phantom_cells.json"]}
     (tmp_path / "args.json").write_text(json.dumps({**experiment, "val_interval": 1}))

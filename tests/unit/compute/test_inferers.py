@@ -572,6 +572,7 @@ print("fits" if status("VmHWM") <= budget else "exceeds")
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and peaks are Linux's")
 @pytest.mark.parametrize(
     ("settings", "expected"),

@@ -110,6 +110,7 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler")
 def test_compiled_network_gives_the_networks_logits():
     subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, check=True)
@@ -136,10 +137,34 @@ assert handled
 """
 
 
+@pytest.mark.long
 @needs_openvino
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets a stack aside on Linux alone")
 def test_signals_find_a_stack_after_openvino():
     subprocess.run([sys.executable, "-c", SIGNALLED], cwd=ROOT, check=True)
+
+
+#: A transformer between encoder and decoder, which OpenVINO 2026.4 crashed on in float32.
+ATTENTIVE = """
+import torch
+from bundle.runs.experiments import parser_of
+from scripts.compute.runtimes import Runtime
+
+small = {"hidden_size": 24, "mlp_dim": 48, "num_layers": 2}
+config = {
+    "config_file": ["configs/train.json", "configs/network/transunet.json"],
+    **{"patch_size": [32, 32, 32], "channels": [4, 8, 8, 8], "decoder_channels": [4, 8, 8]},
+    **{f"network_def::bottleneck::{name}": value for name, value in small.items()},
+}
+network, tile = parser_of(config).get_parsed_content("network_def").eval(), torch.randn(1, 1, 32, 32, 32)
+with torch.no_grad():
+    torch.testing.assert_close(Runtime("openvino")(network, tile), network(tile), atol=1e-3, rtol=1e-3)
+"""
+
+
+@needs_openvino
+def test_attention_is_computed_in_float32():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", ATTENTIVE], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("runtime", ["torch", OPENVINO])

@@ -297,6 +297,7 @@ print("fits" if status("VmHWM") <= budget else "exceeds")
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and peaks are Linux's")
 def test_volume_larger_than_memory(tmp_path):
     """A sparse file whose voxels take 266 MB as float32, and 532 MB as Spacingd's float64, in 250 MB."""

@@ -161,6 +161,7 @@ def test_scans_stay_in_single_precision() -> None:
     assert math.isfinite(float(mixed.detach().sum()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scan", [S6, SSD])
 def test_an_exported_layer_takes_any_length(scan: type[nn.Module]) -> None:
     layer = Mamba(3, scan, state=2).eval()
