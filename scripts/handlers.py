@@ -342,7 +342,7 @@ class LastCheckpoint:
         self.curve = curve
         self.resume = resume
         self.interval = interval
-        self.signals = DeferredSignals("ending after this step; a second one ends at once")
+        self.signals = DeferredSignals("ending after this step")
 
     def attach(self, trainer: Engine) -> None:
         """Register in every process; must stand after the handlers of validation and schedule."""
