@@ -91,7 +91,10 @@ Images = Annotated[Path | None, typer.Option("--images", help="Folder of images"
 Labels = Annotated[Path | None, typer.Option("--labels", help="Folder of their labels")]
 NnUNet = Annotated[Path | None, typer.Option("--nnunet", help="nnU-Net raw folder (v1 or v2)")]
 Msd = Annotated[Path | None, typer.Option("--msd", help="Medical Segmentation Decathlon folder")]
-Folds = Annotated[int, typer.Option("--folds", help="Folds for cross-validation")]
+Folds = Annotated[
+    int | None,
+    typer.Option("--folds", help="Folds for cross-validation; 5, of fewer subjects as many as these"),
+]
 SplitSeed = Annotated[int, typer.Option("--seed", help="Seed of folds and held-out cases")]
 TestFraction = Annotated[float, typer.Option("--test_fraction", help="Share of cases held out")]
 SubjectPattern = Annotated[
@@ -165,7 +168,7 @@ def datalist(
     labels: Labels = None,
     nnunet: NnUNet = None,
     msd: Msd = None,
-    folds: Folds = 5,
+    folds: Folds = None,
     seed: SplitSeed = 0,
     test_fraction: TestFraction = 0.0,
     subject_pattern: SubjectPattern = None,
@@ -204,7 +207,7 @@ def plan(
     trial: Annotated[
         bool, typer.Option("--trial/--no-trial", help="Try a few steps and say how long it will take here")
     ] = True,
-    folds: Folds = 5,
+    folds: Folds = None,
     seed: SplitSeed = 0,
     test_fraction: TestFraction = 0.0,
     subject_pattern: SubjectPattern = None,
@@ -223,7 +226,7 @@ def plan(
             f"--dataset_dir {dataset_dir} is a source of data, and so are --images, --labels, --nnunet "
             "and --msd; give one."
         )
-    elif (folds, seed, test_fraction, instances) != (5, 0, 0.0, False) or any(
+    elif (folds, seed, test_fraction, instances) != (None, 0, 0.0, False) or any(
         (subject_pattern, subjects, splits, label_names)
     ):
         raise InputError(

@@ -402,8 +402,11 @@ class LastCheckpoint:
     def _load(self, trainer: Engine) -> None:
         self.described = self._describe(trainer)
         if not self.path.exists():
-            if self.resume:
-                logger.warning("nothing to resume in %s: the training starts afresh", self.path)
+            if self.resume and self.weights.path.exists():
+                logger.warning(
+                    "nothing to resume in %s, beside weights of an earlier training: it starts afresh",
+                    self.path,
+                )
             return
         if not self.resume:
             logger.warning(

@@ -28,8 +28,10 @@ import typer
 from bundle.data.fingerprint import FILE as FINGERPRINT
 from bundle.data.fingerprint import read_fingerprints
 from bundle.data.plan import REASONS, plan_task
+from scripts.compute.length import LENGTH
 from scripts.data.checks import Facts, Problem, check_cases, format_table
 from scripts.data.datalist import (
+    DEFAULT_FOLDS,
     assign_folds,
     dataset_labels,
     file_stem,
@@ -178,7 +180,7 @@ def read_msd(folder: Path) -> Source:
 class Listing:
     """How a source is split and labelled; see `bundle.cli.datalist`."""
 
-    folds: int
+    folds: int | None
     seed: int
     test_fraction: float
     subject_pattern: str | None
@@ -210,7 +212,7 @@ def datalist(
     labels: Path | None,
     nnunet: Path | None,
     msd: Path | None,
-    folds: int,
+    folds: int | None,
     seed: int,
     test_fraction: float,
     subject_pattern: str | None,
@@ -236,7 +238,7 @@ def plan(
     cores: int | None,
     explain: bool,
     trial: bool,
-    folds: int,
+    folds: int | None,
     seed: int,
     test_fraction: float,
     subject_pattern: str | None,
@@ -257,14 +259,21 @@ def plan(
         )
         task = _list(output_dir, read_source(images, labels, nnunet, msd), listing, means, "plan")
     if explain:
-        typer.echo(explained(task))
+        typer.echo(explained(task, minutes))
     if trial:
         typer.echo(_time(output_dir / "experiment.json"))
 
 
-def explained(task: Mapping[str, Any]) -> str:
-    """A plan as a table of choices, values and reasons."""
-    rows = [{"choice": name, "value": _told(task[name]), "why": why} for name, why in task[REASONS].items()]
+def explained(task: Mapping[str, Any], minutes: float | None = None) -> str:
+    """A plan as a table of choices, values and reasons; with minutes these say how long the training is."""
+    rows = [
+        {"choice": name, "value": _told(task[name]), "why": why}
+        for name, why in task[REASONS].items()
+        if minutes is None or name not in LENGTH
+    ]
+    if minutes is not None:
+        why = "as given: the training times its steps and plans its epochs and validations by them"
+        rows.append({"choice": "minutes", "value": f"{minutes:g}", "why": why})
     return table(["choice", "value", "why"], rows, names=3)
 
 
@@ -802,7 +811,8 @@ def _split(
         raise InputError(f"--test_fraction {test_fraction} is outside [0, 1); it is a share; correct it.")
     held_out = hold_out(subject_of, test_fraction, seed)
     rest = [case for case in by_id if case not in held_out]
-    fold_of = assign_folds(rest, listing.folds, seed, subject_of)
+    folds = listing.folds or max(min(DEFAULT_FOLDS, len({subject_of[case] for case in rest})), 2)
+    fold_of = assign_folds(rest, folds, seed, subject_of)
     return {
         "training": [by_id[case] | {"fold": fold_of[case]} for case in rest],
         "validation": [],
@@ -899,7 +909,10 @@ def _summary(
         yield f"{left_out} cases are in no split and were left out"
     folds = Counter(case["fold"] for case in lists["training"] if "fold" in case)
     if folds:
-        yield f"{len(folds)} folds of {', '.join(str(folds[fold]) for fold in sorted(folds))} cases"
+        subjects = {case.get("subject", case["case"]) for case in lists["training"]}
+        of = "subject" if len(subjects) < folds.total() else "case"
+        each = f", one for each {of}, as there are no more" if len(folds) == len(subjects) else ""
+        yield f"{len(folds)} folds of {', '.join(str(folds[fold]) for fold in sorted(folds))} cases{each}"
     yield f"shape: {_span([case.shape for case in facts])}"
     spacings = [case.spacing for case in facts if case.spacing is not None]
     if spacings:
