@@ -122,9 +122,8 @@ def test_folds_are_as_many_as_there_are_subjects(tmp_path: Path) -> None:
     dataset, _, said = make(tmp_path / "two", *source, "--subjects", tmp_path / "who.csv")
     assert {case["fold"] for case in dataset["training"]} == {0, 1}
     assert "2 folds of 3, 3 cases, one for each subject, as there are no more" in said
-    refused(
-        "2 folds cannot be made of 1", "--output_dir", tmp_path / "a", *source, "--subject_pattern", "(c)"
-    )
+    alone = ("--output_dir", tmp_path / "alone", "--subject_pattern", "(c)")
+    refused("2 folds cannot be made of 1 subjects", *alone, *source)
 
 
 @pytest.mark.parametrize(
