@@ -60,7 +60,7 @@ from scripts.data import grids
 from scripts.data.cases import InferenceCases
 from scripts.data.datalist import sections
 from scripts.data.names import output_path
-from scripts.data.reader import grid_of, read_file, read_header
+from scripts.data.reader import columns_first, grid_of, is_picture, read_file, read_header
 from scripts.errors import Fault, InputError, few
 from scripts.files import atomic_write, workshop, write_csv
 from scripts.judging import Case, InstanceCounts, case_of, instance_counts, v_rand
@@ -385,7 +385,7 @@ def read_predictions(parser: ConfigParser, folder: Path, section: str, store: St
     classes, dims = (parser.get_parsed_content(key) for key in ("out_channels", "spatial_dims"))
     for case in tqdm(there.cases, desc="reading", disable=None):
         with there.attempt(case):
-            pred = read_probabilities(files[case["case"]], classes, dims)
+            pred = read_probabilities(files[case["case"]], classes, dims, is_picture(case["label"]))
             _require_grid(pred, files[case["case"]], case["label"])
             label = load({Keys.LABEL: case["label"], Keys.IMAGE: pred})[Keys.LABEL]
             keep = store.objects or classes == 2
@@ -393,13 +393,14 @@ def read_predictions(parser: ConfigParser, folder: Path, section: str, store: St
     return there
 
 
-def read_probabilities(path: Path, classes: int, dims: int) -> MetaTensor:
+def read_probabilities(path: Path, classes: int, dims: int, of_picture: bool = False) -> MetaTensor:
     """The probabilities of a file.
 
     Args:
         path: NIfTI, as `save_probabilities` writes it.
         classes: of the network.
         dims: spatial dimensions, 2 or 3.
+        of_picture: they lie on the grid of a picture.
 
     Returns:
         (classes, *spatial), float32, with the place of its voxels.
@@ -408,7 +409,7 @@ def read_probabilities(path: Path, classes: int, dims: int) -> MetaTensor:
         Fault: other classes or dimensions, or numbers that are no probabilities.
     """
     file = read_file(path)
-    grid, values = grid_of(file), file.values
+    grid, values = grid_of(file), columns_first(file) if of_picture else file.values
     if values.ndim != dims + 1 or values.shape[-1] != classes or len(grid.shape) != dims:
         raise Fault(
             f"shape {values.shape}",
@@ -424,8 +425,8 @@ def read_probabilities(path: Path, classes: int, dims: int) -> MetaTensor:
             "segment the case again with --save_probabilities True",
             path,
         )
-    affine = np.eye(4) if grid.affine is None else grid.affine
-    meta = {MetaKeys.ORIGINAL_AFFINE: affine, MetaKeys.SPATIAL_SHAPE: np.array(grid.shape)}
+    affine = np.eye(4) if of_picture or grid.affine is None else grid.affine
+    meta = {MetaKeys.ORIGINAL_AFFINE: affine, MetaKeys.SPATIAL_SHAPE: np.array(pred.shape[1:])}
     return MetaTensor(pred, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
 
 

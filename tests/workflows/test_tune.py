@@ -428,9 +428,9 @@ def test_a_threshold_is_found_in_pictures_and_used(
     assert "2 case(s) tell no gain from chance" in first.output
     run("inference", task, small, **segment, output_dir=str(tmp_path / "low"), threshold=0.3)
     for file in (tmp_path / "low").glob("*_prob.nii.gz"):
-        above = read_array(file).squeeze()[..., 1] > 0.3
+        above = read_array(file).squeeze()[..., 1] > 0.3  # (rows, columns), as Pillow has the picture
         segmented = read_array(file.with_name(file.name.replace("_prob.nii.gz", "_seg.png")))
-        np.testing.assert_array_equal(segmented.T, above * 255)
+        np.testing.assert_array_equal(segmented, above * 255)
 
 
 def test_bad_input_is_one_sentence(trained: Path, organ: Path, tmp_path: Path) -> None:
