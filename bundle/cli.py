@@ -12,6 +12,7 @@ import importlib
 import inspect
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -33,6 +34,12 @@ DATA, RUNS, SHIP, DICOM, PROJECT = "Data", "Train and judge", "Ship", "DICOM", "
 
 #: Where the commands of the project write unless told otherwise.
 OWN_RUNS = Path(__file__).resolve().parents[1] / "runs"
+
+#: When this process began, but for Python itself, by `time.monotonic`.
+BEGUN = time.monotonic()
+
+#: Minutes of a week. What is more was meant in another unit.
+MOST_MINUTES = 7 * 24 * 60
 
 #: What predictions are judged as.
 Measure = Literal["classes", "instances", "membranes"]
@@ -234,9 +241,30 @@ def plan(
             "sets others."
         )
     require_together(label_names, instances, subject_pattern, subjects)
-    for name, value in (("--minutes", minutes), ("--memory_gb", memory_gb)):
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"{name} is {value:g}; a training takes more than 0; correct it.")
+    require_minutes(minutes)
+    require_memory_gb(memory_gb)
+
+
+def require_minutes(minutes: float | None) -> None:
+    """Refuse minutes that no training takes.
+
+    Raises:
+        InputError: 0 or less, or more than a week.
+    """
+    if minutes is not None and not 0 < minutes <= MOST_MINUTES:
+        raise InputError(
+            f"--minutes is {minutes:g}; it takes more than 0 and a week, {MOST_MINUTES}, at most; correct it."
+        )
+
+
+def require_memory_gb(memory_gb: float | None) -> None:
+    """Refuse a memory that no training takes.
+
+    Raises:
+        InputError: 0 or less, or no number.
+    """
+    if memory_gb is not None and not 0 < memory_gb < math.inf:
+        raise InputError(f"--memory_gb is {memory_gb:g}; a training takes more than 0; correct it.")
 
 
 def require_one_source(
@@ -402,8 +430,7 @@ def study(
     ids: Ids = None,
 ) -> None:
     """Train every variant with every seed, judge all on all data, and compare them case by case."""
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise InputError(f"--minutes is {minutes:g}; a training takes more than 0; correct it.")
+    require_minutes(minutes)
 
 
 @command(RUNS, "runs.crossval")
@@ -431,6 +458,9 @@ def auto(
     labels: Labels = None,
     nnunet: NnUNet = None,
     msd: Msd = None,
+    memory_gb: Annotated[
+        float | None, typer.Option("--memory_gb", help="That a training may take; sets sizes")
+    ] = None,
     subject_pattern: SubjectPattern = None,
     subjects: Subjects = None,
     label_names: LabelNames = None,
@@ -440,8 +470,8 @@ def auto(
     """From images and labels to an ensemble and its scores: plan, then crossval; stops and goes on."""
     require_one_source(images, labels, nnunet, msd)
     require_together(label_names, instances, subject_pattern, subjects)
-    if not 0 < minutes < math.inf:
-        raise InputError(f"--minutes is {minutes:g}; it takes more than 0; correct it.")
+    require_minutes(minutes)
+    require_memory_gb(memory_gb)
 
 
 @command(SHIP, "ship.package")

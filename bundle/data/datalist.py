@@ -43,7 +43,7 @@ from scripts.data.datalist import (
 from scripts.data.names import composed, of_one_name
 from scripts.data.reader import is_picture, read_dims
 from scripts.errors import InputError, few
-from scripts.files import atomic_write, read_json, read_text
+from scripts.files import atomic_write, read_json, read_text, require_nameable
 from scripts.labels import IGNORE_NAME, LARGEST_VALUE, name_values, parse_labels
 from scripts.machine import usable_cores
 from scripts.sides import sided_names
@@ -313,6 +313,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
         command: that is carried out.
     """
     instances = listing.instances
+    require_nameable(output_dir.resolve(), "--output_dir")
     _require_no_other_splits(output_dir, listing.splits)
     _require_own(output_dir, ["dataset.json", "task.json", "experiment.json"])
     declared = parse_labels(listing.label_names) if listing.label_names else source.labels
@@ -322,7 +323,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     )
     problems = source.problems + [problem for found, _ in inspected for problem in found]
     problems += [] if instances else _too_large(source.cases, [case_facts for _, case_facts in inspected])
-    subject_of, subject_problems = _subjects(source.cases, listing.subject_pattern, listing.subjects)
+    subject_of, subject_problems = subjects_of(source.cases, listing.subject_pattern, listing.subjects)
     _report(problems + subject_problems + _repeated_ids(source.cases))
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
     names = _names(facts, declared, instances)
@@ -361,6 +362,8 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
 
 def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str, Any]:
     """Write the plan and the experiment for a data set that has its list; the plan."""
+    require_nameable(output_dir.resolve(), "--output_dir")
+    require_nameable(dataset_dir.resolve(), "--dataset_dir")
     _require_own(output_dir, ["task.json", "experiment.json"])
     path = dataset_dir / "dataset.json"
     description = read_json(path)
@@ -534,7 +537,7 @@ def _channel_files(case: Mapping[str, Any]) -> int:
     return len(case["image"]) if isinstance(case["image"], list) else 0
 
 
-def _subjects(
+def subjects_of(
     cases: Sequence[Mapping[str, Any]], pattern: str | None, table: Path | None
 ) -> tuple[dict[str, str], list[Problem]]:
     """Case id to subject; a case is its own subject if neither pattern nor table is given."""
