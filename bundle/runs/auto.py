@@ -170,19 +170,24 @@ def told(minutes: float, spent: float, reading: float, training: float, planned:
     """
     rest = spent - reading - training
     text = (
-        f"\nThis took {spent:.3g} minutes of {minutes:g}: {reading:.3g} to read and plan, {training:.3g} to "
-        f"train ({planned:.3g} planned), {rest:.3g} to segment, choose and judge"
+        f"\nThis took {_rounded(spent)} minutes of {minutes:g}: {_rounded(reading)} to read and plan, "
+        f"{_rounded(training)} to train ({_rounded(planned)} planned), {_rounded(rest)} to segment, choose "
+        "and judge"
     )
     if spent <= OVER * minutes:
         return text
     late = {"training": training - planned, "the rest": reading + rest - (minutes - planned)}
     most = max(late, key=late.__getitem__)
-    why = (
-        "as this machine became busier than it was when steps were timed"
-        if most == "training"
-        else ("as it has more or larger cases than that time is for")
-    )
-    return f"{text}.\nThat is {spent - minutes:.3g} minutes over, {late[most]:.3g} of them {most}, {why}"
+    why = {
+        "training": "as this machine became busier than it was when steps were timed",
+        "the rest": "as it has more or larger cases than that time is for, or the machine was busy",
+    }[most]
+    over, of_it = _rounded(spent - minutes), _rounded(late[most])
+    return f"{text}.\nThat is {over} minutes over, {of_it} of them {most}, {why}"
+
+
+def _rounded(minutes: float) -> str:
+    return f"{round(minutes, 1):g}"
 
 
 def _require_known(ids: Mapping[str, Any]) -> None:

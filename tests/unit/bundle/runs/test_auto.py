@@ -31,8 +31,7 @@ def test_more_folds_where_each_has_time(minutes: float, cases: int, folds: int) 
 def test_it_ends_within_its_time_whether_the_rest_takes_much_or_little(minutes: float) -> None:
     """From no time at all to twice what is kept for it."""
     rest = minutes - training_of(minutes)
-    assert minutes - rest >= 0.8 * minutes
-    assert rest <= 0.2 * minutes
+    assert 0.08 <= rest / minutes <= 0.2 + 1e-9
     assert minutes < 30 or rest <= 0.15 * minutes  # of long ones less, as they would end too soon
 
 
@@ -45,13 +44,13 @@ def test_what_reading_took_is_not_there_to_train() -> None:
 def test_it_tells_what_took_longer_than_planned() -> None:
     in_time = told(60, 58, 1, 51, 53.2)
     assert in_time == (
-        "\nThis took 58 minutes of 60: 1 to read and plan, 51 to train (53.2 planned), 6 to segment, choose and "
-        "judge"
+        "\nThis took 58 minutes of 60: 1 to read and plan, 51 to train (53.2 planned), 6 to segment, "
+        "choose and judge"
     )
     busy = told(60, 90, 1, 80, 53.2)
     assert busy.endswith(
-        "That is 30 minutes over, 26.8 of them training, as this machine became busier than it was when steps "
-        "were timed"
+        "That is 30 minutes over, 26.8 of them training, as this machine became busier than it was when "
+        "steps were timed"
     )
     assert "20.2 of them the rest, as it has more or larger cases" in told(60, 80, 2, 53, 53.2)
 
@@ -113,10 +112,10 @@ def test_it_plans_once_and_hands_on_what_is_given(tmp_path: Path, monkeypatch: p
     given[given.index("_([0-9]+)")] = "(p[0-9])"
     given[given.index(out)] = tmp_path / "subjects"
     commands.clear()
-    assert f"{MANY} cases of 4 subject(s), 200 minutes: 4 folds" in auto(200)
+    assert f"{MANY} cases of 10 subject(s), 200 minutes: 5 folds" in auto(200)
     assert commands[0][commands[0].index("--test_fraction") :][:2] == ("--test_fraction", "0")
 
-    beside = f"import sys; from scripts.locks import hold; hold({str(out)!r}, 'auto', hold); print(flush=True); input()"
+    beside = f"from scripts.locks import hold; hold({str(out)!r}, 'auto', hold); print(flush=True); input()"
     let_go()
     with Popen([sys.executable, "-c", beside], cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True) as process:
         assert process.stdout
