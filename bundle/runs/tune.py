@@ -573,7 +573,7 @@ def judging(configs: Sequence[str], overlay: Path, given: Mapping[str, Any], sto
         files, more = ["configs/inference.json", *others], {"section": "testing"}
     else:
         files, more = [first, *others, "configs/evaluate.json"], {}
-    listed = ",".join(f"'{file}'" for file in (*files, overlay))
+    listed = ",".join(repr(str(file)) for file in (*files, overlay))
     options = {"config_file": f"[{listed}]", **given, **more}
     run = " ".join(f"--{name} {_quoted(value)}" for name, value in options.items())
     folders = f"{_quoted(given['output_dir'])} {_quoted(given['dataset_dir'])}"
