@@ -12,6 +12,7 @@ import importlib
 import inspect
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -33,6 +34,12 @@ DATA, RUNS, SHIP, DICOM, PROJECT = "Data", "Train and judge", "Ship", "DICOM", "
 
 #: Where the commands of the project write unless told otherwise.
 OWN_RUNS = Path(__file__).resolve().parents[1] / "runs"
+
+#: When this process began, but for Python itself, by `time.monotonic`.
+BEGUN = time.monotonic()
+
+#: Minutes of a week. What is more was meant in another unit.
+MOST_MINUTES = 7 * 24 * 60
 
 #: What predictions are judged as.
 Measure = Literal["classes", "instances", "membranes"]
@@ -92,7 +99,10 @@ Images = Annotated[Path | None, typer.Option("--images", help="Folder of images"
 Labels = Annotated[Path | None, typer.Option("--labels", help="Folder of their labels")]
 NnUNet = Annotated[Path | None, typer.Option("--nnunet", help="nnU-Net raw folder (v1 or v2)")]
 Msd = Annotated[Path | None, typer.Option("--msd", help="Medical Segmentation Decathlon folder")]
-Folds = Annotated[int, typer.Option("--folds", help="Folds for cross-validation")]
+Folds = Annotated[
+    int | None,
+    typer.Option("--folds", help="Folds for cross-validation; 5, of fewer subjects as many as these"),
+]
 SplitSeed = Annotated[int, typer.Option("--seed", help="Seed of folds and held-out cases")]
 TestFraction = Annotated[float, typer.Option("--test_fraction", help="Share of cases held out")]
 SubjectPattern = Annotated[
@@ -166,7 +176,7 @@ def datalist(
     labels: Labels = None,
     nnunet: NnUNet = None,
     msd: Msd = None,
-    folds: Folds = 5,
+    folds: Folds = None,
     seed: SplitSeed = 0,
     test_fraction: TestFraction = 0.0,
     subject_pattern: SubjectPattern = None,
@@ -205,7 +215,7 @@ def plan(
     trial: Annotated[
         bool, typer.Option("--trial/--no-trial", help="Try a few steps and say how long it will take here")
     ] = True,
-    folds: Folds = 5,
+    folds: Folds = None,
     seed: SplitSeed = 0,
     test_fraction: TestFraction = 0.0,
     subject_pattern: SubjectPattern = None,
@@ -224,7 +234,7 @@ def plan(
             f"--dataset_dir {dataset_dir} is a source of data, and so are --images, --labels, --nnunet "
             "and --msd; give one."
         )
-    elif (folds, seed, test_fraction, instances) != (5, 0, 0.0, False) or any(
+    elif (folds, seed, test_fraction, instances) != (None, 0, 0.0, False) or any(
         (subject_pattern, subjects, splits, label_names)
     ):
         raise InputError(
@@ -232,9 +242,30 @@ def plan(
             "sets others."
         )
     require_together(label_names, instances, subject_pattern, subjects)
-    for name, value in (("--minutes", minutes), ("--memory_gb", memory_gb)):
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"{name} is {value:g}; a training takes more than 0; correct it.")
+    require_minutes(minutes)
+    require_memory_gb(memory_gb)
+
+
+def require_minutes(minutes: float | None) -> None:
+    """Refuse minutes that no training takes.
+
+    Raises:
+        InputError: 0 or less, or more than a week.
+    """
+    if minutes is not None and not 0 < minutes <= MOST_MINUTES:
+        raise InputError(
+            f"--minutes is {minutes:g}; it takes more than 0 and a week, {MOST_MINUTES}, at most; correct it."
+        )
+
+
+def require_memory_gb(memory_gb: float | None) -> None:
+    """Refuse a memory that no training takes.
+
+    Raises:
+        InputError: 0 or less, or no number.
+    """
+    if memory_gb is not None and not 0 < memory_gb < math.inf:
+        raise InputError(f"--memory_gb is {memory_gb:g}; a training takes more than 0; correct it.")
 
 
 def require_one_source(
@@ -400,8 +431,7 @@ def study(
     ids: Ids = None,
 ) -> None:
     """Train every variant with every seed, judge all on all data, and compare them case by case."""
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise InputError(f"--minutes is {minutes:g}; a training takes more than 0; correct it.")
+    require_minutes(minutes)
 
 
 @command(RUNS, "runs.crossval")
@@ -429,6 +459,9 @@ def auto(
     labels: Labels = None,
     nnunet: NnUNet = None,
     msd: Msd = None,
+    memory_gb: Annotated[
+        float | None, typer.Option("--memory_gb", help="That a training may take; sets sizes")
+    ] = None,
     subject_pattern: SubjectPattern = None,
     subjects: Subjects = None,
     label_names: LabelNames = None,
@@ -438,8 +471,8 @@ def auto(
     """From images and labels to an ensemble and its scores: plan, then crossval; stops and goes on."""
     require_one_source(images, labels, nnunet, msd)
     require_together(label_names, instances, subject_pattern, subjects)
-    if not 0 < minutes < math.inf:
-        raise InputError(f"--minutes is {minutes:g}; it takes more than 0; correct it.")
+    require_minutes(minutes)
+    require_memory_gb(memory_gb)
 
 
 @command(SHIP, "ship.package")

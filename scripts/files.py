@@ -272,6 +272,23 @@ def is_as_written(path: Path) -> bool:
     return not (meant and path.is_file()) or sha256(path) == meant
 
 
+def require_nameable(path: Path, name: str) -> None:
+    """Refuse a path that no config can hold, as MONAI takes a part of it for an id.
+
+    Args:
+        path: absolute.
+        name: of the argument.
+
+    Raises:
+        InputError: it has "#" or "::" in it.
+    """
+    if found := next((part for part in ("#", "::") if part in str(path)), None):
+        raise InputError(
+            f"{name} is {path}, and MONAI takes what follows {found} in a path for an id: rename the folder, "
+            "or give another one"
+        )
+
+
 def sha256(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as opened:

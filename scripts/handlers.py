@@ -342,7 +342,7 @@ class LastCheckpoint:
         self.curve = curve
         self.resume = resume
         self.interval = interval
-        self.signals = DeferredSignals("ending after this step; a second one ends at once")
+        self.signals = DeferredSignals("ending after this step")
 
     def attach(self, trainer: Engine) -> None:
         """Register in every process; must stand after the handlers of validation and schedule."""
@@ -402,8 +402,11 @@ class LastCheckpoint:
     def _load(self, trainer: Engine) -> None:
         self.described = self._describe(trainer)
         if not self.path.exists():
-            if self.resume:
-                logger.warning("nothing to resume in %s: the training starts afresh", self.path)
+            if self.resume and self.weights.path.exists():
+                logger.warning(
+                    "nothing to resume in %s, beside weights of an earlier training: it starts afresh",
+                    self.path,
+                )
             return
         if not self.resume:
             logger.warning(

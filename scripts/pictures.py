@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
-from scripts.errors import InputError
+from scripts.data.reader import is_picture, read_file
+from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.judging import Case, CellErrors, cell_errors
 
@@ -254,13 +255,40 @@ def _fullest(truth: np.ndarray, pred: np.ndarray) -> tuple[Any, ...]:
     return np.s_[:, ::-1, ((truth > 0).sum((0, 1)) + (pred > 0).sum((0, 1))).argmax()]
 
 
-def shown(image: np.ndarray) -> np.ndarray:
+def shown(image: np.ndarray, file: str | Path = "") -> np.ndarray:
     """What is drawn of an image, (channels, *spatial): a picture of three channels is one of colours.
 
+    Args:
+        image: as it was read, or as it is after a normalisation of each channel.
+        file: what it was read from, whose colours are drawn where it is a picture in colour.
+
     Returns:
-        Red, green and blue, (3, X, Y), or the first channel, (*spatial).
+        Red, green and blue, (3, X, Y), of 0 to 255 where they are the colours of the file, or the first
+        channel, (*spatial).
     """
-    return image if len(image) == 3 and image.ndim == 3 else image[0]
+    if len(image) != 3 or image.ndim != 3:
+        return image[0]
+    stored = _colours(file)
+    if stored is None or stored.shape == image.shape:
+        return image if stored is None else stored.astype(np.uint8)
+    axes = (1, 2)  # resampled or cut: each channel gets back the mean and the spread that it has in the file
+    means, spreads = (getattr(image, name)(axes, keepdims=True) for name in ("mean", "std"))
+    standard = (image - means) / np.maximum(spreads, 1e-6)
+    restored = standard * stored.std(axes, keepdims=True) + stored.mean(axes, keepdims=True)
+    return restored.clip(0, 255).round().astype(np.uint8)
+
+
+def _colours(file: str | Path) -> np.ndarray | None:
+    """Red, green and blue of a picture, (3, X, Y), 0 to 255; None of anything else."""
+    try:
+        values = read_file(file).values if is_picture(file) else np.empty(0)
+    except Fault:
+        return None
+    if values.ndim != 3 or values.shape[-1] not in (3, 4):
+        return None
+    colours = np.moveaxis(values[..., :3], -1, 0)
+    brightest = 255 if values.dtype == np.uint8 else max(np.percentile(colours, 99.5), 1e-6)
+    return (colours * (255 / brightest)).clip(0, 255).astype(np.float32)
 
 
 def _inches(image: np.ndarray) -> tuple[float, float]:
@@ -273,13 +301,18 @@ def _inches(image: np.ndarray) -> tuple[float, float]:
 
 def _show(axes: Sequence[Axes], image: np.ndarray, titles: Sequence[str]) -> None:
     """Show the image on all axes, each with its title."""
-    low, high = np.percentile(image, [0.5, 99.5])
+    low, high = (0, 255) if _is_of_file(image) else np.percentile(image, [0.5, 99.5])
     shades = Normalize(low, max(high, low + 1e-6), clip=True)
     colours = np.asarray(shades(image).T)  # of grey values matplotlib makes grey, of (Y, X, 3) nothing else
     for axis, title in zip(axes, titles, strict=True):
         axis.imshow(colours, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_axis_off()
         axis.set_title(_fitting(title), fontsize=9)
+
+
+def _is_of_file(image: np.ndarray) -> bool:
+    """Whether `shown` found the colours of a file."""
+    return image.ndim == 3 and image.dtype == np.uint8
 
 
 def _fitting(title: str) -> str:

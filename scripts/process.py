@@ -60,6 +60,9 @@ def set_up(seed: int, threads: int | None = None) -> None:
     end_on_signals()
     # MONAI says so of each picture, whose grid no transform changes
     warnings.filterwarnings("ignore", "inverse has been called but no invertible transforms")
+    # and of a reader for DICOM on GPUs, which LoadImage makes and the bundle never asks
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     if not gc.get_freeze_count():
         gc.freeze()  # a look for garbage passes over the modules, a million objects, from now on
     with suppress(NotRunning):

@@ -2,6 +2,9 @@
 
 It ends with exit status 143 or 130 and one sentence, and leaves no half of a file; a training first writes a
 checkpoint. A data worker, which its parent ends, leaves Ctrl-C to it.
+
+GNU timeout and some schedulers send a signal to the process and to the group that it is in, so that it comes
+twice at once: what follows within PATIENCE is an echo of the first.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -20,15 +25,24 @@ STATUS = 128
 #: Signals, and how a message calls them.
 ASKED = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
+#: Seconds after which another signal is a second one.
+PATIENCE = 1.0
+
 Handler = Callable[[int, FrameType | None], Any]
 
 
 def end_on_signals() -> None:
     """End this process at once when it is asked to; what a host has arranged for itself is left alone."""
     ours = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    times = _Times()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not times.is_echo():
+            end(number, "what was not finished is not there")
+
     for number, default in ours.items():
         if signal.getsignal(number) is default:
-            _handle(number, lambda number, _: end(number, "what was not finished is not there"))
+            _handle(number, handle)
 
 
 def end(number: int, sentence: str) -> None:
@@ -45,10 +59,27 @@ def end(number: int, sentence: str) -> None:
     raise SystemExit(STATUS + number)
 
 
+class _Times:
+    """When signals came, to tell an echo from a signal."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+
+    def is_echo(self) -> bool:
+        """Whether the signal that has just come is an echo of the first one."""
+        now = monotonic()
+        if self.first is None:
+            self.first = now
+            return False
+        return now - self.first < PATIENCE
+
+
 class DeferredSignals:
     """Remembers that the process was asked to end, so that it can do so where it suits; once.
 
-    A context, inside which a first signal is remembered and a second one ends the process.
+    A context, inside which a first signal is remembered and a second one ends the process. A child that is
+    forked there is in a process group of its own: what is sent to this group does not end it before its
+    parent does.
 
     Args:
         sentence: what is said of a first signal.
@@ -58,30 +89,39 @@ class DeferredSignals:
         hand_on: is called with the number of each signal.
     """
 
+    #: How many of them are entered.
+    entered = 0
+
     def __init__(self, sentence: str) -> None:
         self.sentence = sentence
         self.number = 0
         self.hand_on: Callable[[int], object] = lambda number: None
         self.before: dict[int, Any] = {}
+        self.times = _Times()
 
     def __enter__(self) -> DeferredSignals:
+        DeferredSignals.entered += 1
         for number in ASKED:
             self.before[number] = signal.getsignal(number)
             _handle(number, self._remember)
         return self
 
     def __exit__(self, *error: object) -> None:
+        DeferredSignals.entered -= bool(self.before)
         for number, handler in self.before.items():
             if handler is not None:  # of another language
                 _handle(number, handler)
         self.before = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.times.is_echo():
+            return
         self.hand_on(number)
         if self.number:
             end(number, "at once, as asked for twice; what was finished before is kept")
         self.number = number
-        _say(f"{ASKED[signal.Signals(number)]}: {self.sentence}")
+        more = f"another one, {PATIENCE:g} s or more after this one, ends it at once"
+        _say(f"{ASKED[signal.Signals(number)]}: {self.sentence}; {more}")
 
 
 def _handle(number: int, handler: Any) -> None:
@@ -104,3 +144,14 @@ def _handle(number: int, handler: Any) -> None:
 def _say(sentence: str) -> None:
     """Write a line past Python's buffers, which the signal may have interrupted."""
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{sentence}\n".encode())
+
+
+def _leave_group() -> None:
+    """Put a child that has just been forked into a process group of its own, see DeferredSignals."""
+    if DeferredSignals.entered:
+        with suppress(OSError):
+            os.setpgid(0, 0)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_group)

@@ -28,8 +28,10 @@ import typer
 from bundle.data.fingerprint import FILE as FINGERPRINT
 from bundle.data.fingerprint import read_fingerprints
 from bundle.data.plan import REASONS, plan_task
+from scripts.compute.length import LENGTH
 from scripts.data.checks import Facts, Problem, check_cases, format_table
 from scripts.data.datalist import (
+    DEFAULT_FOLDS,
     assign_folds,
     dataset_labels,
     file_stem,
@@ -41,7 +43,7 @@ from scripts.data.datalist import (
 from scripts.data.names import composed, of_one_name
 from scripts.data.reader import is_picture, read_dims
 from scripts.errors import InputError, few
-from scripts.files import atomic_write, read_json, read_text
+from scripts.files import atomic_write, read_json, read_text, require_nameable
 from scripts.labels import IGNORE_NAME, LARGEST_VALUE, name_values, parse_labels
 from scripts.machine import usable_cores
 from scripts.sides import sided_names
@@ -178,7 +180,7 @@ def read_msd(folder: Path) -> Source:
 class Listing:
     """How a source is split and labelled; see `bundle.cli.datalist`."""
 
-    folds: int
+    folds: int | None
     seed: int
     test_fraction: float
     subject_pattern: str | None
@@ -210,7 +212,7 @@ def datalist(
     labels: Path | None,
     nnunet: Path | None,
     msd: Path | None,
-    folds: int,
+    folds: int | None,
     seed: int,
     test_fraction: float,
     subject_pattern: str | None,
@@ -236,7 +238,7 @@ def plan(
     cores: int | None,
     explain: bool,
     trial: bool,
-    folds: int,
+    folds: int | None,
     seed: int,
     test_fraction: float,
     subject_pattern: str | None,
@@ -257,14 +259,21 @@ def plan(
         )
         task = _list(output_dir, read_source(images, labels, nnunet, msd), listing, means, "plan")
     if explain:
-        typer.echo(explained(task))
+        typer.echo(explained(task, minutes))
     if trial:
         typer.echo(_time(output_dir / "experiment.json"))
 
 
-def explained(task: Mapping[str, Any]) -> str:
-    """A plan as a table of choices, values and reasons."""
-    rows = [{"choice": name, "value": _told(task[name]), "why": why} for name, why in task[REASONS].items()]
+def explained(task: Mapping[str, Any], minutes: float | None = None) -> str:
+    """A plan as a table of choices, values and reasons; with minutes these say how long the training is."""
+    rows = [
+        {"choice": name, "value": _told(task[name]), "why": why}
+        for name, why in task[REASONS].items()
+        if minutes is None or name not in LENGTH
+    ]
+    if minutes is not None:
+        why = "as given: the training times its steps and plans its epochs and validations by them"
+        rows.append({"choice": "minutes", "value": f"{minutes:g}", "why": why})
     return table(["choice", "value", "why"], rows, names=3)
 
 
@@ -304,6 +313,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
         command: that is carried out.
     """
     instances = listing.instances
+    require_nameable(output_dir.resolve(), "--output_dir")
     _require_no_other_splits(output_dir, listing.splits)
     _require_own(output_dir, ["dataset.json", "task.json", "experiment.json"])
     declared = parse_labels(listing.label_names) if listing.label_names else source.labels
@@ -313,7 +323,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     )
     problems = source.problems + [problem for found, _ in inspected for problem in found]
     problems += [] if instances else _too_large(source.cases, [case_facts for _, case_facts in inspected])
-    subject_of, subject_problems = _subjects(source.cases, listing.subject_pattern, listing.subjects)
+    subject_of, subject_problems = subjects_of(source.cases, listing.subject_pattern, listing.subjects)
     _report(problems + subject_problems + _repeated_ids(source.cases))
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
     names = _names(facts, declared, instances)
@@ -352,6 +362,8 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
 
 def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str, Any]:
     """Write the plan and the experiment for a data set that has its list; the plan."""
+    require_nameable(output_dir.resolve(), "--output_dir")
+    require_nameable(dataset_dir.resolve(), "--dataset_dir")
     _require_own(output_dir, ["task.json", "experiment.json"])
     path = dataset_dir / "dataset.json"
     description = read_json(path)
@@ -525,7 +537,7 @@ def _channel_files(case: Mapping[str, Any]) -> int:
     return len(case["image"]) if isinstance(case["image"], list) else 0
 
 
-def _subjects(
+def subjects_of(
     cases: Sequence[Mapping[str, Any]], pattern: str | None, table: Path | None
 ) -> tuple[dict[str, str], list[Problem]]:
     """Case id to subject; a case is its own subject if neither pattern nor table is given."""
@@ -802,7 +814,8 @@ def _split(
         raise InputError(f"--test_fraction {test_fraction} is outside [0, 1); it is a share; correct it.")
     held_out = hold_out(subject_of, test_fraction, seed)
     rest = [case for case in by_id if case not in held_out]
-    fold_of = assign_folds(rest, listing.folds, seed, subject_of)
+    folds = listing.folds or max(min(DEFAULT_FOLDS, len({subject_of[case] for case in rest})), 2)
+    fold_of = assign_folds(rest, folds, seed, subject_of)
     return {
         "training": [by_id[case] | {"fold": fold_of[case]} for case in rest],
         "validation": [],
@@ -899,7 +912,10 @@ def _summary(
         yield f"{left_out} cases are in no split and were left out"
     folds = Counter(case["fold"] for case in lists["training"] if "fold" in case)
     if folds:
-        yield f"{len(folds)} folds of {', '.join(str(folds[fold]) for fold in sorted(folds))} cases"
+        subjects = {case.get("subject", case["case"]) for case in lists["training"]}
+        of = "subject" if len(subjects) < folds.total() else "case"
+        each = f", one for each {of}, as there are no more" if len(folds) == len(subjects) else ""
+        yield f"{len(folds)} folds of {', '.join(str(folds[fold]) for fold in sorted(folds))} cases{each}"
     yield f"shape: {_span([case.shape for case in facts])}"
     spacings = [case.spacing for case in facts if case.spacing is not None]
     if spacings:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import typer
@@ -52,11 +52,12 @@ def run_python(*arguments: str, warm: Warm | None = None) -> None:
     """
     typer.echo("$ python " + shlex.join(arguments))
     sys.stdout.flush()
-    signals = DeferredSignals("ending with the command above; a second one ends both at once")
+    signals = DeferredSignals("ending with the command above")
     with signals:
         number, wait = _fresh(*arguments) if warm is None else (warm.start(*arguments[1:]), warm.wait)
-        # a terminal sends Ctrl-C to both
-        signals.hand_on = lambda sent: _kill(number) if sent == signal.SIGTERM else None
+        signals.hand_on = partial(_kill, number)  # to which an echo of what it got itself is no second one
+        if signals.number:
+            _kill(number, signals.number)
         status = wait()
     if signals.number:
         end(signals.number, "the command above was ended too; the same command again goes on where it can")
@@ -71,7 +72,7 @@ def _fresh(*arguments: str) -> tuple[int, Callable[[], int]]:
     return process.pid, process.wait
 
 
-def _kill(number: int) -> None:
-    """Ask a process to end, if it has not ended."""
+def _kill(process: int, number: int) -> None:
+    """Send a process a signal, if it has not ended."""
     with suppress(ProcessLookupError):
-        os.kill(number, signal.SIGTERM)
+        os.kill(process, number)

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
@@ -33,6 +34,13 @@ LEVEL = 0.05
 
 #: Draws of the bootstrap, its seed, and what the interval covers.
 DRAWS, SEED, COVERED = 10_000, 0, 0.95
+
+#: Inches of a line of names beside the picture.
+LINE = 0.17
+
+#: From a name to its point, and colours that are told apart side by side.
+LEADER = {"arrowstyle": "-", "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 4}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
 
 
 def read_scores(folder: Path, score: str) -> dict[str, dict[str, float]]:
@@ -178,27 +186,32 @@ def draw_comparison(rows: Sequence[Row], score: str, path: Path) -> None:
         score: its name.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.subplots()
     variants = list(dict.fromkeys(row["variant"] for row in rows))
+    height = max(5.0, 1.5 + LINE * len(variants))
+    width = 7 + 0.07 * max(map(len, variants))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
     timed = all(row["seconds_a_step"] is not None for row in rows)
+    points = {}
+    order = sorted(variants, key=lambda name: next(row["mean"] for row in rows if row["variant"] == name))
+    colours = {variant: COLOURS[place % len(COLOURS)] for place, variant in enumerate(order)}
     for place, variant in enumerate(variants):
         own, *shifted = [row for row in rows if row["variant"] == variant]
         x = own["seconds_a_step"] if timed else place
+        if not math.isnan(own["mean"]):
+            points[variant] = (x, own["mean"])
         axis.errorbar(
             x,
             own["mean"],
             yerr=[[own["mean"] - own["mean_low"]], [own["mean_high"] - own["mean"]]],
             fmt="o",
-            color="#0072b2",
+            color=colours[variant],
             capsize=3,
         )
-        axis.annotate(variant, (x, own["mean"]), (5, 5), textcoords="offset points", fontsize=8)
         if shifted:
-            axis.scatter(
-                x, mean_of([row["mean"] for row in shifted]), s=34, facecolors="none", edgecolors="#d55e00"
-            )
-    axis.margins(x=0.2)  # for the names
+            elsewhere = mean_of([row["mean"] for row in shifted])
+            axis.scatter(x, elsewhere, s=34, facecolors="none", edgecolors=colours[variant])
+    _name_points(axis, points, colours, LINE / (height - 1.2))
     axis.set_xlabel("seconds a step, here" if timed else "variant")
     if not timed:
         axis.set_xticks([])
@@ -208,3 +221,43 @@ def draw_comparison(rows: Sequence[Row], score: str, path: Path) -> None:
         "filled: the data of the training, 95 % over its cases; hollow: mean over all other data", fontsize=9
     )
     save_figure(figure, path)
+
+
+def _name_points(
+    axis: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str], apart: float
+) -> None:
+    """Write the names of points on the right of a picture, in the order of their heights.
+
+    Args:
+        axis: with all points in it, whose limits stay.
+        points: name to x and y.
+        colours: name to that of its point.
+        apart: of two names, at least, as a share of the height.
+    """
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high)
+    names = sorted(points, key=lambda name: points[name][1])
+    places = spread([(points[name][1] - low) / (high - low) for name in names], apart)
+    for name, place in zip(names, places, strict=True):
+        axis.annotate(
+            name,
+            points[name],
+            (1.03, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=colours[name],
+            arrowprops={**LEADER, "color": colours[name]},
+        )
+
+
+def spread(places: Sequence[float], apart: float) -> list[float]:
+    """Places in rising order, from 0 to 1, moved as far as it takes for any two to be so far apart."""
+    found: list[float] = []
+    for place in places:
+        found.append(max(place, found[-1] + apart) if found else place)
+    end = 1.0
+    for index in reversed(range(len(found))):
+        found[index] = end = min(found[index], end)
+        end -= apart
+    return found

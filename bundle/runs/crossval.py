@@ -39,9 +39,10 @@ from scripts.data.checks import Problem, map_cases, read_label, require_sound
 from scripts.data.datalist import file_stem, read_folds, read_subjects, sections
 from scripts.data.names import output_name
 from scripts.errors import Fault, InputError, few
-from scripts.files import atomic_write, fingerprint, read_json, short_hash, write_csv
+from scripts.files import atomic_write, fingerprint, read_json, require_nameable, short_hash, write_csv
 from scripts.judging.tables import OVERALL, mean_of, plain
 from scripts.labels import class_names, parse_labels
+from scripts.locks import hold
 from scripts.pictures import save_figure
 from scripts.settings import CONFIGS
 from scripts.tables import Row, number, table
@@ -333,6 +334,8 @@ def crossval(
     seed = parser.get_parsed_content("seed")
     data = (dataset_dir or Path(parser.get_parsed_content("dataset_dir"))).expanduser().resolve()
     output_dir = output_dir.resolve()
+    require_nameable(output_dir, "--output_dir")
+    require_nameable(data, "--dataset_dir")
     folds = [
         Fold(number, output_dir / f"fold{number}", cases) for number, cases in _folds_of(data, seed).items()
     ]
@@ -358,6 +361,7 @@ def crossval(
         names,
         parser.get_parsed_content("minutes"),
     )
+    hold(output_dir, "cross-validation", run)
     with imports_once() as run.warm:
         run.train({"args_file": str(args_file.resolve()), **ids, "seed": seed})
         run.judge()

@@ -239,6 +239,6 @@ def draw_cases(
         except Fault as fault:
             problems.append(str(fault))
             continue
-        errors = draw_instances(shown(image), judged, output_dir / f"{name}.png")
+        errors = draw_instances(shown(image, images[case]), judged, output_dir / f"{name}.png")
         typer.echo(f"{output_dir / name}.png: {case}, {errors}")
     return problems

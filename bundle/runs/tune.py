@@ -56,10 +56,11 @@ from bundle.runs.search import (
 )
 from bundle.runs.speed import tune_speed
 from scripts.checkpoints import read_checkpoint
+from scripts.data import grids
 from scripts.data.cases import InferenceCases
 from scripts.data.datalist import sections
 from scripts.data.names import output_path
-from scripts.data.reader import grid_of, read_file
+from scripts.data.reader import columns_first, grid_of, is_picture, read_file, read_header
 from scripts.errors import Fault, InputError, few
 from scripts.files import atomic_write, workshop, write_csv
 from scripts.judging import Case, InstanceCounts, case_of, instance_counts, v_rand
@@ -151,6 +152,7 @@ class Store:
 
     Attributes:
         cases: what was put there.
+        failed: how many others could not be.
         sizes: voxels of each true object, or component of a class, by class; objects have class 1.
         holes: voxels of each hole in them.
     """
@@ -159,6 +161,7 @@ class Store:
     objects: bool
     numbered: bool = False
     cases: list[Predicted] = field(default_factory=list)
+    failed: int = 0
     sizes: dict[int, list[int]] = field(default_factory=dict)
     holes: dict[int, list[int]] = field(default_factory=dict)
 
@@ -197,6 +200,11 @@ class Store:
                 np.unique(parts[parts > 0], return_counts=True)[1].tolist()
             )
             self.holes.setdefault(index, []).extend(sizes[around == index].tolist())
+
+    def counted(self) -> str:
+        """How many cases are judged, and of how many where others could not be."""
+        total = f" of {len(self.cases) + self.failed}" if self.failed else ""
+        return f"{len(self.cases)}{total} cases"
 
     def grid(self, index: int, least: int) -> Grid:
         """Values of `min_size` and `max_hole` for a class, see `sizes_to_try`."""
@@ -361,7 +369,9 @@ def read_predictions(parser: ConfigParser, folder: Path, section: str, store: St
     listed = sections(*places)
     cases = [case for name in dict.fromkeys((section, "validation")) for case in listed[name]]
     files = {case["case"]: output_path(folder, case["case"], "prob", ".nii.gz") for case in cases}
-    there = InferenceCases([case for case in cases if files[case["case"]].is_file()], work="read")
+    there = InferenceCases(
+        [case for case in cases if files[case["case"]].is_file()], work="judged", noun="cases"
+    )
     if not there.cases:
         raise InputError(
             f"--pred {folder} has the probabilities of none of the {len(cases)} cases of the section "
@@ -375,20 +385,22 @@ def read_predictions(parser: ConfigParser, folder: Path, section: str, store: St
     classes, dims = (parser.get_parsed_content(key) for key in ("out_channels", "spatial_dims"))
     for case in tqdm(there.cases, desc="reading", disable=None):
         with there.attempt(case):
-            pred = read_probabilities(files[case["case"]], classes, dims)
+            pred = read_probabilities(files[case["case"]], classes, dims, is_picture(case["label"]))
+            _require_grid(pred, files[case["case"]], case["label"])
             label = load({Keys.LABEL: case["label"], Keys.IMAGE: pred})[Keys.LABEL]
             keep = store.objects or classes == 2
             store.put(case["case"], pred if keep else pred.argmax(0, keepdim=True), label)
     return there
 
 
-def read_probabilities(path: Path, classes: int, dims: int) -> MetaTensor:
+def read_probabilities(path: Path, classes: int, dims: int, of_picture: bool = False) -> MetaTensor:
     """The probabilities of a file.
 
     Args:
         path: NIfTI, as `save_probabilities` writes it.
         classes: of the network.
         dims: spatial dimensions, 2 or 3.
+        of_picture: they lie on the grid of a picture.
 
     Returns:
         (classes, *spatial), float32, with the place of its voxels.
@@ -397,7 +409,7 @@ def read_probabilities(path: Path, classes: int, dims: int) -> MetaTensor:
         Fault: other classes or dimensions, or numbers that are no probabilities.
     """
     file = read_file(path)
-    grid, values = grid_of(file), file.values
+    grid, values = grid_of(file), columns_first(file) if of_picture else file.values
     if values.ndim != dims + 1 or values.shape[-1] != classes or len(grid.shape) != dims:
         raise Fault(
             f"shape {values.shape}",
@@ -413,9 +425,31 @@ def read_probabilities(path: Path, classes: int, dims: int) -> MetaTensor:
             "segment the case again with --save_probabilities True",
             path,
         )
-    affine = np.eye(4) if grid.affine is None else grid.affine
-    meta = {MetaKeys.ORIGINAL_AFFINE: affine, MetaKeys.SPATIAL_SHAPE: np.array(grid.shape)}
+    affine = np.eye(4) if of_picture or grid.affine is None else grid.affine
+    meta = {MetaKeys.ORIGINAL_AFFINE: affine, MetaKeys.SPATIAL_SHAPE: np.array(pred.shape[1:])}
     return MetaTensor(pred, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
+
+
+def _require_grid(pred: MetaTensor, path: Path, label: str) -> None:
+    """Refuse probabilities, (classes, *spatial), of other voxels than those of their label.
+
+    Raises:
+        Fault: which names their file; the label is read next, and told of by itself.
+    """
+    header = read_header(label)
+    if header is None:
+        return
+    try:
+        here = grids.Grid(tuple(pred.shape[1:]), pred.meta[MetaKeys.ORIGINAL_AFFINE])
+        grids.turn_onto(here, header[0], f"label {label}")
+    except Fault as fault:
+        raise Fault(
+            fault.args[0],
+            "the probabilities of a case lie on the grid of its label",
+            "segment the case again with --save_probabilities True, or name the folder of the predictions of "
+            "these cases",
+            path,
+        ) from None
 
 
 def tune(
@@ -463,6 +497,7 @@ def tune(
             done = predict(parser, store)
         else:
             done = read_predictions(parser, pred, section or "validation", store)
+        store.failed = len(done.failed())
         if not store.cases:
             done.finish()
         if not any(store.sizes.values()):
@@ -477,10 +512,13 @@ def tune(
                 store, class_names(parser.get_parsed_content("labels")), measure, output_dir
             )
     path = output_dir / "postprocessing.json"
+    nothing = "" if any(overlay.values()) else " that changes nothing"
+    chosen = f", chosen on {store.counted()}" if store.failed else ""
+    if chosen:
+        overlay = {"_desc_": chosen.removeprefix(", "), **overlay}
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(overlay, indent=4) + "\n", encoding="utf-8")
-    nothing = "" if any(overlay.values()) else " that changes nothing"
-    typer.echo(f"Wrote {path}, an overlay for inference and evaluation{nothing}.")
+    typer.echo(f"Wrote {path}, an overlay for inference and evaluation{nothing}{chosen}.")
     listed = sections(*(parser.get_parsed_content(key) for key in ("dataset_dir", "fold", "seed")))
     if listed["testing"]:
         given = {"args_file": args_file, **ids, **places, "checkpoint": checkpoint or "MODEL.pt"}
@@ -535,7 +573,7 @@ def judging(configs: Sequence[str], overlay: Path, given: Mapping[str, Any], sto
         files, more = ["configs/inference.json", *others], {"section": "testing"}
     else:
         files, more = [first, *others, "configs/evaluate.json"], {}
-    listed = ",".join(f"'{file}'" for file in (*files, overlay))
+    listed = ",".join(repr(str(file)) for file in (*files, overlay))
     options = {"config_file": f"[{listed}]", **given, **more}
     run = " ".join(f"--{name} {_quoted(value)}" for name, value in options.items())
     folders = f"{_quoted(given['output_dir'])} {_quoted(given['dataset_dir'])}"
@@ -574,7 +612,7 @@ def tune_objects(store: Store, configured: Sequence[Transform], measure: str, ou
 
     typer.echo(table([measure, *best.parameters, *best.facts], rows[:TABLE_ROWS], names=0))
     true = sum(map(len, store.sizes.values()))
-    typer.echo(f"\n{measure}, mean over {len(store.cases)} cases with {true} objects:")
+    typer.echo(f"\n{measure}, mean over {store.counted()} with {true} objects:")
     typer.echo(f"  {best.score:.4f} with the best of {len(trials)} combinations")
     typer.echo(f"  {default.score:.4f} with the defaults of {kind.__name__}")
     if configured:
@@ -630,7 +668,7 @@ def tune_classes(store: Store, names: Sequence[str], measure: str, output_dir: P
     shown = [row for row in rows if row["kept"]]
     typer.echo(table([name for name in shown[0] if name != "kept"], shown))
     typer.echo(
-        f"\n{measure}, mean over {len(store.cases)} cases, with what helps by more than its spread: the mean "
+        f"\n{measure}, mean over {store.counted()}, with what helps by more than its spread: the mean "
         "difference, case by case, is above its standard error. gain: over the most probable class as it is."
     )
     if len(store.cases) < FEWEST_CASES:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from scripts.errors import InputError
+from scripts.signals import ASKED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,13 +95,17 @@ def imports_once() -> AbstractContextManager[Warm | None]:
 
 def serve(module: str, connection: socket.socket) -> list[str]:
     """Fork for each command; come back in each child, with its module and arguments."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ASKED}  # it is for the command
     import_module(module)
     lines = connection.makefile("rw", encoding="utf-8")
     for line in iter(lines.readline, ""):
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKED)  # what comes before a child can take it waits
         child = os.fork()
         if not child:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKED)
+        if not child:
             lines.close()
             connection.close()
             return json.loads(line)

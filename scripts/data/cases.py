@@ -44,6 +44,7 @@ class InferenceCases:
         work: what is done to a case, for messages.
         beside: there is memory for a case while the next one is loaded or the last one is finished.
         dicom: the cases are DICOM series, whose headers no warning may cite.
+        noun: what is counted, for messages.
 
     Attributes:
         aside: the one thread in which cases are loaded and finished beside another; None where none are.
@@ -54,6 +55,7 @@ class InferenceCases:
     work: str = "segmented"
     beside: bool = False
     dicom: bool = False
+    noun: str = "images"
 
     def __post_init__(self) -> None:
         # one for both: MONAI's transforms take notes of what they do, and are the same on the way back
@@ -96,7 +98,7 @@ class InferenceCases:
         if failed:
             total = len({str(case["case"]) for case in self.cases}.union(failed))
             raise InputError(
-                f"{len(failed)} of {total} images were not {self.work}: "
+                f"{len(failed)} of {total} {self.noun} were not {self.work}: "
                 f"{few(failed)}; the others are done; mend the files named in the log and run again on them."
             )
 

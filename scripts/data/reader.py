@@ -127,6 +127,20 @@ def grid_of(file: Nifti | Picture) -> Grid:
     return Grid(file.header.shape, file.header.affine)
 
 
+def columns_first(file: Nifti | Picture) -> np.ndarray:
+    """Values of what lies on the grid of a picture in the order in which pictures are read.
+
+    Results for pictures are written rows first, as `scripts.data.writers.NiftiWriter` does, and their affine
+    says so.
+
+    Returns:
+        (width, height) or (width, height, channel).
+    """
+    grid = grid_of(file)
+    rows_first = len(grid.shape) == 2 and grid.affine is not None and not grid.affine[:2, :2].diagonal().any()
+    return file.values.swapaxes(0, 1) if rows_first else file.values
+
+
 def read_header(path: str | Path) -> tuple[Grid, int] | None:
     """The grid and the channels (alpha not counted) of a file, by the header alone.
 

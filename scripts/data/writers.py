@@ -12,12 +12,13 @@ import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
 from monai.data import ImageWriter, PILWriter
 from monai.transforms import SaveImaged
-from monai.utils import MetaKeys, convert_to_numpy
+from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
 from scripts.data.datalist import id_of
 from scripts.data.grids import GRID_TOLERANCE, Grid, distance
 from scripts.data.names import output_path
 from scripts.data.nifti import FORM, write_result
+from scripts.data.reader import is_picture
 from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.labels import label_type
@@ -25,6 +26,9 @@ from scripts.labels import label_type
 
 class NiftiWriter(ImageWriter):
     """NIfTI whose header says of its place what that of the image says; integers take their `label_type`.
+
+    What lies on the grid of a picture has the rows of the picture first, as NumPy and Pillow have it, and an
+    affine that says so.
 
     Args:
         output_dtype: not used; MONAI hands it in.
@@ -55,6 +59,9 @@ class NiftiWriter(ImageWriter):
         same = tuple(meta.get(MetaKeys.SPATIAL_SHAPE, ())) == shape
         if FORM in meta and same and distance(self.affine, original, shape) < limit:
             self.form = np.asarray(convert_to_numpy(meta[FORM]), dtype=float)
+        if len(shape) == 2 and is_picture(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))):
+            self.values = self.values.swapaxes(1, 2)
+            self.affine = self.affine[:, [1, 0, 2, 3]]
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file whole."""

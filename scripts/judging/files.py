@@ -17,7 +17,7 @@ from scripts.data.checks import read_label
 from scripts.data.datalist import cases_of, file_stem, list_images, named_images, read_folds, sections
 from scripts.data.names import output_name
 from scripts.data.pictures import Picture
-from scripts.data.reader import grid_of, read_file
+from scripts.data.reader import columns_first, grid_of, is_picture, read_file
 from scripts.errors import Fault, InputError, few
 from scripts.judging.case import Case
 from scripts.judging.membranes import cells_apart, section
@@ -188,7 +188,8 @@ def read_classes(pair: Pair, labels: Mapping[str, int]) -> Case:
     case = replace(case, pred=pred, truth=truth, mask=mask)
     if pair.probabilities is None:
         return case
-    values = read_file(pair.probabilities).values
+    file = read_file(pair.probabilities)
+    values = columns_first(file) if is_picture(pair.truth) else file.values
     wanted = (*truth.shape, len(class_values(dict(labels))))
     if values.shape == truth.shape and wanted[-1] == 2:  # of the foreground alone
         values = np.stack((1 - values, values), axis=-1)
@@ -241,7 +242,7 @@ def read_section(pair: Pair) -> Case:
     if truth.ndim != 2:
         found = f"{truth.ndim} dimensions"
         raise Fault(found, "membranes are scored in 2D", "save each section to a file", pair.truth)
-    probability = read_probability(pair.pred)
+    probability = read_probability(pair.pred, is_picture(pair.truth))
     if probability.shape != truth.shape:
         raise Fault(
             f"shape {probability.shape} where {pair.truth} has {truth.shape}",
@@ -259,12 +260,16 @@ def read_image(path: Path) -> np.ndarray:
     return np.moveaxis(values, -1, 0) if values.ndim > len(grid_of(file).shape) else values[None]
 
 
-def read_probability(path: Path) -> np.ndarray:
+def read_probability(path: Path, of_picture: bool = True) -> np.ndarray:
     """The probability of "cell".
 
     Labels, where the name ends with `_seg` or the file holds integers of more than 8 bits, are 1 in cells
     and 0 in membranes and where two numbers touch. 8-bit pictures hold 0 to 255, or 0 and 1. NIfTI files
     `_prob` hold a channel for each class, of which the first is the membrane, or that of the cell alone.
+
+    Args:
+        path: the file.
+        of_picture: it lies on the grid of a picture, and not of a NIfTI file.
 
     Returns:
         (width, height), in [0, 1] where the file is sound.
@@ -274,7 +279,7 @@ def read_probability(path: Path) -> np.ndarray:
     """
     stem = file_stem(path)
     file = read_file(path)
-    values = file.values
+    values = columns_first(file) if of_picture else file.values
     grey = values.dtype.kind == "f" or (isinstance(file, Picture) and values.itemsize == 1)
     if stem.endswith("_seg") or not (stem.endswith("_prob") or grey):
         return cells_apart(read_label(path)[0]).astype(float)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.utils import CommonKeys as Keys
+from monai.utils import ImageMetaKey
 
 from scripts.checkpoints import is_first
 from scripts.data.cases import InferenceCases
@@ -32,11 +35,17 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
-def evaluated(engine: Any) -> Iterator[tuple[Case, np.ndarray]]:
-    """The cases of an iteration, as class maps, each with what is drawn of its image."""
+def evaluated(engine: Any) -> Iterator[tuple[Case, torch.Tensor]]:
+    """The cases of an iteration, as class maps, each with its image, (channels, *spatial)."""
     for given, output in zip(engine.state.batch, engine.state.output, strict=True):
         case = case_of(id_of({**given, **output}), output[Keys.PRED], output[Keys.LABEL])
-        yield case, shown(np.asarray(output[Keys.IMAGE].cpu()))
+        yield case, output[Keys.IMAGE]
+
+
+def panel_of(case: Case, image: torch.Tensor, title: str) -> Panel:
+    """What is drawn of a case, in the colours of the file that its image was read from."""
+    file = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "") if isinstance(image, MetaTensor) else ""
+    return Panel.of(case, shown(np.asarray(image.cpu()), str(file)), title)
 
 
 def of_all_processes(items: list[Item]) -> list[Item]:
@@ -80,8 +89,11 @@ class CasePictures:
     def _collect(self, evaluator: Engine) -> None:
         for case, image in evaluated(evaluator):
             dice = mean_dice(case)
-            if not np.isnan(dice):
-                panel = Panel.of(case, image, f"{case.id}: mean Dice {dice:.3f}")
+            if np.isnan(dice):
+                continue
+            among = [end for end, _ in self.ends]
+            if len(among) < 2 or not min(among) <= dice <= max(among):
+                panel = panel_of(case, image, f"{case.id}: mean Dice {dice:.3f}")
                 self.ends = _ends([*self.ends, (dice, panel)])
 
     def _draw(self, evaluator: Engine) -> None:
@@ -147,7 +159,7 @@ class CaseScores:
             self.dice[case.id] = mean_dice(case)
             self.slices[case.id] = self.place / f"{len(self.slices)}.npz"
             with disk_space_for(self.slices[case.id]):
-                np.savez(self.slices[case.id], **vars(Panel.of(case, image, case.id)))
+                np.savez(self.slices[case.id], **vars(panel_of(case, image, case.id)))
 
     def _write(self, evaluator: Engine) -> None:
         rows = sorted(of_all_processes(self.rows), key=lambda row: row["case"])

@@ -161,7 +161,7 @@ class Training:
             self.optimizer,
             self.schedule,
             self.evaluator,
-            weights=SimpleNamespace(training=config, written=None),
+            weights=SimpleNamespace(training=config, written=None, path=folder / "model.pt"),
             curve=LearningCurve(self.evaluator, str(folder)),
             **{**given, **changed},
         )
@@ -302,8 +302,12 @@ def test_weights_alone_are_no_training(tmp_path):
 
 
 def test_nothing_to_resume_is_said(tmp_path, caplog):
+    """A first run with --resume True is nothing to warn of; a training without its checkpoint is."""
     assert len(Training(tmp_path, resume=True).run().rates) == 4
-    assert f"nothing to resume in {tmp_path / 'last.pt'}: the training starts afresh" in caplog.text
+    assert "nothing to resume" not in caplog.text
+    (tmp_path / "last.pt").rename(tmp_path / "model.pt")
+    assert len(Training(tmp_path, resume=True).run().rates) == 4
+    assert f"nothing to resume in {tmp_path / 'last.pt'}, beside weights of an earlier tr" in caplog.text
 
 
 def test_steps_are_seeded_by_seed_step_and_process(monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -120,6 +121,38 @@ def test_pictures_of_colours_are_drawn_in_colour(tmp_path: Path) -> None:
         first = picture[:, : picture.shape[1] // 5]
         purples = (first[..., 0] - first[..., 1] > 100) & (first[..., 2] == first[..., 0])
         assert purples.any() == (len(colours) == 3)
+
+
+def test_colours_are_those_of_the_file(tmp_path: Path) -> None:
+    """Whatever a normalisation of each channel, and a resampling, have made of them."""
+    rng = np.random.default_rng(0)
+    tissue = np.stack(
+        [rng.normal(mean, spread, (60, 90)) for mean, spread in ((200, 20), (120, 30), (180, 9))]
+    )
+    stored = np.transpose(tissue.clip(0, 255), (1, 2, 0)).astype(np.uint8)  # (rows, columns, 3)
+    Image.fromarray(stored).save(tmp_path / "tissue.png")
+    image = np.transpose(stored, (2, 1, 0)).astype(np.float32)
+    normal = (image - image.mean((1, 2), keepdims=True)) / image.std((1, 2), keepdims=True)
+    np.testing.assert_array_equal(shown(normal, tmp_path / "tissue.png"), np.transpose(stored, (2, 1, 0)))
+    half = shown(normal[:, ::2, ::2], tmp_path / "tissue.png").astype(float)
+    np.testing.assert_allclose(half, image[:, ::2, ::2], atol=3)
+
+    nothing = np.zeros((90, 60), int)
+    draw_panels(
+        [Panel(shown(normal, tmp_path / "tissue.png"), nothing, nothing, "a")], tmp_path / "drawn.png"
+    )
+    drawn = np.asarray(Image.open(tmp_path / "drawn.png").convert("RGB")).astype(float)
+    height, width = drawn.shape[0] // 2, drawn.shape[1] // 8  # the middle of the first picture
+    middle = drawn[height - 20 : height + 20, width - 20 : width + 20]
+    np.testing.assert_allclose(middle.mean((0, 1)), stored.mean((0, 1)), atol=12)
+
+    twelve_bits = stored.astype(np.uint16) * 16
+    tifffile.imwrite(tmp_path / "camera.tif", twelve_bits, photometric="rgb")
+    found = shown(normal, tmp_path / "camera.tif").astype(float)
+    brighter = (image * 255 / np.percentile(image, 99.5)).clip(0, 255)
+    np.testing.assert_allclose(found, brighter, atol=1)
+    for other in ("gone.png", "volume.nii.gz", ""):
+        np.testing.assert_array_equal(shown(normal, other and tmp_path / other), normal)
 
 
 @pytest.mark.parametrize("size", [(700, 500), (40, 300), (1388, 1040)])

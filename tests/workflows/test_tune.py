@@ -294,7 +294,9 @@ def out_of_fold(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_classes_are_cleaned_by_what_helps_out_of_fold(out_of_fold: Path, tmp_path: Path) -> None:
+def test_classes_are_cleaned_by_what_helps_out_of_fold(
+    out_of_fold: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """No network is needed, nor a fold named: all cases that folds are made of have a prediction."""
     place = overlay(tmp_path, dataset_dir=str(out_of_fold / "data"))
     files = config_files("train", "task/phantom_organ", place)
@@ -315,14 +317,35 @@ def test_classes_are_cleaned_by_what_helps_out_of_fold(out_of_fold: Path, tmp_pa
     assert f"configs/evaluate.json','{tmp_path / 'out/postprocessing.json'}'" in last
 
     fewer = shutil.copytree(out_of_fold / "pred", tmp_path / "pred")
-    first, second, *_ = sorted(fewer.iterdir())
+    first, second, third, fourth, *_ = sorted(fewer.iterdir())
     first.unlink()
     second.write_bytes(second.read_bytes()[:1000])
+    smaller = read_array(third)[1:]
+    nib.Nifti1Image(smaller, nib.Nifti1Image.from_filename(third).affine).to_filename(third)
+    moved = nib.Nifti1Image.from_filename(fourth)
+    nib.Nifti1Image(moved.get_fdata(dtype=np.float32), np.diag([5.0, 5, 5, 1])).to_filename(fourth)
     pred["pred"] = fewer
+    caplog.clear()
     some = tune(tmp_path, *files, **pred, output_dir=tmp_path / "some")
     assert f"note: 1 case(s) have no prediction in {fewer}: organ_000" in some.output
-    assert "1 of 5 images were not read: organ_001" in input_error(some.exception)
-    assert json.loads((tmp_path / "some/postprocessing.json").read_text())["clean"] is None  # of 4 cases
+    sentence = input_error(some.exception)
+    assert sentence.startswith(
+        "3 of 5 cases were not judged: organ_001, organ_002, organ_003; the others are"
+    )
+    assert "dice, mean over 2 of 5 cases" in some.output
+    assert "that changes nothing, chosen on 2 of 5 cases." in some.output
+    label = out_of_fold / "data/labelsTr/organ_002.nii.gz"
+    told = {record.getMessage() for record in caplog.records if record.levelname == "ERROR"}
+    whole = nib.Nifti1Image.from_filename(label).shape
+    assert (
+        f"{third}: found shape {smaller.shape[:3]} where the label {label} has {whole}; the probabilities of "
+        "a case lie on the grid of its label; segment the case again with --save_probabilities True, or name "
+        "the folder of the predictions of these cases." in told
+    )
+    (far,) = (text for text in told if text.startswith(f"{fourth}: found a grid that lies up to"))
+    assert f"mm away from that of the label {out_of_fold}" in far
+    found = json.loads((tmp_path / "some/postprocessing.json").read_text())
+    assert found == {"_desc_": "chosen on 2 of 5 cases", "threshold": None, "clean": None}
     for file in fewer.iterdir():
         file.unlink()
     none = tune(tmp_path, *files, **pred, output_dir=tmp_path / "none")
@@ -405,9 +428,9 @@ def test_a_threshold_is_found_in_pictures_and_used(
     assert "2 case(s) tell no gain from chance" in first.output
     run("inference", task, small, **segment, output_dir=str(tmp_path / "low"), threshold=0.3)
     for file in (tmp_path / "low").glob("*_prob.nii.gz"):
-        above = read_array(file).squeeze()[..., 1] > 0.3
+        above = read_array(file).squeeze()[..., 1] > 0.3  # (rows, columns), as Pillow has the picture
         segmented = read_array(file.with_name(file.name.replace("_prob.nii.gz", "_seg.png")))
-        np.testing.assert_array_equal(segmented.T, above * 255)
+        np.testing.assert_array_equal(segmented, above * 255)
 
 
 def test_bad_input_is_one_sentence(trained: Path, organ: Path, tmp_path: Path) -> None:

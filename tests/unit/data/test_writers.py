@@ -11,6 +11,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImage
 from PIL import Image
 
 from scripts.data import SaveCased, SaveSpreadd
+from scripts.data.reader import columns_first, read_file
 from scripts.data.writers import writer_for
 from scripts.errors import InputError
 from scripts.labels import label_type
@@ -83,6 +84,23 @@ def test_labels_as_png(tmp_path, largest, stored):
         found = np.asarray(written)
     assert found.dtype == stored
     np.testing.assert_array_equal(found.T, labels)
+
+
+def test_probabilities_of_a_picture_have_its_rows_first(tmp_path):
+    """As numpy.asarray(Image.open(...)) has them; the affine says so, and the readers go by it."""
+    pred = make_pred(tmp_path, ".png", make_labels((9, 4), 200), torch.float32)  # (width, height)
+    for channels in (1, 3):
+        several = torch.cat([pred.as_tensor() + n for n in range(channels)])
+        path = save(MetaTensor(several, meta=pred.meta), tmp_path, ".nii.gz")
+        picture = np.asarray(Image.open(tmp_path / "scan.png"))
+        written = nib.load(path)
+        found = np.asarray(written.dataobj).reshape(*written.shape[:2], channels)
+        assert found.shape[:2] == picture.shape
+        np.testing.assert_array_equal(found, np.transpose(several, (2, 1, 0)))
+        assert nib.aff2axcodes(written.affine)[:2] == ("A", "R")
+        np.testing.assert_array_equal(
+            columns_first(read_file(path)).reshape(9, 4, channels), np.moveaxis(several.numpy(), 0, -1)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])

@@ -109,6 +109,23 @@ def test_paths_outside_the_output_folder_are_absolute(tmp_path: Path) -> None:
     assert dataset["training"][0]["image"] == str(tmp_path / "i/c0.png")
 
 
+def test_folds_are_as_many_as_there_are_subjects(tmp_path: Path) -> None:
+    """Unless they are given: 5, or fewer where there are fewer subjects."""
+    source = folders(tmp_path)
+    dataset, _, said = make(tmp_path / "five", *source)
+    assert {case["fold"] for case in dataset["training"]} == set(range(5))
+    assert "as there are no more" not in said
+    dataset, _, said = make(tmp_path / "three", *source, "--test_fraction", 0.5)
+    assert {case["fold"] for case in dataset["training"]} == {0, 1, 2}
+    assert "3 folds of 1, 1, 1 cases, one for each case, as there are no more" in said
+    (tmp_path / "who.csv").write_text("case,subject\n" + "".join(f"c{n},{'ab'[n % 2]}\n" for n in range(6)))
+    dataset, _, said = make(tmp_path / "two", *source, "--subjects", tmp_path / "who.csv")
+    assert {case["fold"] for case in dataset["training"]} == {0, 1}
+    assert "2 folds of 3, 3 cases, one for each subject, as there are no more" in said
+    alone = ("--output_dir", tmp_path / "alone", "--subject_pattern", "(c)")
+    refused("2 folds cannot be made of 1 subjects", *alone, *source)
+
+
 @pytest.mark.parametrize(
     ("image", "label", "name"),
     [

@@ -207,6 +207,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     assert "patch_size" in result.output
     assert "multiples of what the strides divide by" in result.output
+    assert "max_epochs" in result.output
+    timed = ("--output_dir", tmp_path / "timed", "--explain", "--no-trial", "--minutes", 30)
+    said = invoke("plan", *source, *timed).output
+    assert "max_epochs" not in said  # which has no effect
+    assert "as given: the training times its steps" in said
     first = (out / "task.json").read_bytes()
     assert invoke("datalist", *source, "--output_dir", tmp_path / "list").exit_code == 0
     assert (tmp_path / "list/task.json").read_bytes() == first

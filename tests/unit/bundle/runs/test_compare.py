@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 
-from bundle.runs.compare import compare, holm, interval, mean_over, read_cases
+from bundle.runs import compare as module
+from bundle.runs.compare import compare, draw_comparison, holm, interval, mean_over, read_cases, spread
 from scripts.files import write_csv
 
 
@@ -103,3 +106,37 @@ def test_the_interval_draws_subjects_with_all_their_cases() -> None:
 
 def test_one_subject_has_no_interval() -> None:
     assert interval([0.2, 0.4], ["a", "a"]) == (pytest.approx(0.3), pytest.approx(0.3))
+
+
+def test_places_are_moved_as_far_as_it_takes() -> None:
+    assert spread([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
+    assert spread([0.5, 0.5, 0.5], 0.1) == pytest.approx([0.5, 0.6, 0.7])
+    assert spread([0.98, 0.99, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
+
+
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("count", [3, 30])
+def test_names_in_the_comparison_can_be_read(
+    count: int, timed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name lies on another one, or beyond the picture."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(module, "save_figure", lambda figure, path: figures.append(figure))
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            **{"variant": f"variant with a name {n}", "mean": mean, "mean_low": mean - 0.02},
+            **{"mean_high": mean + 0.02, "seconds_a_step": 0.1 + rng.random() / 20 if timed else None},
+        }
+        for n, mean in enumerate(0.88 + rng.normal(0, 0.003, count))
+    ]
+    draw_comparison(rows, "dice", tmp_path / "comparison.png")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    names = [child for child in figure.axes[0].get_children() if isinstance(child, Annotation)]
+    boxes = sorted(
+        (Text.get_window_extent(name) for name in names if name.get_text()), key=lambda box: box.y0
+    )
+    assert len(boxes) == count
+    assert all(below.y1 <= above.y0 + 1 for below, above in pairwise(boxes))
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0 for box in boxes)

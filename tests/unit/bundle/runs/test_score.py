@@ -142,6 +142,21 @@ def test_classes_with_probabilities_beside_them(shape: tuple[int, ...], tmp_path
     assert "one channel a class" in output
 
 
+def test_probabilities_beside_pictures_have_their_rows_first(tmp_path: Path) -> None:
+    pred, truth = draw(0, shape=(12, 10))
+    probabilities = (0.2 + 0.6 * (pred == np.arange(3)[:, None, None])) / 1.2
+    probabilities += np.random.default_rng(0).random(probabilities.shape) / 10
+    picture(tmp_path / "p/c_seg.png", pred)
+    picture(tmp_path / "t/c.png", truth)
+    stored = np.moveaxis(probabilities, 0, -1).astype(np.float32)[:, :, None]  # (rows, columns, 1, classes)
+    rows_first = np.eye(4)[:, [1, 0, 2, 3]]
+    nib.Nifti1Image(stored, rows_first).to_filename(tmp_path / "p/c_prob.nii.gz")
+    names = as_options(label_name=["background=0", "a=1", "b=2"])
+    rows, _, _ = score(tmp_path / "out", tmp_path / "p", tmp_path / "t", *names)
+    judged = ranking(Case("a", pred, truth, None, probabilities.astype(np.float32)))
+    assert [float(row["auc"]) for row in rows] == pytest.approx([roc_auc(judged[1]), roc_auc(judged[2])])
+
+
 def test_cases_to_train_on_are_those_of_all_folds(tmp_path: Path) -> None:
     """A data set with folds trains on all of them, each but the fold that validates."""
     entries = []
@@ -265,7 +280,8 @@ def test_forms_of_membrane_predictions_agree(tmp_path: Path) -> None:
     cells = np.where(np.random.default_rng(0).random(truth.shape) < 0.1, 0, truth)
     picture(tmp_path / "t.png", 255 * truth)
     files = [
-        tmp_path / name for name in ("a.png", "b.png", "c_seg.png", "d.tif", "e_prob.nii.gz", "f_prob.nii")
+        tmp_path / name
+        for name in ("a.png", "b.png", "c_seg.png", "d.tif", "e_prob.nii.gz", "f_prob.nii", "g_prob.nii.gz")
     ]
     picture(files[0], cells)
     picture(files[1], 255 * cells)
@@ -274,6 +290,8 @@ def test_forms_of_membrane_predictions_agree(tmp_path: Path) -> None:
     channels = np.stack([1 - cells, cells], axis=-1).swapaxes(0, 1)  # (x, y, classes)
     volume(files[4], channels[:, :, None].astype(np.float32))
     volume(files[5], channels[..., 1:].astype(np.float32))
+    rows_first = np.eye(4)[:, [1, 0, 2, 3]]
+    nib.Nifti1Image(channels.swapaxes(0, 1)[:, :, None].astype(np.float32), rows_first).to_filename(files[6])
     for number, file in enumerate(files):
         out = tmp_path / f"out{number}"
         (row,), _, _ = score(out, file, tmp_path / "t.png", "--measure", "membranes")

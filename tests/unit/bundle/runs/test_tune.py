@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from bundle.runs.tune import (
     draw_trials,
     judge_class,
     judge_objects,
+    judging,
     read_probabilities,
     tune_classes,
 )
@@ -235,3 +240,18 @@ def test_picture_of_the_trials(tmp_path: Path) -> None:
     drawn = (sorted(trials, key=lambda trial: -trial.score), grid)
     draw_trials({"one": drawn, "two": drawn}, "ap50", tmp_path / "tune.png")
     assert np.asarray(Image.open(tmp_path / "tune.png")).std() > 0
+
+
+def test_the_command_that_is_printed_can_be_repeated(tmp_path: Path) -> None:
+    """Whatever characters the folders have; in a shell, and then in the list of configs."""
+    odd = tmp_path / """it's a "$HOME" `x` é \\ folder"""
+    given = {"args_file": odd / "a.json", "dataset_dir": odd / "data", "output_dir": odd / "out"}
+    said = judging(
+        ["configs/train.json", str(odd / "task.json")], odd / "p.json", given, Store(tmp_path, True)
+    )
+    show = f"python() {{ {sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"; }}; "
+    lines = subprocess.run(["sh", "-c", show + said], capture_output=True, text=True, check=True).stdout
+    run, score = map(json.loads, lines.splitlines())
+    files = ["configs/inference.json", str(odd / "task.json"), str(odd / "p.json")]
+    assert ast.literal_eval(run[run.index("--config_file") + 1]) == files
+    assert run[run.index("--dataset_dir") + 1] == score[4] == str(odd / "data")
