@@ -276,8 +276,7 @@ def test_probabilities_sum_to_one_and_agree_with_the_labels(
         labels = read_array(tmp_path / f"{stem}_seg{ending}")
         assert probabilities.min() >= 0
         assert np.allclose(probabilities.sum(-1), 1, atol=SUM_TOLERANCE)
-        most = probabilities.argmax(-1)
-        assert np.array_equal(most.squeeze().T if dims == 2 else most, labels)  # pictures are (rows, columns)
+        assert np.array_equal(probabilities.argmax(-1).squeeze(), labels)  # pictures are (rows, columns)
 
 
 def test_several_checkpoints_are_averaged(cells_run: Path, cells: Path, tmp_path: Path) -> None:
