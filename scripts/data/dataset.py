@@ -85,7 +85,7 @@ class CaseLoader(DataLoader):
 
 
 class CachedCases(CacheDataset):
-    """MONAI's CacheDataset, which keeps cases in files too, and asks first whether there is memory for the rest.
+    """MONAI's CacheDataset, which keeps cases in files, and asks first whether the memory takes the rest.
 
     Nobody waits for it to be filled: a case is loaded when it is drawn first, or by `load_next`. A process
     that is forked off finds them all.

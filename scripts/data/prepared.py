@@ -165,10 +165,10 @@ class Prepared:
     That it cannot be written, or has no more room, is said once, and the training goes on without.
 
     Args:
-        cache_gb: most that the folder holds, in GB, and never more than half of what its disk would have free
-            without it; 0: no case is kept, and none looked for.
-        cache_dir: the folder; None for `prepared` in the user's cache folder. It is made so that the user alone
-            may look into it.
+        cache_gb: most that the folder holds, in GB, and never more than half of what its disk would have
+            free without it; 0: no case is kept, and none looked for.
+        cache_dir: the folder; None for `prepared` in the user's cache folder. It is made so that the user
+            alone may look into it.
         cache_dtype: type of images, "float32", or "float16", which rounds them to 3 digits in half the room;
             an image beyond 65504 stays in float32.
     """
