@@ -438,6 +438,7 @@ def test_more_cases_than_memory_train_from_files(
     with pytest.raises(InputError, match=r"cache_rate is 1\.0: 12 cases take .* of memory are there; set"):
         made(cases, None)
     data = made(cases, tmp_path / "kept")
+    data.fill()
     assert_same_samples(expected, data)
     assert all(held.mapped for held in data._cache)
     # and where the disk turns out to be full, what has no room in memory is prepared for each draw
