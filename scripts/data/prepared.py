@@ -5,10 +5,10 @@ are mapped into memory when they are asked for, so that several trainings share 
 set may be larger than the memory, and what belongs to them (affines, applied operations, names) is JSON in
 its header. Nothing in it can run. A file is there whole or not at all.
 
-Its name is a hash of all that its content depends on: the files of the case, by `remembered.case_hash`, the
-settings of the transforms, the code and the versions of what they are made of, and, as resampling rounds
-differently on others, processor and threads. Whatever changes leads to another file; the old one goes when
-room is needed, the longest unused first.
+Its name is a hash of all that its content depends on: the files of the case, by size, time and ends as for
+`remembered`, the settings of the transforms, the code and the versions of what they are made of, and, as
+resampling rounds differently on others, processor and threads. Whatever changes leads to another file; the
+old one goes when room is needed, the longest unused first.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from monai.utils import CommonKeys as Keys
-from monai.utils import TraceKeys, ensure_tuple
+from monai.utils import TraceKeys
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from scripts.data.remembered import case_hash
 from scripts.errors import told
 from scripts.files import atomic_write, fingerprint, free_bytes, sha256, user_cache
 from scripts.machine import gigabytes, processor
@@ -219,16 +218,8 @@ class Prepared:
         if rules is None or not isinstance(case, Mapping) or not _is_file(case.get(Keys.IMAGE)):
             return None
         try:
-            others = [
-                [key, name, *fingerprint(Path(name)), Path(name).stat().st_mtime_ns]
-                for key, value in case.items()
-                if key not in (Keys.IMAGE, Keys.LABEL)
-                for name in ensure_tuple(value)
-                if _is_file(name)
-            ]
-            about = [rules, _Description().of(case), others]
-            return case_hash({"case": "", **case}, Path(Path.cwd().anchor), about)
-        except (OSError, ValueError, UnkeptError):  # the file is gone, and loading it says so
+            return _hash([rules, _Description().of(case)])
+        except (OSError, UnkeptError):  # the file is gone, and loading it says so
             return None
 
     def read(self, key: str) -> HeldCase | None:
@@ -320,7 +311,11 @@ def _hash(content: Any) -> str:
 
 
 class _Description:
-    """What transforms are, as JSON: their classes and the values of all their attributes."""
+    """What transforms and cases are, as JSON.
+
+    Of objects these are their classes and the values of all their attributes, of the name of a file that is
+    there the file's size, time and ends too.
+    """
 
     def __init__(self) -> None:
         self.modules: set[str] = set()
@@ -334,6 +329,9 @@ class _Description:
         """
         if isinstance(value, Enum):
             return [self._name(type(value)), value.name]
+        if isinstance(value, str | os.PathLike) and os.path.isfile(value):
+            file = Path(value).absolute()
+            return [str(value), str(file), *fingerprint(file), file.stat().st_mtime_ns]
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, bytes):

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import resource
 import stat
 import time
 from collections.abc import Callable
@@ -304,6 +305,23 @@ def test_a_disk_that_takes_no_more_is_told_once(
     assert str(tmp_path / "kept") in said
 
 
+def test_a_disk_that_is_full_in_the_middle_of_a_file(cases: Any, tmp_path: Path) -> None:
+    """As far as a limit of the system on files stands for it."""
+
+    def train() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        data = made(cases, tmp_path / "kept")
+        assert_same_samples(made(cases, None), data)
+        assert not any(held.mapped for held in data._cache)
+        os._exit(3)
+
+    child = multiprocessing.get_context("fork").Process(target=train)
+    child.start()
+    child.join()
+    assert child.exitcode == 3
+    assert files(tmp_path / "kept") == []
+
+
 def test_a_place_that_is_no_folder_stops_no_training(
     cases: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -330,9 +348,11 @@ def test_changed_files_settings_and_code_are_other_cases(
     label = Path(cases[1]["label"])
     os.utime(label, ns=(0, label.stat().st_mtime_ns + 1))
     assert count() == 13
+    Path(cases[1]["image"]).touch()
+    assert count() == 14
     wide = Compose([*steps(2.0), patch()])
     SeededCacheDataset(cases, wide, prepared=Prepared(1.0, str(tmp_path / "kept"))).fill()
-    assert len(files(tmp_path / "kept")) == 16
+    assert len(files(tmp_path / "kept")) == 17
 
 
 def test_random_transforms_are_never_kept(cases: Any, tmp_path: Path) -> None:
