@@ -61,7 +61,8 @@ Section = Literal["testing", "validation", "training"]
 FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", "tensorrt", "torchscript"])
 Corruption = StrEnum("Corruption", "bias_field noise blur ringing inverted low_resolution ghosting motion")
 ContestName = StrEnum(
-    "ContestName", "inference int8 training augmentation weightmap metrics cohort classes start foreground"
+    "ContestName",
+    "inference int8 training augmentation weightmap metrics cohort classes start foreground prepared",
 )
 FigureName = StrEnum(
     "FigureName", ["unet2015", "unet3d", "residual", "tiles", "weights", "elastic", "instances"]
