@@ -306,10 +306,10 @@ def require_room(
     total, there = sum(kept) * cache_rate, room.bytes / rank_and_size()[1]
     if total > there + on_disk:
         share = math.floor(50 * there / sum(kept)) / 100  # half of it: the training needs some too
-        files = f", with {gigabytes(on_disk)} in files" if on_disk else ""
+        beside = f", with {gigabytes(on_disk)} in files" if on_disk else ""
         raise InputError(
             f"cache_rate is {cache_rate}: {int(len(data) * cache_rate)} cases take {gigabytes(total)} at the "
-            f"spacing that the network sees, and {gigabytes(there)} of memory are there{files}; set "
+            f"spacing that the network sees, and {gigabytes(there)} of memory are there{beside}; set "
             f"--cache_rate {share}, a larger --cache_gb where the disk has room, or a larger --spacing"
         )
     return total <= there
