@@ -79,10 +79,8 @@ def _left_by_groups() -> Iterator[float]:
             if allowed is not None and taken is not None:
                 entries = [line.split() for line in _lines(place / "memory.stat")]
                 stat = {name: int(value) for name, value in entries}
-                lists = (
-                    "inactive_file",
-                    "active_file",
-                )  # version 1 has those of this group alone, and of all
+                # version 1 has these of the group alone, and of all below it
+                lists = ("inactive_file", "active_file")
                 kept = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in lists)
                 yield float(allowed - taken + kept)
 
