@@ -69,7 +69,8 @@ FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", 
 Corruption = StrEnum("Corruption", "bias_field noise blur ringing inverted low_resolution ghosting motion")
 ContestName = StrEnum(
     "ContestName",
-    "inference int8 training augmentation weightmap metrics cohort hundreds classes start foreground",
+    "inference int8 training augmentation weightmap metrics "
+    "cohort hundreds classes start foreground prepared",
 )
 FigureName = StrEnum(
     "FigureName", ["unet2015", "unet3d", "residual", "tiles", "weights", "elastic", "instances"]

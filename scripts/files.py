@@ -55,7 +55,7 @@ def disk_space_for(path: str | Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         cause = root_cause(error)
         number = cause.errno if isinstance(cause, OSError) else None
-        if number in NO_ROOM or _free(folder) < FULL:
+        if number in NO_ROOM or free_bytes(folder) < FULL:
             raise InputError(
                 f"{path} could not be written, as the disk of {folder} is full: make room there and run it "
                 "again, or write elsewhere; what was there before is kept"
@@ -188,7 +188,7 @@ def _to_disk(path: Path) -> None:
         os.close(opened)
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Bytes that can still be written into a folder, or into the nearest one above that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -70,7 +70,7 @@ def _left_by_system() -> Iterator[float]:
 
 
 def _left_by_groups() -> Iterator[float]:
-    """Of memory limits; files that are cached do not count as used."""
+    """Of memory limits; files that are cached or mapped do not count as used."""
     names = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
     for place in _groups("memory"):
         for limit, used in names.items():
@@ -78,8 +78,10 @@ def _left_by_groups() -> Iterator[float]:
             taken = None if allowed is None else _number(place / used)
             if allowed is not None and taken is not None:
                 entries = [line.split() for line in _lines(place / "memory.stat")]
-                cached = {name: int(value) for name, value in entries if name.endswith("inactive_file")}
-                kept = cached.get("total_inactive_file", cached.get("inactive_file", 0))
+                stat = {name: int(value) for name, value in entries}
+                # version 1 has these of the group alone, and of all below it
+                lists = ("inactive_file", "active_file")
+                kept = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in lists)
                 yield float(allowed - taken + kept)
 
 

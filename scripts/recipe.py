@@ -63,8 +63,8 @@ OF_EACH_RESUME = (
     *("learning_rate", "lr", "lr_scheduler"),
     *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "pretrained", "check"),
     *("device", "device_ids", "memory_format", "compile", "runtime", "precision", "quantised", "memory_gb"),
-    *("threads", "cache_rate", "num_workers", "persistent_workers", "prefetch_factor", "pin_memory"),
-    *("progress",),
+    *("threads", "cache_rate", "cache_gb", "cache_dir", "progress"),
+    *("num_workers", "persistent_workers", "prefetch_factor", "pin_memory"),
 )
 
 #: Differences that are named in a refusal.

@@ -415,6 +415,9 @@ RULES: dict[str, Rule] = {
         Rule("the path of a file of weights, without #, or the package that has them", _path)
     ),
     "cache_rate": number(0, 1),
+    "cache_gb": number(0),
+    "cache_dir": optional(Rule("a folder that can be written or made, without #", _output)),
+    "cache_dtype": choice("float32", "float16"),
     "num_workers": whole(0, MOST_WORKERS),
     "amp": FLAG,
     "memory_format": choice("contiguous", "channels_last"),

@@ -84,23 +84,27 @@ def _step(run: Run, device: torch.device, row: Finding) -> float:
 
 
 def _cache(run: Run, cases: Cases, row: Finding) -> float:
-    """All cases that are kept in memory after resampling."""
-    rate = float(run.part("cache_rate"))
+    """All cases that are kept after resampling, in files as far as these go and else in memory."""
+    rate, prepared = float(run.part("cache_rate")), run.part("prepared")
     kept = sum(
         cases.grids[case["case"]].bytes_to_keep(labelled=True)
         for name in ("training", "validation")
         for case in cases.lists[name]
         if case["case"] in cases.grids
     )
+    files = min(rate * kept, prepared.limit())
+    held = rate * kept - files
     room = available_memory()
-    share = math.floor(50 * min(room / kept, 2)) / 100 if kept else 1.0  # half of it: a step needs some too
-    what = (
-        f"cache_rate {rate:g} keeps all cases as the network sees them in"
-        if rate == 1
-        else f"cache_rate {rate:g}:"
-    )
-    _judge(row, rate * kept, room, what, f"set --cache_rate {share:g}, or a larger --spacing")
-    return rate * kept
+    share = (
+        math.floor(50 * min((room + files) / kept, 2)) / 100 if kept else 1.0
+    )  # half: a step needs some too
+    what = f"cache_rate {rate:g}"
+    what += " keeps all cases as the network sees them in" if rate == 1 else ":"
+    what += f" {gigabytes(files)} of files in {prepared.place} and in memory" if files else ""
+    fix = f"set --cache_rate {share:g}, a larger --cache_gb where the disk has room, or a larger --spacing"
+    _judge(row, held, room, what, fix)
+    row.values["file_bytes"] = round(files)
+    return held
 
 
 def _shared(run: Run, row: Finding) -> None:

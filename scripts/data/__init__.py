@@ -3,6 +3,7 @@
 from scripts.data.datalist import cases_of, read_images, read_split, sound_cases
 from scripts.data.dataset import CachedCases, CaseDataset, CaseLoader, EpochSampler, SeededCacheDataset
 from scripts.data.labels import LoadLabeld
+from scripts.data.prepared import Prepared
 from scripts.data.reader import ImageReader
 from scripts.data.writers import SaveCased, SaveSpreadd
 
@@ -13,6 +14,7 @@ __all__ = [
     "EpochSampler",
     "ImageReader",
     "LoadLabeld",
+    "Prepared",
     "SaveCased",
     "SaveSpreadd",
     "SeededCacheDataset",

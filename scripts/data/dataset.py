@@ -10,7 +10,6 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -26,9 +25,11 @@ from monai.utils import ensure_tuple
 from torch.utils.data import DistributedSampler, get_worker_info
 
 from scripts.data.cases import InferenceCases, problem_of
+from scripts.data.prepared import HeldCase, Prepared
 from scripts.data.room import require_room
 from scripts.dicom.silence import silence_pydicom
 from scripts.errors import CaseError, Fault, InputError, root_cause
+from scripts.machine import available_memory
 from scripts.process import rank_and_size
 from scripts.rules import MOST_WORKERS
 from scripts.transforms.spatial import RandSpatialPatchd
@@ -84,7 +85,7 @@ class CaseLoader(DataLoader):
 
 
 class CachedCases(CacheDataset):
-    """MONAI's CacheDataset, which asks first whether there is memory for what it is going to hold.
+    """MONAI's CacheDataset, which keeps cases in files, and asks first whether the memory takes the rest.
 
     Nobody waits for it to be filled: a case is loaded when it is drawn first, or by `load_next`. A process
     that is forked off finds them all.
@@ -96,19 +97,29 @@ class CachedCases(CacheDataset):
     Args:
         data: list of case dictionaries.
         transform: composed transforms; those before the first random one are cached.
-        cache_rate: share of the cases held in memory, in [0, 1].
+        cache_rate: share of the cases held, in [0, 1]: those that lie in files are mapped and take no memory.
+        prepared: where cases are kept in files; None: nowhere.
 
     Raises:
         InputError: a case is too large, or all that are to be held, see `scripts.data.room`.
         CaseError: when a case is loaded: a file is not readable, is gone or was changed.
     """
 
-    def __init__(self, data: Sequence, transform: Callable, cache_rate: float = 1.0) -> None:
-        require_room(data, transform, cache_rate)
-        logger.info("caching %d of %d cases in memory", int(len(data) * cache_rate), len(data))
+    def __init__(
+        self, data: Sequence, transform: Callable, cache_rate: float = 1.0, prepared: Prepared | None = None
+    ) -> None:
+        self.prepared = Prepared() if prepared is None else prepared
+        fits = require_room(data, transform, cache_rate, self.prepared.limit())
+        #: Memory that is left to the training where not all cases fit in, in bytes.
+        self.spared = 0.0 if fits else available_memory() / 2
+        where = f"memory, mapped from {self.prepared.place}" if self.prepared else "memory"
+        logger.info("caching %d of %d cases in %s", int(len(data) * cache_rate), len(data), where)
         #: Of each data worker, by its number: its process, and one more than the index of its latest case.
         self.at_work = torch.zeros(MOST_WORKERS, 2, dtype=torch.int64).share_memory_()
         super().__init__(data, transform, cache_rate=cache_rate, runtime_cache=True)
+        #: Index of the first random transform, None without one.
+        self.first_random = self.transform.get_index_of_first(_is_random)
+        self.rules = self.prepared.rules(self.transform, self.first_random)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=partial(_fill_before_fork, weakref.ref(self)))
 
@@ -128,7 +139,8 @@ class CachedCases(CacheDataset):
             self.waiting += 1
         if self.waiting == self.cache_num:
             return False
-        self._cache[self.waiting] = self._load_cache_item(self.waiting)
+        self._held(self.waiting)
+        self.waiting += 1
         return True
 
     def fill(self) -> None:
@@ -140,11 +152,13 @@ class CachedCases(CacheDataset):
         missing = [index for index in range(self.cache_num) if self._cache[index] is None]
         if missing:
             with ThreadPool(2) as pool:
-                for index, item in zip(missing, pool.imap(self._load_cache_item, missing), strict=True):
-                    self._cache[index] = item
+                for _ in pool.imap(self._held, missing):
+                    pass
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a process gets that is not forked off: all cases."""
+        """What a process gets that is not forked off: all cases, or none where it finds them in files."""
+        if self.rules:
+            return {**self.__dict__, "_cache": [None] * self.cache_num}
         with suppress(Exception):  # which is told when the case is drawn
             self.fill()
         return self.__dict__
@@ -158,24 +172,37 @@ class CachedCases(CacheDataset):
         latest = {int(pid): int(number) for pid, number in self.at_work if number}
         return self._name(latest[process] - 1) if process in latest else None
 
-    def _load_cache_item(self, idx: int) -> Any:
+    def _held(self, index: int) -> HeldCase:
+        """A case before its first random transform; held from now on, if it is to be and there is memory."""
+        if index < self.cache_num and self._cache[index] is not None:
+            return self._cache[index]
+        held = self._load_cache_item(index)
+        if index < self.cache_num and (held.mapped or not self.spared or available_memory() > self.spared):
+            self._cache[index] = held
+        return held
+
+    def _load_cache_item(self, idx: int) -> HeldCase:
+        case = self.data[idx]
         with self._named(idx):
-            return super()._load_cache_item(idx)
+            key = self.prepared.key(case, self.rules)
+            if key and (held := self.prepared.read(key)):
+                return held
+            held = HeldCase.of(super()._load_cache_item(idx), self.prepared.images)
+            # a file that changed meanwhile is another case
+            return (
+                self.prepared.keep(key, held) if key and key == self.prepared.key(case, self.rules) else held
+            )
 
     def _transform(self, index: int) -> Any:
         if (worker := get_worker_info()) and worker.id < MOST_WORKERS:
             self.at_work[worker.id] = torch.tensor((os.getpid(), index + 1))
-        held = index < self.cache_num
-        with self._named(index, cached=held):
-            if not held:
-                return super()._transform(index)
-            if self._cache[index] is None:
-                self._cache[index] = self._load_cache_item(index)
-            item = self._cache[index]
-            first = self.transform.get_index_of_first(_is_random)
-            if first is None:
-                return item
-            return self.transform(_spared(item, self.transform.transforms[first]), start=first)
+        with self._named(index, cached=True):
+            held = self._held(index)
+            if self.first_random is None:
+                return held.whole()
+            first = self.transform.transforms[self.first_random]
+            read = first.keys if isinstance(first, RandSpatialPatchd) else ()
+            return self.transform(held.copy(read), start=self.first_random)
 
     def _name(self, index: int) -> str:
         return str(self.data[index].get("case", index))
@@ -214,11 +241,19 @@ class SeededCacheDataset(CachedCases):
         data: list of case dictionaries.
         transform: composed transforms; those before the first random one are cached.
         seed: seed of the run.
-        cache_rate: share of the cases held in memory, in [0, 1].
+        cache_rate: share of the cases held, in [0, 1].
+        prepared: where cases are kept in files; None: nowhere.
     """
 
-    def __init__(self, data: Sequence, transform: Callable, seed: int = 0, cache_rate: float = 1.0) -> None:
-        super().__init__(data, transform, cache_rate=cache_rate)
+    def __init__(
+        self,
+        data: Sequence,
+        transform: Callable,
+        seed: int = 0,
+        cache_rate: float = 1.0,
+        prepared: Prepared | None = None,
+    ) -> None:
+        super().__init__(data, transform, cache_rate, prepared)
         self.seed = seed
 
     def __getitem__(self, index: int) -> Any:  # type: ignore[override]
@@ -291,16 +326,6 @@ def _fill_before_fork(dataset: Callable[[], CachedCases | None]) -> None:
 def _is_random(transform: Any) -> bool:
     """Whether a cached case comes before a transform."""
     return isinstance(transform, RandomizableTrait) or not isinstance(transform, Transform)
-
-
-def _spared(item: Any, transform: Any) -> Any:
-    """A copy of a cached case for a transform, which may change it; what the transform only reads is shared.
-
-    A copy of a volume of 256 x 256 x 256 and its label takes as long as a training step.
-    """
-    if not isinstance(transform, RandSpatialPatchd):
-        return deepcopy(item)
-    return {key: value if key in transform.keys else deepcopy(value) for key, value in item.items()}
 
 
 def _states(case: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:

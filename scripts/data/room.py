@@ -275,20 +275,26 @@ class Room:
         return predict + max(load, finish) <= self.bytes
 
 
-def require_room(data: Sequence[Any], preprocessing: Callable, cache_rate: float) -> None:
-    """Refuse cases that training could not load, or not keep in memory.
+def require_room(
+    data: Sequence[Any], preprocessing: Callable, cache_rate: float, on_disk: float = 0.0
+) -> bool:
+    """Refuse cases that training could not load, or not keep.
 
     Args:
         data: the cases; what is no dictionary with a file is passed over.
         preprocessing: what brings a case to the network.
         cache_rate: share of the cases that are kept, in [0, 1].
+        on_disk: bytes of them that may lie in files, see `scripts.data.prepared`.
+
+    Returns:
+        Whether the memory takes all that are kept, without files.
 
     Raises:
         InputError: a case that is too large, or all that are kept together.
     """
     files = [case for case in data if isinstance(case, Mapping) and _is_file(case.get("image"))]
     if not files:
-        return
+        return True
     room = Room(preprocessing, classes=0, labelled=True)
     named = [{"case": _name_of(case), **case} for case in files]
     grids = [room.grids(case) for case in named]
@@ -298,13 +304,15 @@ def require_room(data: Sequence[Any], preprocessing: Callable, cache_rate: float
         raise InputError(describe(problems, f"{len(problems)} cases are too large, mend them and run again:"))
     kept = [each.bytes_to_keep(labelled=True) for each in grids if each]
     total, there = sum(kept) * cache_rate, room.bytes / rank_and_size()[1]
-    if total > there:
+    if total > there + on_disk:
         share = math.floor(50 * there / sum(kept)) / 100  # half of it: the training needs some too
+        beside = f", with {gigabytes(on_disk)} in files" if on_disk else ""
         raise InputError(
-            f"cache_rate is {cache_rate}: {int(len(data) * cache_rate)} cases take {gigabytes(total)} of "
-            f"memory at the spacing that the network sees, and {gigabytes(there)} are there; set "
-            f"--cache_rate {share}, or a larger --spacing"
+            f"cache_rate is {cache_rate}: {int(len(data) * cache_rate)} cases take {gigabytes(total)} at the "
+            f"spacing that the network sees, and {gigabytes(there)} of memory are there{beside}; set "
+            f"--cache_rate {share}, a larger --cache_gb where the disk has room, or a larger --spacing"
         )
+    return total <= there
 
 
 def _header(

@@ -17,7 +17,7 @@ FILES = {
         "/sys/fs/cgroup/box/inner/cpu.max": "max 100000",
         "/sys/fs/cgroup/box/memory.max": "1000",
         "/sys/fs/cgroup/box/memory.current": "400",
-        "/sys/fs/cgroup/box/memory.stat": "anon 100\ninactive_file 300",
+        "/sys/fs/cgroup/box/memory.stat": "anon 100\ninactive_file 200\nactive_file 100",
         "/sys/fs/cgroup/box/inner/memory.max": "max",
         "/sys/fs/cgroup/box/inner/memory.current": "300",
     },
@@ -29,7 +29,8 @@ FILES = {
         "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
         "/sys/fs/cgroup/memory/box/memory.limit_in_bytes": "1000",
         "/sys/fs/cgroup/memory/box/memory.usage_in_bytes": "400",
-        "/sys/fs/cgroup/memory/box/memory.stat": "inactive_file 1\ntotal_inactive_file 300",
+        "/sys/fs/cgroup/memory/box/memory.stat": "inactive_file 1\nactive_file 1\n"
+        "total_inactive_file 200\ntotal_active_file 100",
         "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
         "/sys/fs/cgroup/memory/memory.usage_in_bytes": "4000",
     },

@@ -275,7 +275,10 @@ def test_memory_and_disk_that_do_not_suffice(
             for case in [{**case, "case": "x", "image": str(organ / case["image"])}]
         ]
     )
-    assert rows["memory: cache"].values["needed_bytes"] == 8 * voxels
+    assert rows["memory: cache"].values["file_bytes"] == 8 * voxels
+    assert rows["memory: cache"].values["needed_bytes"] == 0
+    ids["cache_gb"] = 0
+    assert examine(ids, needs)["memory: cache"].values["needed_bytes"] == 8 * voxels
     monkeypatch.setattr(needs, "available_memory", lambda: 1000.0)
     monkeypatch.setattr(needs.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(2, 1, 1))
     rows = examine(ids, needs)

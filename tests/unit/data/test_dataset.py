@@ -275,18 +275,19 @@ def test_samples_are_those_of_a_copy_of_each_case(patch_first: bool) -> None:
         assert wiped[index]["image"].abs().max() == 0
     for number in range(3):
         for key in ("image", "label", "weights"):
-            assert torch.equal(wiped._cache[number][key], Volume()({"case": number})[key])
+            assert torch.equal(wiped._cache[number].item[key], Volume()({"case": number})[key])
 
 
 def test_cases_are_loaded_when_they_are_drawn_or_one_at_a_time() -> None:
     dataset = CachedCases(listed(4), Compose([Volume()]), cache_rate=0.75)
-    second = dataset[1]
+    dataset[1]
+    second = dataset._cache[1]
     assert [item is None for item in dataset._cache] == [True, False, True]
     assert dataset.load_next()
     assert [item is None for item in dataset._cache] == [False, False, True]
     assert dataset.load_next()
     assert not dataset.load_next()
-    assert dataset[1] is second
+    assert dataset._cache[1] is second
     assert torch.equal(dataset[2]["image"], Volume()({"case": 2})["image"])
     assert dataset[3] is not dataset[3]
 
