@@ -147,7 +147,10 @@ def read_ids(texts: Sequence[str]) -> dict[str, Any]:
 
 @command(DATA, "data.phantom")
 def phantom(
-    kind: Annotated[Literal["cells", "organ"], typer.Argument(help="cells (2D) or organ (3D)")],
+    kind: Annotated[
+        Literal["cells", "organ", "heart"],
+        typer.Argument(help="cells (2D), organ or heart (3D, of few thick slices)"),
+    ],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="A new or empty folder")],
     cases: Annotated[int, typer.Option("--cases", help="How many cases, a fifth of them held out")] = 24,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same arrays")] = 0,
@@ -155,7 +158,7 @@ def phantom(
         list[int] | None, typer.Option("--size", help="One option an axis: rows, columns or x, y, z")
     ] = None,
 ) -> None:
-    """Write made-up data to try the bundle on: touching cells (2D) or an organ in two parts (3D)."""
+    """Write made-up data to try the bundle on: touching cells (2D), an organ in two parts (3D) or hearts."""
 
 
 @command(DATA, "data.datalist")
