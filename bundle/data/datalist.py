@@ -26,7 +26,7 @@ import numpy as np
 import typer
 
 from bundle.data.fingerprint import FILE as FINGERPRINT
-from bundle.data.fingerprint import read_fingerprints
+from bundle.data.fingerprint import flipped, read_fingerprints
 from bundle.data.plan import REASONS, plan_task
 from scripts.data.checks import Facts, Problem, check_cases, format_table
 from scripts.data.datalist import (
@@ -339,6 +339,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
         *(_no_numbers(voxels) if instances else odd_labels(voxels, names, declared is None)),
         *_empty_parts(lists, voxels, names),
         *([] if instances else _untrained(lists, voxels, names)),
+        *filter(None, [flipped(facts)]),
     ]:
         typer.echo(f"warning: {warning}", err=True)
     if sided := sided_names(names):
@@ -371,7 +372,10 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
     contents = {"task.json": task, "experiment.json": _experiment(output_dir, dataset_dir, means)}
     fingerprint[WRITTEN] = {name: _hash(content) for name, content in contents.items()}
     _write(output_dir, contents, fingerprint)
-    for warning in [] if instances else _untrained(split, dict(_voxels(cases, facts)), names):
+    for warning in [
+        *([] if instances else _untrained(split, dict(_voxels(cases, facts)), names)),
+        *filter(None, [flipped(facts)]),
+    ]:
         typer.echo(f"warning: {warning}", err=True)
     _tell(output_dir, contents)
     return task

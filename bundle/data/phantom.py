@@ -505,7 +505,8 @@ def write_phantom(
         raise InputError(f"seed is {seed}, but a seed is 0 or more: give a non-negative whole number.")
     if len(size) != len(usual) or any(n < fewest for n, fewest in zip(size, least, strict=True)):
         raise InputError(
-            f"size is {size}, but {kind.value} needs {' x '.join(map(str, least))} or more: give for example {' '.join(f'--size {n}' for n in usual)}."
+            f"size is {size}, but {kind.value} takes {' x '.join(map(str, least))} or more: "
+            f"give for example {' '.join(f'--size {n}' for n in usual)}."
         )
     output_dir = output_dir.resolve()
     if output_dir.exists() and not (

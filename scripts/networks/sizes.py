@@ -358,7 +358,8 @@ class Sizes:
             if not isinstance(why, Exception):
                 return size
             if isinstance(why, IllegalLength):
-                size = _with(size, why.axis, size[why.axis] + 1)
+                axis = why.axis + (self.slice_axis is not None and why.axis >= self.slice_axis)
+                size = _with(size, axis, size[axis] + 1)
                 continue
             said = [*said, str(why)] if str(why) in said else [str(why)]
             if len(said) == REPEATED:
