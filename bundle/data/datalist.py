@@ -27,7 +27,7 @@ import typer
 
 from bundle.data.fingerprint import FILE as FINGERPRINT
 from bundle.data.fingerprint import flipped, read_fingerprints
-from bundle.data.plan import REASONS, plan_task
+from bundle.data.plan import ORIENT, REASONS, plan_task
 from scripts.data.checks import Facts, Problem, check_cases, format_table
 from scripts.data.datalist import (
     assign_folds,
@@ -52,6 +52,7 @@ FIX_VALUES = (
     "--label_name"
 )
 SMALL_SHARE = 0.01  # of the largest class: what lies between it and the background may be its rim
+THIN = 0.5  # of the patch: what is smaller along an axis is mostly padding there
 WRITTEN = "written"  # key of dataset.json: who wrote the files, and their hashes
 KEPT_KEYS = ("name", "description", "reference", "licence", "release")
 
@@ -334,13 +335,8 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     _write(output_dir, contents, fingerprint)
     for line in _summary(source.cases, lists, facts, names, instances):
         typer.echo(line)
-    voxels = {case["case"]: case_facts.voxels for case, case_facts in zip(source.cases, facts, strict=True)}
-    for warning in [
-        *(_no_numbers(voxels) if instances else odd_labels(voxels, names, declared is None)),
-        *_empty_parts(lists, voxels, names),
-        *([] if instances else _untrained(lists, voxels, names)),
-        *filter(None, [flipped(facts)]),
-    ]:
+    held = {case["case"]: case_facts for case, case_facts in zip(source.cases, facts, strict=True)}
+    for warning in _warnings(lists, held, names, task, instances, declared is None):
         typer.echo(f"warning: {warning}", err=True)
     if sided := sided_names(names):
         typer.echo(
@@ -372,10 +368,8 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
     contents = {"task.json": task, "experiment.json": _experiment(output_dir, dataset_dir, means)}
     fingerprint[WRITTEN] = {name: _hash(content) for name, content in contents.items()}
     _write(output_dir, contents, fingerprint)
-    for warning in [
-        *([] if instances else _untrained(split, dict(_voxels(cases, facts)), names)),
-        *filter(None, [flipped(facts)]),
-    ]:
+    held = {case["case"]: case_facts for case, case_facts in zip(cases, facts, strict=True)}
+    for warning in _warnings(split, held, names, task, instances, source.labels is None):
         typer.echo(f"warning: {warning}", err=True)
     _tell(output_dir, contents)
     return task
@@ -406,12 +400,6 @@ def _task(
         modality=source.modality,
         **asdict(means),
     )
-
-
-def _voxels(
-    cases: Sequence[Mapping[str, Any]], facts: Sequence[Facts]
-) -> Iterable[tuple[str, dict[int, int]]]:
-    return ((case["case"], found.voxels) for case, found in zip(cases, facts, strict=True))
 
 
 def _experiment(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str, Any]:
@@ -671,6 +659,71 @@ def odd_labels(
             f"of a smoothed mask; if so threshold the masks, for example at {(background + largest) / 2:g}, "
             "else name them with --label_name"
         )
+
+
+def _warnings(
+    lists: Mapping[str, Sequence[Mapping[str, Any]]],
+    facts: Mapping[str, Facts],
+    labels: Mapping[str, int],
+    task: Mapping[str, Any],
+    instances: bool,
+    guessed: bool,
+) -> Iterable[str]:
+    """What looks wrong about all cases together, a sentence each.
+
+    Args:
+        lists: of the split.
+        facts: of each case, by its id.
+        labels: name to value.
+        task: the plan.
+        instances: labels number the objects.
+        guessed: the names were made from the values.
+    """
+    voxels = {case: found.voxels for case, found in facts.items()}
+    yield from _no_numbers(voxels) if instances else odd_labels(voxels, labels, guessed)
+    yield from _empty_parts(lists, voxels, labels)
+    if not instances:
+        yield from _untrained(lists, voxels, labels)
+        yield from _unjudged(lists["training"], voxels, labels)
+    yield from _thin(facts, task)
+    yield from filter(None, [flipped(list(facts.values()))])
+
+
+def _thin(facts: Mapping[str, Facts], task: Mapping[str, Any]) -> Iterable[str]:
+    """Cases that are much smaller than the patch: most of what is learnt from them is padding."""
+    patch, spacing = task["patch_size"], task.get("spacing")
+    if len(patch) == 3 and task.get("geometry", [ORIENT])[0] != ORIENT:
+        return  # facts are along axes of the body, the patch is along those of the files
+    thin = []
+    for case, found in facts.items():
+        seen = np.array(found.shape, dtype=float)
+        if spacing is not None:
+            seen *= np.divide(found.spacing or (1.0,) * len(patch), spacing)
+        axis = int(np.argmin(seen / patch))
+        if seen[axis] < THIN * patch[axis]:
+            thin.append(f"{case} with {max(round(seen[axis]), 1)} of {patch[axis]} along axis {axis}")
+    if thin:
+        yield (
+            f"{len(thin)} of {len(facts)} cases have less than half of the patch's voxels along an axis "
+            f"({few(thin)}); the rest is padding: lower patch_size in task.json, or leave them out"
+        )
+
+
+def _unjudged(
+    training: Sequence[Mapping[str, Any]],
+    voxels: Mapping[str, Mapping[int, int]],
+    labels: Mapping[str, int],
+) -> Iterable[str]:
+    """Classes of several cases that a fold does not show, though another one does."""
+    folds = sorted({case["fold"] for case in training if "fold" in case})
+    for name, value in list(labels.items())[1:]:
+        shown = [case["fold"] for case in training if "fold" in case and value in voxels[case["case"]]]
+        without = [fold for fold in folds if fold not in shown]
+        if name != IGNORE_NAME and len(set(shown)) > 1 and without:
+            yield (
+                f"no case of fold {' and '.join(map(str, without))} shows {name} = {value}, which "
+                f"{len(shown)} cases have: it cannot be judged there; choose another --seed or fewer --folds"
+            )
 
 
 def _no_numbers(voxels: Mapping[str, Mapping[int, int]]) -> Iterable[str]:

@@ -71,13 +71,13 @@ OBJECT_WIDTH, LEAST_WIDTH = 60, 16
 LONGEST_EDGE, SHORTEST_EDGE, MOST_RATIO = 100.0, 0.01, 20.0
 
 
-_ORIENT: dict[str, Any] = {
+ORIENT: dict[str, Any] = {
     "_target_": "Orientationd",
     "keys": "$list(@interpolation)",
     "axcodes": "RAS",
     "labels": None,
 }
-_RESAMPLE: dict[str, Any] = {
+RESAMPLE: dict[str, Any] = {
     "_target_": "scripts.transforms.IsolatedSpacingd",
     "keys": "$list(@interpolation)",
     "pixdim": "@spacing",
@@ -254,7 +254,7 @@ def _resolution(
         return shape.tolist(), [1.0, 1.0], 1
     edges = [case.spacing for case in facts if case.spacing is not None and not pictures] or [(1.0, 1.0)]
     plan.set("spacing", [round_size(edge * zoom) for edge in np.median(edges, axis=0)], why)
-    plan.set("geometry", [_RESAMPLE], "resampled to spacing; probabilities come back to the file's pixels")
+    plan.set("geometry", [RESAMPLE], "resampled to spacing; probabilities come back to the file's pixels")
     return (shape / zoom).tolist(), [1.0, 1.0], zoom
 
 
@@ -276,13 +276,13 @@ def _volumes(plan: _Plan, facts: Sequence[Facts]) -> tuple[list[float], list[flo
             "it is not made finer, and kernels and strides see to it"
         )
     plan.set("spacing", spacing, why)
-    geometry, said = [_ORIENT, _RESAMPLE], []
+    geometry, said = [ORIENT, RESAMPLE], []
     if as_filed:
-        geometry = [_RESAMPLE]
+        geometry = [RESAMPLE]
         said.append("axes are those of the files, as slices lie across another axis of the body in each case")
     if slices is not None:
         low, high = ([edge if axis == slices else None for axis in range(3)] for edge in (0.0, ANY_EDGE))
-        geometry[-1] = {**_RESAMPLE, "min_pixdim": low, "max_pixdim": high}
+        geometry[-1] = {**RESAMPLE, "min_pixdim": low, "max_pixdim": high}
         said.append("slices are resampled in their plane alone: between thick ones nothing is known")
     if said:
         plan.set("geometry", geometry, "; ".join(said))
@@ -626,7 +626,7 @@ def _augmentation(
     if sides:
         flips: list[int] = []
         why = f"{', '.join(sides)} say left or right, and a mirrored image would show the other one"
-    elif _ORIENT not in plan.task.get("geometry", [_ORIENT]) and dims == 3:
+    elif ORIENT not in plan.task.get("geometry", [ORIENT]) and dims == 3:
         flips, why = [], "along the axes of the files nothing says what is left and right"
     elif free:
         flips, why = [0, 1], "pictures are taken to have no up; where they have, take 1 out"
