@@ -203,6 +203,12 @@ def plan(
     cores: Annotated[
         int | None, typer.Option("--cores", min=1, help="That train, with --minutes; those of this machine")
     ] = None,
+    nnunet_plans: Annotated[
+        Path | None, typer.Option("--nnunet_plans", help="An nnUNetPlans.json to take sizes and network from")
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", help="Of --nnunet_plans, such as 3d_fullres")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print all choices with their reasons")] = False,
     trial: Annotated[
         bool, typer.Option("--trial/--no-trial", help="Try a few steps and say how long it will take here")
@@ -234,6 +240,10 @@ def plan(
             "sets others."
         )
     require_together(label_names, instances, subject_pattern, subjects)
+    if (nnunet_plans is None) != (configuration is None):
+        raise InputError(
+            "--nnunet_plans and --configuration go together: give the file and which of its configurations."
+        )
     for name, value in (("--minutes", minutes), ("--memory_gb", memory_gb)):
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} is {value:g}; a training takes more than 0; correct it.")

@@ -18,7 +18,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ import typer
 
 from bundle.data.fingerprint import FILE as FINGERPRINT
 from bundle.data.fingerprint import flipped, read_fingerprints
+from bundle.data.nnunet import Imported, read_plans
 from bundle.data.plan import ORIENT, REASONS, plan_task
 from scripts.data.checks import Facts, Problem, check_cases, format_table
 from scripts.data.datalist import (
@@ -198,11 +199,14 @@ class Dims(NamedTuple):
 
 @dataclass(frozen=True)
 class Means:
-    """What a training may take, for `bundle.data.plan.plan_task`: minutes, memory in GB, and cores."""
+    """What a training may take, for `bundle.data.plan.plan_task`: minutes, memory in GB, and cores; and the
+    file and the configuration of nnU-Net's plans, if it is to be as they say."""
 
     minutes: float | None = None
     memory_gb: float | None = None
     cores: int = 1
+    nnunet_plans: Path | None = None
+    configuration: str = ""
 
 
 def datalist(
@@ -235,6 +239,8 @@ def plan(
     minutes: float | None,
     memory_gb: float | None,
     cores: int | None,
+    nnunet_plans: Path | None,
+    configuration: str | None,
     explain: bool,
     trial: bool,
     folds: int,
@@ -247,7 +253,7 @@ def plan(
     instances: bool,
 ) -> None:
     """Carry out `bundle.cli.plan`, whose arguments these are."""
-    means = Means(minutes, memory_gb, cores or usable_cores())
+    means = Means(minutes, memory_gb, cores or usable_cores(), nnunet_plans, configuration or "")
     if dataset_dir is not None:
         output_dir = output_dir or dataset_dir
         task = _plan_listed(output_dir, dataset_dir, means)
@@ -309,6 +315,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     _require_own(output_dir, ["dataset.json", "task.json", "experiment.json"])
     declared = parse_labels(listing.label_names) if listing.label_names else source.labels
     dims = _dims(source)
+    imported = _imported(means, dims)
     inspected, fingerprint = read_fingerprints(
         source.cases, output_dir, **dims._asdict(), labels=declared, instances=instances
     )
@@ -323,7 +330,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     dataset = _describe(source, lists, output_dir, dims, names, instances)
     learnt = {case["case"] for part in ("training", "validation") for case in lists[part]}
     of_learnt = [own for case, own in zip(source.cases, facts, strict=True) if case["case"] in learnt]
-    task = _task(source, of_learnt, dims, names, instances, means)
+    task = _task(source, of_learnt, dims, names, instances, means, imported)
     contents = {
         "dataset.json": dataset,
         "task.json": task,
@@ -357,6 +364,7 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
     source = Source(cases, labels=dataset_labels(description, path) or None, modality=_modality(description))
     instances = bool(description.get("instances"))
     dims = _dims(source)
+    imported = _imported(means, dims)
     inspected, fingerprint = read_fingerprints(
         cases, output_dir, **dims._asdict(), labels=source.labels, instances=instances
     )
@@ -364,7 +372,7 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
     names = _names(facts, source.labels, instances)
     learnt = len(split["training"]) + len(split["validation"])  # the first sections
-    task = _task(source, facts[:learnt], dims, names, instances, means)
+    task = _task(source, facts[:learnt], dims, names, instances, means, imported)
     contents = {"task.json": task, "experiment.json": _experiment(output_dir, dataset_dir, means)}
     fingerprint[WRITTEN] = {name: _hash(content) for name, content in contents.items()}
     _write(output_dir, contents, fingerprint)
@@ -382,6 +390,16 @@ def _names(facts: Iterable[Facts], declared: dict[str, int] | None, instances: b
     return declared or name_values({value for case in facts for value in case.voxels}, FIX_VALUES)
 
 
+def _imported(means: Means, dims: Dims) -> Imported | None:
+    """nnU-Net's plans, if the training is to be as they say; what has no counterpart is told."""
+    if means.nnunet_plans is None:
+        return None
+    imported = read_plans(means.nnunet_plans, means.configuration, dims.spatial_dims)
+    for phrase in imported.left:
+        typer.echo(f"not as in {imported.name}: {phrase}")
+    return imported
+
+
 def _task(
     source: Source,
     facts: Sequence[Facts],
@@ -389,6 +407,7 @@ def _task(
     names: Mapping[str, int],
     instances: bool,
     means: Means,
+    imported: Imported | None,
 ) -> dict[str, Any]:
     """The plan for a source, by the facts of the cases to learn from."""
     return plan_task(
@@ -398,7 +417,10 @@ def _task(
         instances=instances,
         pictures=all(is_picture(_first_file(case)) for case in source.cases),
         modality=source.modality,
-        **asdict(means),
+        minutes=means.minutes,
+        memory_gb=means.memory_gb,
+        cores=means.cores,
+        imported=imported,
     )
 
 

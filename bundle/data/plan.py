@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from bundle.data.nnunet import Imported
 from scripts.compute.memory import operations, training_bytes
 from scripts.data.checks import Facts
 from scripts.data.reader import round_size
@@ -128,6 +129,7 @@ def plan_task(
     minutes: float | None = None,
     memory_gb: float | None = None,
     cores: int = 1,
+    imported: Imported | None = None,
 ) -> dict[str, Any]:
     """Decide how to train on what was found.
 
@@ -142,6 +144,8 @@ def plan_task(
         minutes: of the training; None: no limit.
         memory_gb: of the training's process; None: no limit.
         cores: that train, by which `minutes` are judged.
+        imported: resolution, sizes, network and normalisation that another tool planned; minutes and memory
+            then change nothing.
 
     Returns:
         The overlay; under `REASONS` why, by id. `patch_size` in voxels along RAS axes in 3D and
@@ -164,15 +168,22 @@ def plan_task(
         plan.set("labels", ordered, "names and values of the classes")
     plan.set("segments", {}, "to be filled with codes where results are to be DICOM")
 
-    median, spacing, zoom = _resolution(plan, facts, spatial_dims, instances, pictures)
+    if imported is None:
+        median, spacing, zoom = _resolution(plan, facts, spatial_dims, instances, pictures)
+        classes = len(plan.task["labels"]) - (IGNORE_NAME in labels)
+        slices = _slice_axis(median, spacing)
+        size = _size(plan, median, spacing, slices, in_channels, classes, minutes, memory_gb, cores)
+    else:
+        median, spacing, slices, size = _import(plan, imported, facts, pictures)
+        zoom = 1
     sides = sided_names(labels)
-    classes = len(plan.task["labels"]) - (IGNORE_NAME in labels)
-    slices = _slice_axis(median, spacing)
-    size = _size(plan, median, spacing, slices, in_channels, classes, minutes, memory_gb, cores)
     shares = _shares(facts, labels, instances)
     _length(plan, median, size, len(facts))
     _loss(plan, shares, instances)
-    _normalisation(plan, facts, spatial_dims, modality)
+    if imported is None or imported.normalise is None:
+        _normalisation(plan, facts, spatial_dims, modality)
+    else:
+        plan.set("normalise", imported.normalise, f"as {imported.name} has it")
     _augmentation(plan, size, spacing, slices, shares, sides)
     if pictures:
         plan.set("output_ext", ".png", "results are pictures, as the images are")
@@ -276,33 +287,77 @@ def _volumes(plan: _Plan, facts: Sequence[Facts]) -> tuple[list[float], list[flo
             "it is not made finer, and kernels and strides see to it"
         )
     plan.set("spacing", spacing, why)
+    _geometry(plan, slices, bool(as_filed))
+    return median, spacing
+
+
+def _geometry(plan: _Plan, slices: int | None, as_filed: bool) -> None:
+    """How volumes are brought to the spacing, where that is not as `train.json` has it.
+
+    Args:
+        plan: takes it.
+        slices: the axis along which slices stay as they are, or None.
+        as_filed: axes are those of the files, not of the body.
+    """
     geometry, said = [ORIENT, RESAMPLE], []
     if as_filed:
         geometry = [RESAMPLE]
-        said.append("axes are those of the files, as slices lie across another axis of the body in each case")
+        said.append("axes are those of the files, which lie in the body one way here and another there")
     if slices is not None:
         low, high = ([edge if axis == slices else None for axis in range(3)] for edge in (0.0, ANY_EDGE))
         geometry[-1] = {**RESAMPLE, "min_pixdim": low, "max_pixdim": high}
         said.append("slices are resampled in their plane alone: between thick ones nothing is known")
     if said:
         plan.set("geometry", geometry, "; ".join(said))
-    return median, spacing
+
+
+def _import(
+    plan: _Plan, imported: Imported, facts: Sequence[Facts], pictures: bool
+) -> tuple[list[float], list[float], int | None, Size]:
+    """What was planned elsewhere: median size in voxels, spacing, the axis of slices, and the sizes."""
+    why = f"as {imported.name} has it"
+    orders = {tuple(_order(case.found["axes"])) for case in facts if "axes" in case.found}
+    as_filed = len(orders) > 1
+    if len(orders) == 1:
+        imported = imported.along(orders.pop())
+    if len(imported.patch) == 3:
+        plan.set("spacing", imported.spacing, why)
+        _geometry(plan, imported.slices, as_filed)
+    elif pictures:
+        plan.set("geometry", [], "pictures are not resampled")
+    else:
+        plan.set("spacing", imported.spacing, why)
+        plan.set("geometry", [RESAMPLE], "resampled to spacing")
+    grids = [_filed(case) if as_filed else (case.shape, case.spacing) for case in facts]
+    sizes = [np.multiply(shape, edges or imported.spacing) / imported.spacing for shape, edges in grids]
+    size = Size(imported.patch, imported.strides, imported.kernels, imported.channels, imported.batch)
+    plan.set("patch_size", size.patch, why)
+    plan.set("channels", size.channels, why)
+    plan.set("network_def", imported.network(), why)
+    plan.set("batch_size", size.batch, why)
+    plan.set("learning_rate", 0.001, "that of wide networks; nnU-Net's is of another optimizer")
+    return np.median(sizes, axis=0).tolist(), imported.spacing, imported.slices, size
+
+
+def _order(axes: str) -> list[int]:
+    """For each axis of a file, named by where it leads, such as "LPS", which one of RAS it is."""
+    return ["LPI".index(name) if name in "LPI" else "RAS".index(name) for name in axes]
+
+
+def _filed(case: Facts) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Shape and edges of a volume along the axes of its file."""
+    order, edges = _order(case.found["axes"]), case.spacing or (1.0,) * 3
+    return tuple(case.shape[axis] for axis in order), tuple(edges[axis] for axis in order)
 
 
 def _as_filed(facts: Sequence[Facts]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """Shapes and edges along the axes of the files, where slices are thick along one of these in all cases,
     and along several axes of the body, as those of tilted scans are; else none."""
-    of_body, of_file, grids = set(), set(), []
-    for case in facts:
-        edges = case.spacing or (1.0,) * 3
-        axes, thick = case.found.get("axes"), _thick(edges)
-        if axes is None or thick is None:
-            return []
-        order = ["LPI".index(name) if name in "LPI" else "RAS".index(name) for name in axes]
-        of_body.add(thick)
-        of_file.add(order.index(thick))
-        grids.append((tuple(case.shape[axis] for axis in order), tuple(edges[axis] for axis in order)))
-    return grids if len(of_body) > 1 and len(of_file) == 1 else []
+    of_body = {_thick(case.spacing or (1.0,)) for case in facts}
+    if len(of_body) == 1 or None in of_body or not all("axes" in case.found for case in facts):
+        return []
+    grids = [_filed(case) for case in facts]
+    return grids if len({_thick(edges) for _, edges in grids}) == 1 else []
 
 
 def _zoom(facts: Sequence[Facts], instances: bool) -> tuple[int, str]:
