@@ -195,7 +195,9 @@ def test_a_heart_is_a_ring_of_muscle_in_few_thick_slices() -> None:
 # All
 
 
-@pytest.mark.parametrize(("kind", "draw"), [(Kind.CELLS, draw_cells), (Kind.ORGAN, draw_organ)])
+@pytest.mark.parametrize(
+    ("kind", "draw"), [(Kind.CELLS, draw_cells), (Kind.ORGAN, draw_organ), (Kind.HEART, draw_heart)]
+)
 def test_smallest_size_always_fits(kind: Kind, draw) -> None:
     for index in range(12):
         label = draw(7, index, module._MIN_SIZE[kind])[1]
