@@ -370,7 +370,9 @@ class UNet(nn.Module):
         slices = 0
         if self.slice_axis is not None:
             slices = x.shape[self.slice_axis + 2]
-            x = x.movedim(self.slice_axis + 2, 1).flatten(0, 1)  # (B * slices, C, H, W)
+            # (B, slices, C, H, W), a copy, of which torch.export knows that it can be flattened
+            x = x.movedim(self.slice_axis + 2, 1).clone(memory_format=torch.contiguous_format)
+            x = x.flatten(0, 1)
         features = self.encoder(x)
         features[-1] = self.bottleneck(features[-1])
         logits = self.heads(self.decoder(features))
