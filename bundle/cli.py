@@ -159,7 +159,10 @@ def read_ids(texts: Sequence[str]) -> dict[str, Any]:
 
 @command(DATA, "data.phantom")
 def phantom(
-    kind: Annotated[Literal["cells", "organ"], typer.Argument(help="cells (2D) or organ (3D)")],
+    kind: Annotated[
+        Literal["cells", "organ", "heart"],
+        typer.Argument(help="cells (2D), organ or heart (3D, of few thick slices)"),
+    ],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="A new or empty folder")],
     cases: Annotated[int, typer.Option("--cases", help="How many cases, a fifth of them held out")] = 24,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same arrays")] = 0,
@@ -167,7 +170,7 @@ def phantom(
         list[int] | None, typer.Option("--size", help="One option an axis: rows, columns or x, y, z")
     ] = None,
 ) -> None:
-    """Write made-up data to try the bundle on: touching cells (2D) or an organ in two parts (3D)."""
+    """Write made-up data to try the bundle on: touching cells (2D), an organ in two parts (3D) or hearts."""
 
 
 @command(DATA, "data.datalist")
@@ -212,6 +215,12 @@ def plan(
     cores: Annotated[
         int | None, typer.Option("--cores", min=1, help="That train, with --minutes; those of this machine")
     ] = None,
+    nnunet_plans: Annotated[
+        Path | None, typer.Option("--nnunet_plans", help="An nnUNetPlans.json to take sizes and network from")
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", help="Of --nnunet_plans, such as 3d_fullres")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print all choices with their reasons")] = False,
     trial: Annotated[
         bool, typer.Option("--trial/--no-trial", help="Try a few steps and say how long it will take here")
@@ -243,6 +252,10 @@ def plan(
             "sets others."
         )
     require_together(label_names, instances, subject_pattern, subjects)
+    if (nnunet_plans is None) != (configuration is None):
+        raise InputError(
+            "--nnunet_plans and --configuration go together: give the file and which of its configurations."
+        )
     require_minutes(minutes)
     require_memory_gb(memory_gb)
 

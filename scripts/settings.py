@@ -317,7 +317,7 @@ def _wrong_arguments(
         name = f"{place}{ID_SEP_KEY}{key}"
         if key in named:
             kind = SHARE if key == "prob" or key.endswith("_prob") else _kind(named[key])
-            if value is True and kind in (WHOLE, NUMBER, SHARE):
+            if value is True and kind in (WHOLE, NUMBER, SHARE, WHOLES, NUMBERS):
                 yield f"{name} is True: use {kind.says} (was the value forgotten?)"
             elif isinstance(value, str | list | int | float) and kind and not _is_text_of_monai(value):
                 try:

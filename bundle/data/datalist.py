@@ -18,7 +18,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,9 @@ import numpy as np
 import typer
 
 from bundle.data.fingerprint import FILE as FINGERPRINT
-from bundle.data.fingerprint import read_fingerprints
-from bundle.data.plan import REASONS, plan_task
+from bundle.data.fingerprint import flipped, read_fingerprints
+from bundle.data.nnunet import Imported, read_plans
+from bundle.data.plan import ORIENT, REASONS, plan_task
 from scripts.compute.length import LENGTH
 from scripts.data.checks import Facts, Problem, check_cases, format_table
 from scripts.data.datalist import (
@@ -54,6 +55,7 @@ FIX_VALUES = (
     "--label_name"
 )
 SMALL_SHARE = 0.01  # of the largest class: what lies between it and the background may be its rim
+THIN = 0.5  # of the patch: what is smaller along an axis is mostly padding there
 WRITTEN = "written"  # key of dataset.json: who wrote the files, and their hashes
 KEPT_KEYS = ("name", "description", "reference", "licence", "release")
 
@@ -199,11 +201,14 @@ class Dims(NamedTuple):
 
 @dataclass(frozen=True)
 class Means:
-    """What a training may take, for `bundle.data.plan.plan_task`: minutes, memory in GB, and cores."""
+    """What a training may take, for `bundle.data.plan.plan_task`: minutes, memory in GB, and cores; and the
+    file and the configuration of nnU-Net's plans, if it is to be as they say."""
 
     minutes: float | None = None
     memory_gb: float | None = None
     cores: int = 1
+    nnunet_plans: Path | None = None
+    configuration: str = ""
 
 
 def datalist(
@@ -236,6 +241,8 @@ def plan(
     minutes: float | None,
     memory_gb: float | None,
     cores: int | None,
+    nnunet_plans: Path | None,
+    configuration: str | None,
     explain: bool,
     trial: bool,
     folds: int | None,
@@ -248,7 +255,7 @@ def plan(
     instances: bool,
 ) -> None:
     """Carry out `bundle.cli.plan`, whose arguments these are."""
-    means = Means(minutes, memory_gb, cores or usable_cores())
+    means = Means(minutes, memory_gb, cores or usable_cores(), nnunet_plans, configuration or "")
     if dataset_dir is not None:
         output_dir = output_dir or dataset_dir
         task = _plan_listed(output_dir, dataset_dir, means)
@@ -318,6 +325,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     _require_own(output_dir, ["dataset.json", "task.json", "experiment.json"])
     declared = parse_labels(listing.label_names) if listing.label_names else source.labels
     dims = _dims(source)
+    imported = _imported(means, dims)
     inspected, fingerprint = read_fingerprints(
         source.cases, output_dir, **dims._asdict(), labels=declared, instances=instances
     )
@@ -332,7 +340,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     dataset = _describe(source, lists, output_dir, dims, names, instances)
     learnt = {case["case"] for part in ("training", "validation") for case in lists[part]}
     of_learnt = [own for case, own in zip(source.cases, facts, strict=True) if case["case"] in learnt]
-    task = _task(source, of_learnt, dims, names, instances, means)
+    task = _task(source, of_learnt, dims, names, instances, means, imported)
     contents = {
         "dataset.json": dataset,
         "task.json": task,
@@ -344,12 +352,8 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     _write(output_dir, contents, fingerprint)
     for line in _summary(source.cases, lists, facts, names, instances):
         typer.echo(line)
-    voxels = {case["case"]: case_facts.voxels for case, case_facts in zip(source.cases, facts, strict=True)}
-    for warning in [
-        *(_no_numbers(voxels) if instances else odd_labels(voxels, names, declared is None)),
-        *_empty_parts(lists, voxels, names),
-        *([] if instances else _untrained(lists, voxels, names)),
-    ]:
+    held = {case["case"]: case_facts for case, case_facts in zip(source.cases, facts, strict=True)}
+    for warning in _warnings(lists, held, names, task, instances, declared is None):
         typer.echo(f"warning: {warning}", err=True)
     if sided := sided_names(names):
         typer.echo(
@@ -372,6 +376,7 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
     source = Source(cases, labels=dataset_labels(description, path) or None, modality=_modality(description))
     instances = bool(description.get("instances"))
     dims = _dims(source)
+    imported = _imported(means, dims)
     inspected, fingerprint = read_fingerprints(
         cases, output_dir, **dims._asdict(), labels=source.labels, instances=instances
     )
@@ -379,11 +384,12 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
     names = _names(facts, source.labels, instances)
     learnt = len(split["training"]) + len(split["validation"])  # the first sections
-    task = _task(source, facts[:learnt], dims, names, instances, means)
+    task = _task(source, facts[:learnt], dims, names, instances, means, imported)
     contents = {"task.json": task, "experiment.json": _experiment(output_dir, dataset_dir, means)}
     fingerprint[WRITTEN] = {name: _hash(content) for name, content in contents.items()}
     _write(output_dir, contents, fingerprint)
-    for warning in [] if instances else _untrained(split, dict(_voxels(cases, facts)), names):
+    held = {case["case"]: case_facts for case, case_facts in zip(cases, facts, strict=True)}
+    for warning in _warnings(split, held, names, task, instances, source.labels is None):
         typer.echo(f"warning: {warning}", err=True)
     _tell(output_dir, contents)
     return task
@@ -396,6 +402,16 @@ def _names(facts: Iterable[Facts], declared: dict[str, int] | None, instances: b
     return declared or name_values({value for case in facts for value in case.voxels}, FIX_VALUES)
 
 
+def _imported(means: Means, dims: Dims) -> Imported | None:
+    """nnU-Net's plans, if the training is to be as they say; what has no counterpart is told."""
+    if means.nnunet_plans is None:
+        return None
+    imported = read_plans(means.nnunet_plans, means.configuration, dims.spatial_dims)
+    for phrase in imported.left:
+        typer.echo(f"not as in {imported.name}: {phrase}")
+    return imported
+
+
 def _task(
     source: Source,
     facts: Sequence[Facts],
@@ -403,6 +419,7 @@ def _task(
     names: Mapping[str, int],
     instances: bool,
     means: Means,
+    imported: Imported | None,
 ) -> dict[str, Any]:
     """The plan for a source, by the facts of the cases to learn from."""
     return plan_task(
@@ -412,14 +429,11 @@ def _task(
         instances=instances,
         pictures=all(is_picture(_first_file(case)) for case in source.cases),
         modality=source.modality,
-        **asdict(means),
+        minutes=means.minutes,
+        memory_gb=means.memory_gb,
+        cores=means.cores,
+        imported=imported,
     )
-
-
-def _voxels(
-    cases: Sequence[Mapping[str, Any]], facts: Sequence[Facts]
-) -> Iterable[tuple[str, dict[int, int]]]:
-    return ((case["case"], found.voxels) for case, found in zip(cases, facts, strict=True))
 
 
 def _experiment(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str, Any]:
@@ -679,6 +693,71 @@ def odd_labels(
             f"of a smoothed mask; if so threshold the masks, for example at {(background + largest) / 2:g}, "
             "else name them with --label_name"
         )
+
+
+def _warnings(
+    lists: Mapping[str, Sequence[Mapping[str, Any]]],
+    facts: Mapping[str, Facts],
+    labels: Mapping[str, int],
+    task: Mapping[str, Any],
+    instances: bool,
+    guessed: bool,
+) -> Iterable[str]:
+    """What looks wrong about all cases together, a sentence each.
+
+    Args:
+        lists: of the split.
+        facts: of each case, by its id.
+        labels: name to value.
+        task: the plan.
+        instances: labels number the objects.
+        guessed: the names were made from the values.
+    """
+    voxels = {case: found.voxels for case, found in facts.items()}
+    yield from _no_numbers(voxels) if instances else odd_labels(voxels, labels, guessed)
+    yield from _empty_parts(lists, voxels, labels)
+    if not instances:
+        yield from _untrained(lists, voxels, labels)
+        yield from _unjudged(lists["training"], voxels, labels)
+    yield from _thin(facts, task)
+    yield from filter(None, [flipped(list(facts.values()))])
+
+
+def _thin(facts: Mapping[str, Facts], task: Mapping[str, Any]) -> Iterable[str]:
+    """Cases that are much smaller than the patch: most of what is learnt from them is padding."""
+    patch, spacing = task["patch_size"], task.get("spacing")
+    if len(patch) == 3 and task.get("geometry", [ORIENT])[0] != ORIENT:
+        return  # facts are along axes of the body, the patch is along those of the files
+    thin = []
+    for case, found in facts.items():
+        seen = np.array(found.shape, dtype=float)
+        if spacing is not None:
+            seen *= np.divide(found.spacing or (1.0,) * len(patch), spacing)
+        axis = int(np.argmin(seen / patch))
+        if seen[axis] < THIN * patch[axis]:
+            thin.append(f"{case} with {max(round(seen[axis]), 1)} of {patch[axis]} along axis {axis}")
+    if thin:
+        yield (
+            f"{len(thin)} of {len(facts)} cases have less than half of the patch's voxels along an axis "
+            f"({few(thin)}); the rest is padding: lower patch_size in task.json, or leave them out"
+        )
+
+
+def _unjudged(
+    training: Sequence[Mapping[str, Any]],
+    voxels: Mapping[str, Mapping[int, int]],
+    labels: Mapping[str, int],
+) -> Iterable[str]:
+    """Classes of several cases that a fold does not show, though another one does."""
+    folds = sorted({case["fold"] for case in training if "fold" in case})
+    for name, value in list(labels.items())[1:]:
+        shown = [case["fold"] for case in training if "fold" in case and value in voxels[case["case"]]]
+        without = [fold for fold in folds if fold not in shown]
+        if name != IGNORE_NAME and len(set(shown)) > 1 and without:
+            yield (
+                f"no case of fold {' and '.join(map(str, without))} shows {name} = {value}, which "
+                f"{len(shown)} cases have: it cannot be judged there; choose another --seed or fewer --folds"
+            )
 
 
 def _no_numbers(voxels: Mapping[str, Mapping[int, int]]) -> Iterable[str]:

@@ -1,12 +1,14 @@
 """What is in each case of a data set, read once while it is checked, and remembered in `fingerprint.json`.
 
 Intensities of each channel (in the foreground, in the body, in the background and in all of it), how dark the
-picture is, components and widths of classes, contacts of objects: what `bundle.data.plan` decides by.
+picture is, components and widths of classes, contacts of objects: what `bundle.data.plan` decides by. And how
+well labels fit the edges of their images, as they lie and mirrored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,14 @@ DIGITS = 6
 
 #: Percentiles of intensities.
 PERCENTILES = (0.5, 50, 99.5)
+
+#: Places along each axis, at most, at which a label is held against its image; voxels to what lies beside.
+EDGES, BESIDE = 2000, 4
+
+#: Mirrored labels are said to fit better from so many cases on, where this share of them say so, by a mean of
+#: so many standard errors; the image then changes at their edges so much more than beside them (logarithm),
+#: and at those of the labels as they lie not half of that more.
+FLIPPED_CASES, FLIPPED_SHARE, FLIPPED_ERRORS, FLIPPED_FIT = 4, 0.9, 3.5, 0.1
 
 Inspected = tuple[list[Problem], Facts | None]
 
@@ -102,7 +112,7 @@ def look_at(
         "channels": for each "foreground", "body" (what is not 0), "background" and "whole" with "mean",
         "std", "percentiles" (PERCENTILES) and "voxels" (that were looked at), None where there are none;
         "zero" (the share of exactly 0), "whole_numbers"; "axes", of a volume, where they lead, such as "LPS";
-        "components" and "widths", of classes; "touching", of objects.
+        "components" and "widths", of classes; "touching", of objects; "fit", see `edge_fit`.
     """
     known = label if ignored is None else label[label != ignored]
     background = int(known.min()) if known.size else 0
@@ -128,7 +138,101 @@ def look_at(
         found["axes"] = "".join(nib.aff2axcodes(grid.affine))
     if label.size <= MEASURED:
         found |= {"touching": touching(label)} if instances else _classes(label, background, ignored)
+        order = grid.canonical_axes()
+        fit = edge_fit(channels[0], label, ignored)
+        found["fit"] = {
+            "".join(sorted(str(order[axis]) for axis in axes)): _short(x) for axes, x in fit.items()
+        }
     return found
+
+
+def edge_fit(
+    image: np.ndarray, label: np.ndarray, ignored: int | None = None
+) -> dict[tuple[int, ...], float]:
+    """How well a label fits the edges of its image, as it lies and mirrored.
+
+    Args:
+        image: (*spatial, channel).
+        label: whole numbers, (*spatial).
+        ignored: the value of what nobody annotated.
+
+    Returns:
+        For each set of axes that the label is mirrored along, () for none, the logarithm of how much more the
+        image changes from voxel to voxel where the label does than a few voxels beside: 0 for no fit at all.
+        Nothing where the label has no edge, or the image none there.
+    """
+    pairs = list(_edges(label, ignored))
+    if not pairs:
+        return {}
+    ends = np.array(label.shape)[:, None] - 1
+    here, there = (np.concatenate(side, axis=1) for side in zip(*pairs, strict=True))
+    beside = [
+        sign * max(min(BESIDE, size // 4), 1) * np.eye(label.ndim, dtype=int)[axis]
+        for axis, size in enumerate(label.shape)
+        for sign in (-1, 1)
+    ]
+
+    def change(mirrored: np.ndarray, shift: np.ndarray) -> float:
+        """The mean difference of the image over all pairs of voxels that lie within it."""
+        one, other = (np.where(mirrored, ends - side, side) + shift[:, None] for side in (here, there))
+        inside = ((one >= 0) & (one <= ends) & (other >= 0) & (other <= ends)).all(axis=0)
+        values = (image[tuple(side[:, inside])].astype(float) for side in (one, other))
+        return float(np.abs(np.subtract(*values)).mean()) if inside.any() else np.nan
+
+    fit = {}
+    axes = range(label.ndim)
+    for chosen in chain.from_iterable(combinations(axes, number) for number in range(label.ndim + 1)):
+        mirrored = np.isin(axes, chosen)[:, None]
+        at = change(mirrored, np.zeros(label.ndim, int))
+        around = np.nanmean([change(mirrored, shift) for shift in beside])
+        if not (at > 0 and around > 0):
+            return {}
+        fit[chosen] = float(np.log(at / around))
+    return fit
+
+
+def _edges(label: np.ndarray, ignored: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places of neighbours that differ, (axes, places) each, evenly chosen among those along each axis."""
+    for axis in range(label.ndim):
+        first, second = (np.moveaxis(label, axis, 0)[part] for part in (np.s_[:-1], np.s_[1:]))
+        differ = first != second
+        if ignored is not None:
+            differ &= (first != ignored) & (second != ignored)
+        places = np.flatnonzero(differ)
+        if places.size:
+            found = np.unravel_index(places[:: -(-places.size // EDGES)], differ.shape)
+            here = np.stack([*found[1 : axis + 1], found[0], *found[axis + 1 :]])
+            step = np.zeros((label.ndim, 1), int)
+            step[axis] = 1
+            yield here, here + step
+
+
+def flipped(facts: Sequence[Facts]) -> str | None:
+    """A sentence if the labels of most cases fit their images distinctly better mirrored; see `edge_fit`.
+
+    Args:
+        facts: of all cases, with what `look_at` found.
+    """
+    fits = [case.found["fit"] for case in facts if case.found.get("fit")]
+    if len(fits) < FLIPPED_CASES:
+        return None
+    means = {axes: float(np.mean([fit[axes] for fit in fits])) for axes in fits[0]}
+    best = max(means, key=means.__getitem__)
+    gains = np.array([fit[best] - fit[""] for fit in fits])
+    error = gains.std(ddof=1) / len(gains) ** 0.5
+    if (
+        means[best] < FLIPPED_FIT
+        or means[""] > means[best] / 2
+        or np.mean(gains > 0) < FLIPPED_SHARE
+        or gains.mean() < FLIPPED_ERRORS * error
+    ):
+        return None
+    many = "axes " if len(best) > 1 else "axis "
+    return (
+        f"the labels look flipped along {many}{' and '.join(best)}: mirrored, {np.sum(gains > 0)} of "
+        f"{len(gains)} fit the edges of their images better; look at an image with its label, and write the "
+        "labels on the grid of their images"
+    )
 
 
 def touching(instances: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""`python -m bundle phantom`: made-up cells (2D) or a made-up organ (3D) to train on at once.
+"""`python -m bundle phantom`: made-up cells (2D), a made-up organ or hearts (3D) to train on at once.
 
 The folder follows the Medical Segmentation Decathlon (Antonelli et al. 2022, "The Medical Segmentation
 Decathlon"), with two additions: "testing" lists the held-out cases together with their labels, and
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,24 @@ HELD_OUT_EVERY = 5  # one case in five is held out
 MIN_CASES = 4  # two to train on, two held out
 
 CELLS_SIZE = (256, 256)  # rows, columns
-CELLS_MIN_SIZE = 64
+CELLS_MIN_SIZE = (64, 64)
 CELL_RADIUS = (7.0, 16.0)  # pixels
 CELL_MAX_HIDDEN = 0.25  # the share of a new cell that may lie behind earlier ones
 CELL_MIN_AREA = 40  # pixels
 PHOTONS_PER_GREY = 2.0
 
 ORGAN_SIZE = (48, 56, 40)  # voxels along right, anterior, superior
-ORGAN_MIN_SIZE = 24
+ORGAN_MIN_SIZE = (24, 24, 24)
 ORGAN_MARGIN = 2  # voxels between the organ and the end of the grid
 ORGAN_BORDER = 0.1  # where anterior meets posterior, on an axis from -1 (tail) to 1 (head)
 ORGAN_SITE = (26.0, -22.0, -14.0)  # mm in patient space (RAS+): about where a right hippocampus lies
 MAX_TILT = 20.0  # degrees
 GREY, WHITE, FLUID = 0.62, 1.0, 0.2  # relative signal of the tissues on a T1-weighted image
+
+HEART_SIZE = (128, 128, 10)  # voxels in the plane of the slices, and slices
+HEART_MIN_SIZE = (64, 64, 4)
+HEART_RADIUS, HEART_WALL = 30.0, 9.0  # mm: of the muscle's outside at its base, and how thick it is
+BLOOD, MUSCLE, BODY, FAT, LUNG = 1.0, 0.34, 0.5, 0.85, 0.08  # relative signal on a bright-blood image
 
 
 class Kind(StrEnum):
@@ -52,6 +58,7 @@ class Kind(StrEnum):
 
     CELLS = "cells"
     ORGAN = "organ"
+    HEART = "heart"
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float | np.ndarray) -> np.ndarray:
@@ -287,6 +294,108 @@ def draw_organ(
     return (magnitude * 10 ** rng.uniform(1, 4)).astype(np.float32), label, affine
 
 
+def _outline(
+    rng: np.random.Generator, place: np.ndarray, centre: np.ndarray, radius: float, roughness: float = 0.05
+) -> np.ndarray:
+    """A disk with a smoothly irregular outline, (X, Y).
+
+    Args:
+        rng: draws the outline.
+        place: of each pixel, (2, X, Y), mm.
+        centre: of the disk, mm.
+        radius: of the disk, mm.
+        roughness: of the outline, as a share of the radius.
+    """
+    x, y = place - centre.reshape(2, 1, 1)
+    angle = np.arctan2(y, x)
+    edge = 1 + sum(
+        rng.normal(0, roughness / order) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+        for order in range(2, 6)
+    )
+    return np.hypot(x, y) < radius * edge
+
+
+def _direction(angle: float) -> np.ndarray:
+    return np.array([np.cos(angle), np.sin(angle)])
+
+
+def draw_heart(
+    seed: int, index: int, size: tuple[int, ...] = HEART_SIZE
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One stack of few thick slices across a heart, as in cine MR: a ring of muscle, a cavity, a crescent.
+
+    The muscle narrows to its apex, beyond which there is none; above its base follows a cavity without ring,
+    which is no part of it. Slices are shifted against each other, as breath-holds differ. A vessel, a hollow
+    organ with a wall of the same signal and a solid one beside the heart look like parts of it.
+
+    Args:
+        seed: of the phantom, 0 or more.
+        index: of the case, 0 or more.
+        size: pixels of a slice, 64 or more each, and slices, 4 or more; a case departs from it a little. The
+            heart has its size in mm.
+
+    Returns:
+        The image (X, Y, Z), float32, non-negative; the label (X, Y, Z), uint8, 0 background, 1 muscle,
+        2 cavity, 3 crescent; the affine (4, 4) from voxel to patient space (RAS+) in mm.
+    """
+    rng = np.random.default_rng([seed, index])
+    shape = np.array(size) + rng.integers((-4, -4, -1), (5, 5, 2))
+    spacing = np.array([*rng.uniform(1.3, 1.6, 1).repeat(2), rng.uniform(9.0, 10.0)])
+    i, j = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape[:2]), indexing="ij")
+    place = np.stack([i, j]) * spacing[0]  # (2, X, Y), mm
+
+    outer = HEART_RADIUS * rng.normal(1, 0.1)
+    wall = HEART_WALL * rng.normal(1, 0.15)
+    middle, drift, turn = rng.normal(0, 10, 2), rng.normal(0, 1.5, 2), rng.uniform(-0.9, 0.9)
+    first, length = rng.uniform(0.5, 2), (shape[2] - rng.uniform(1.5, 3.5))
+    vessel = middle + (outer + 24) * _direction(turn + rng.uniform(-0.8, 0.8))
+    hollow = middle - (outer + 26) * _direction(turn + rng.uniform(-0.8, 0.8))
+    solid = middle + (outer + 40) * _direction(turn + 1.6 + rng.uniform(-0.4, 0.4))
+    chest = rng.uniform(0.85, 1.0, 2) * np.abs(place).max(axis=(1, 2))
+
+    tissue, label = np.zeros(shape), np.zeros(shape, np.uint8)
+    for z in range(shape[2]):
+        along = (z - first) / (length - first)  # 0 at the base, 1 at the apex
+        centre = middle + drift * z + rng.normal(0, 1.5, 2)
+        inside = np.hypot(place[0] / chest[0], place[1] / chest[1]) < 1
+        plane = np.where(inside, BODY, 0.0)
+        plane[inside & (np.hypot(place[0] / chest[0], place[1] / chest[1]) > 0.9)] = FAT
+        for side in (-1, 1):
+            lung = np.array([0.45 * side * chest[0], 0.1 * chest[1]])
+            plane[_outline(rng, place, lung, 0.38 * chest[0], 0.1) & inside] = LUNG
+        plane[_outline(rng, place, solid + 2 * drift * z, 30.0, 0.1) & inside] = MUSCLE
+        plane[_outline(rng, place, hollow, 17.0 + wall / 2) & inside] = MUSCLE
+        plane[_outline(rng, place, hollow, 17.0 - wall / 3) & inside] = rng.uniform(0.7, 1.0)
+        plane[_outline(rng, place, vessel, 15.0) & inside] = MUSCLE
+        plane[_outline(rng, place, vessel, 12.0) & inside] = BLOOD
+        around = plane.copy()
+        if along < 0:  # above the base
+            plane[_outline(rng, place, centre, 0.85 * outer, 0.1)] = BLOOD
+        elif along < 1:
+            radius = outer * np.sqrt(1 - along**2)
+            muscle = _outline(rng, place, centre, radius)
+            cavity = _outline(rng, place, centre, radius - wall * (1 - 0.3 * along)) & muscle
+            beside = centre + 0.95 * radius * _direction(turn + 0.3 * along)
+            crescent = _outline(rng, place, beside, 0.95 * radius * (1 - 0.4 * along), 0.08) & ~muscle
+            crescent &= along < 0.85
+            rim = ndimage.binary_dilation(crescent, iterations=2) & ~muscle
+            for part, signal in ((rim, MUSCLE), (crescent, BLOOD), (muscle, MUSCLE), (cavity, BLOOD)):
+                plane[part] = signal
+            for _ in range(2):  # the small muscles within belong to the cavity
+                spot = centre + 0.5 * (radius - wall) * _direction(rng.uniform(0, 2 * np.pi))
+                plane[_outline(rng, place, spot, rng.uniform(2, 4)) & cavity] = MUSCLE
+            label[..., z] = np.select([cavity, muscle, crescent], [2, 1, 3], 0)
+        tissue[..., z] = 0.85 * plane + 0.15 * around  # a thick slice holds some of its neighbours
+    tissue *= 1 + 0.08 * _smooth_noise(rng, tuple(shape), np.array([2.0, 2.0, 0.5]))
+    tissue = ndimage.gaussian_filter(tissue, (0.7, 0.7, 0))
+    bias = np.exp(0.3 * _smooth_noise(rng, tuple(shape), np.array([25.0, 25.0, 3.0])))
+    noise = rng.normal(0, rng.uniform(0.06, 0.12), (2, *shape))
+    image = np.hypot(tissue * bias + noise[0], noise[1]) * 10 ** rng.uniform(1, 4)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (shape - 1) / 2
+    return image.astype(np.float32), label, affine
+
+
 def _write_cells(stem: str, seed: int, index: int, size: tuple[int, ...], image: Path, label: Path) -> str:
     """Write one cells case as two PNG files and return their name."""
     pixels, labels = draw_cells(seed, index, size)
@@ -295,9 +404,17 @@ def _write_cells(stem: str, seed: int, index: int, size: tuple[int, ...], image:
     return f"{stem}.png"
 
 
-def _write_organ(stem: str, seed: int, index: int, size: tuple[int, ...], image: Path, label: Path) -> str:
-    """Write one organ case as two NIfTI files and return their name."""
-    voxels, labels, affine = draw_organ(seed, index, size)
+def _write_volume(
+    draw: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]],
+    stem: str,
+    seed: int,
+    index: int,
+    size: tuple[int, ...],
+    image: Path,
+    label: Path,
+) -> str:
+    """Write one case that is drawn as two NIfTI files and return their name."""
+    voxels, labels, affine = draw(seed, index, size)
     for folder, array in ((image, voxels), (label, labels)):
         nifti = nib.Nifti1Image(array, affine)
         nifti.header.set_xyzt_units("mm")
@@ -309,10 +426,11 @@ def _write_organ(stem: str, seed: int, index: int, size: tuple[int, ...], image:
 
 _WRITERS: dict[Kind, Callable[[str, int, int, tuple[int, ...], Path, Path], str]] = {
     Kind.CELLS: _write_cells,
-    Kind.ORGAN: _write_organ,
+    Kind.ORGAN: partial(_write_volume, draw_organ),
+    Kind.HEART: partial(_write_volume, draw_heart),
 }
-_USUAL_SIZE = {Kind.CELLS: CELLS_SIZE, Kind.ORGAN: ORGAN_SIZE}
-_MIN_SIZE = {Kind.CELLS: CELLS_MIN_SIZE, Kind.ORGAN: ORGAN_MIN_SIZE}
+_USUAL_SIZE = {Kind.CELLS: CELLS_SIZE, Kind.ORGAN: ORGAN_SIZE, Kind.HEART: HEART_SIZE}
+_MIN_SIZE = {Kind.CELLS: CELLS_MIN_SIZE, Kind.ORGAN: ORGAN_MIN_SIZE, Kind.HEART: HEART_MIN_SIZE}
 _ABOUT: dict[Kind, dict[str, Any]] = {
     Kind.CELLS: {
         "name": "phantom cells",
@@ -330,6 +448,14 @@ _ABOUT: dict[Kind, dict[str, Any]] = {
         "tensorImageSize": "3D",
         "modality": {"0": "MRI"},
         "labels": {"0": "background", "1": "anterior", "2": "posterior"},
+    },
+    Kind.HEART: {
+        "name": "phantom heart",
+        "description": "Generated stacks of few thick slices across a heart, as in cine MR",
+        "licence": "CC0-1.0",
+        "tensorImageSize": "3D",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "muscle", "2": "cavity", "3": "crescent"},
     },
 }
 
@@ -357,12 +483,13 @@ def write_phantom(
     """Write a phantom data set, all of it or nothing.
 
     Args:
-        kind: cells (2D) or organ (3D).
+        kind: cells (2D), organ or heart (3D).
         output_dir: a new or empty folder, or an earlier phantom, which is replaced.
         cases: how many, held-out ones included, 4 or more.
         seed: 0 or more; the same seed gives the same arrays.
-        size: (rows, columns) of cells, 64 or more each, or (x, y, z) voxels of the organ, 24 or more each;
-            256 x 256 or 48 x 56 x 40 by default.
+        size: (rows, columns) of cells, 64 or more each, (x, y, z) voxels of the organ, 24 or more each, or
+            of the heart, 64 or more in the plane and 4 slices or more; 256 x 256, 48 x 56 x 40 or
+            128 x 128 x 10 by default.
 
     Returns:
         The contents of dataset.json.
@@ -376,9 +503,9 @@ def write_phantom(
         raise InputError(f"cases is {cases}, but 2 to train on and 2 held out are needed: give 4 or more.")
     if seed < 0:
         raise InputError(f"seed is {seed}, but a seed is 0 or more: give a non-negative whole number.")
-    if len(size) != len(usual) or min(size) < least:
+    if len(size) != len(usual) or any(n < fewest for n, fewest in zip(size, least, strict=True)):
         raise InputError(
-            f"size is {size}, but {kind.value} need {len(usual)} numbers of {least} or more: "
+            f"size is {size}, but {kind.value} takes {' x '.join(map(str, least))} or more: "
             f"give for example {' '.join(f'--size {n}' for n in usual)}."
         )
     output_dir = output_dir.resolve()

@@ -15,11 +15,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from bundle.data.nnunet import Imported
 from scripts.compute.memory import operations, training_bytes
 from scripts.data.checks import Facts
 from scripts.data.reader import round_size
@@ -39,8 +40,12 @@ PATCH_STEP = 16
 #: An image below this along an axis is not halved there; most levels; fewest voxels of the smallest map.
 MOST_LEVELS, SMALLEST_MAP = 5, 4
 
-#: Slices are thick where a voxel is so much longer along one axis; few where there are no more of them.
+#: Slices are thick where a voxel is so much longer along one axis; few where there are less of them, which
+#: halved twice leave a map with fewer than SMALLEST_MAP voxels along them.
 THICK, FEW_SLICES = 3.0, 16
+
+#: Millimetres between slices that are left as they are, whatever the median.
+ANY_EDGE = 1e4
 
 #: Widths: of the first level, and most of any.
 BASE, MOST_CHANNELS = 16, {2: 512, 3: 320}
@@ -67,14 +72,28 @@ OBJECT_WIDTH, LEAST_WIDTH = 60, 16
 LONGEST_EDGE, SHORTEST_EDGE, MOST_RATIO = 100.0, 0.01, 20.0
 
 
+ORIENT: dict[str, Any] = {
+    "_target_": "Orientationd",
+    "keys": "$list(@interpolation)",
+    "axcodes": "RAS",
+    "labels": None,
+}
+RESAMPLE: dict[str, Any] = {
+    "_target_": "scripts.transforms.IsolatedSpacingd",
+    "keys": "$list(@interpolation)",
+    "pixdim": "@spacing",
+    "mode": "$list(@interpolation.values())",
+}
+
+
 @dataclass(frozen=True)
 class Size:
     """What a network sees and how large it is.
 
     Attributes:
         patch: voxels an axis.
-        strides: of each down-step, one an axis.
-        kernels: of each level, one an axis.
+        strides: of each down-step, one an axis that the network sees.
+        kernels: of each level, one an axis that the network sees.
         channels: of each level.
         batch: patches in a step.
     """
@@ -110,6 +129,7 @@ def plan_task(
     minutes: float | None = None,
     memory_gb: float | None = None,
     cores: int = 1,
+    imported: Imported | None = None,
 ) -> dict[str, Any]:
     """Decide how to train on what was found.
 
@@ -124,6 +144,8 @@ def plan_task(
         minutes: of the training; None: no limit.
         memory_gb: of the training's process; None: no limit.
         cores: that train, by which `minutes` are judged.
+        imported: resolution, sizes, network and normalisation that another tool planned; minutes and memory
+            then change nothing.
 
     Returns:
         The overlay; under `REASONS` why, by id. `patch_size` in voxels along RAS axes in 3D and
@@ -146,15 +168,23 @@ def plan_task(
         plan.set("labels", ordered, "names and values of the classes")
     plan.set("segments", {}, "to be filled with codes where results are to be DICOM")
 
-    median, spacing, zoom = _resolution(plan, facts, spatial_dims, instances, pictures)
+    if imported is None:
+        median, spacing, zoom = _resolution(plan, facts, spatial_dims, instances, pictures)
+        classes = len(plan.task["labels"]) - (IGNORE_NAME in labels)
+        slices = _slice_axis(median, spacing)
+        size = _size(plan, median, spacing, slices, in_channels, classes, minutes, memory_gb, cores)
+    else:
+        median, spacing, slices, size = _import(plan, imported, facts, pictures)
+        zoom = 1
     sides = sided_names(labels)
-    classes = len(plan.task["labels"]) - (IGNORE_NAME in labels)
-    size = _size(plan, median, spacing, in_channels, classes, minutes, memory_gb, cores)
     shares = _shares(facts, labels, instances)
     _length(plan, median, size, len(facts))
     _loss(plan, shares, instances)
-    _normalisation(plan, facts, spatial_dims, modality)
-    _augmentation(plan, size, spacing, shares, sides, instances)
+    if imported is None or imported.normalise is None:
+        _normalisation(plan, facts, spatial_dims, modality)
+    else:
+        plan.set("normalise", imported.normalise, f"as {imported.name} has it")
+    _augmentation(plan, size, spacing, slices, shares, sides)
     if pictures:
         plan.set("output_ext", ".png", "results are pictures, as the images are")
     if instances:
@@ -226,35 +256,108 @@ def _resolution(
     plan: _Plan, facts: Sequence[Facts], dims: int, instances: bool, pictures: bool
 ) -> tuple[list[float], list[float], int]:
     """Median size in voxels at the resolution of the training, its spacing, and how much coarser it is."""
-    shape = np.median([case.shape for case in facts], axis=0)
-    edges = [case.spacing for case in facts if case.spacing is not None] or [(1.0,) * dims]
-    spacing = [round_size(size) for size in np.median(edges, axis=0)]
     if dims == 3:
-        thick = _thick(spacing)
-        why = "the median of each axis; volumes are resampled to it, and results back to the file's grid"
-        if min(spacing) < SHORTEST_EDGE:
-            why += f"; {_by(spacing)} mm is much for a microscope only: look whether the headers are in mm"
-        if thick is not None:
-            why += (
-                f"; axis {thick} has thick slices ({max(spacing) / min(spacing):.3g} times the width): "
-                "it is not made finer, and kernels and strides see to it"
-            )
-        plan.set("spacing", spacing, why)
-        extent = np.median([np.multiply(case.shape, case.spacing or 1) for case in facts], axis=0)
-        return (extent / spacing).tolist(), spacing, 1
+        return *_volumes(plan, facts), 1
+    shape = np.median([case.shape for case in facts], axis=0)
     zoom, why = _zoom(facts, instances)
     if zoom == 1:
         plan.set("geometry", [], why)
         return shape.tolist(), [1.0, 1.0], 1
-    plan.set("spacing", [round_size(edge * zoom) for edge in ((1.0, 1.0) if pictures else spacing)], why)
-    resample = {
-        "_target_": "scripts.transforms.IsolatedSpacingd",
-        "keys": "$list(@interpolation)",
-        "pixdim": "@spacing",
-        "mode": "$list(@interpolation.values())",
-    }
-    plan.set("geometry", [resample], "resampled to spacing; probabilities come back to the file's pixels")
+    edges = [case.spacing for case in facts if case.spacing is not None and not pictures] or [(1.0, 1.0)]
+    plan.set("spacing", [round_size(edge * zoom) for edge in np.median(edges, axis=0)], why)
+    plan.set("geometry", [RESAMPLE], "resampled to spacing; probabilities come back to the file's pixels")
     return (shape / zoom).tolist(), [1.0, 1.0], zoom
+
+
+def _volumes(plan: _Plan, facts: Sequence[Facts]) -> tuple[list[float], list[float]]:
+    """Median size in voxels at the resolution of the training, and its spacing."""
+    as_filed = _as_filed(facts)
+    grids = as_filed or [(case.shape, case.spacing or (1.0,) * 3) for case in facts]
+    spacing = [round_size(size) for size in np.median([edges for _, edges in grids], axis=0)]
+    median = (np.median([np.multiply(*grid) for grid in grids], axis=0) / spacing).tolist()
+    why = "the median of each axis; volumes are resampled to it, and results back to the file's grid"
+    if min(spacing) < SHORTEST_EDGE:
+        why += f"; {_by(spacing)} mm is much for a microscope only: look whether the headers are in mm"
+    thick, slices = _thick(spacing), _slice_axis(median, spacing)
+    if slices is not None:
+        why += f"; but along axis {slices}, where slices stay as they are"
+    elif thick is not None:
+        why += (
+            f"; axis {thick} has thick slices ({max(spacing) / min(spacing):.3g} times the width): "
+            "it is not made finer, and kernels and strides see to it"
+        )
+    plan.set("spacing", spacing, why)
+    _geometry(plan, slices, bool(as_filed))
+    return median, spacing
+
+
+def _geometry(plan: _Plan, slices: int | None, as_filed: bool) -> None:
+    """How volumes are brought to the spacing, where that is not as `train.json` has it.
+
+    Args:
+        plan: takes it.
+        slices: the axis along which slices stay as they are, or None.
+        as_filed: axes are those of the files, not of the body.
+    """
+    geometry, said = [ORIENT, RESAMPLE], []
+    if as_filed:
+        geometry = [RESAMPLE]
+        said.append("axes are those of the files, which lie in the body one way here and another there")
+    if slices is not None:
+        low, high = ([edge if axis == slices else None for axis in range(3)] for edge in (0.0, ANY_EDGE))
+        geometry[-1] = {**RESAMPLE, "min_pixdim": low, "max_pixdim": high}
+        said.append("slices are resampled in their plane alone: between thick ones nothing is known")
+    if said:
+        plan.set("geometry", geometry, "; ".join(said))
+
+
+def _import(
+    plan: _Plan, imported: Imported, facts: Sequence[Facts], pictures: bool
+) -> tuple[list[float], list[float], int | None, Size]:
+    """What was planned elsewhere: median size in voxels, spacing, the axis of slices, and the sizes."""
+    why = f"as {imported.name} has it"
+    orders = {tuple(_order(case.found["axes"])) for case in facts if "axes" in case.found}
+    as_filed = len(orders) > 1
+    if len(orders) == 1:
+        imported = imported.along(orders.pop())
+    if len(imported.patch) == 3:
+        plan.set("spacing", imported.spacing, why)
+        _geometry(plan, imported.slices, as_filed)
+    elif pictures:
+        plan.set("geometry", [], "pictures are not resampled")
+    else:
+        plan.set("spacing", imported.spacing, why)
+        plan.set("geometry", [RESAMPLE], "resampled to spacing")
+    grids = [_filed(case) if as_filed else (case.shape, case.spacing) for case in facts]
+    sizes = [np.multiply(shape, edges or imported.spacing) / imported.spacing for shape, edges in grids]
+    size = Size(imported.patch, imported.strides, imported.kernels, imported.channels, imported.batch)
+    plan.set("patch_size", size.patch, why)
+    plan.set("channels", size.channels, why)
+    plan.set("network_def", imported.network(), why)
+    plan.set("batch_size", size.batch, why)
+    plan.set("learning_rate", 0.001, "that of wide networks; nnU-Net's is of another optimizer")
+    return np.median(sizes, axis=0).tolist(), imported.spacing, imported.slices, size
+
+
+def _order(axes: str) -> list[int]:
+    """For each axis of a file, named by where it leads, such as "LPS", which one of RAS it is."""
+    return ["LPI".index(name) if name in "LPI" else "RAS".index(name) for name in axes]
+
+
+def _filed(case: Facts) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Shape and edges of a volume along the axes of its file."""
+    order, edges = _order(case.found["axes"]), case.spacing or (1.0,) * 3
+    return tuple(case.shape[axis] for axis in order), tuple(edges[axis] for axis in order)
+
+
+def _as_filed(facts: Sequence[Facts]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """Shapes and edges along the axes of the files, where slices are thick along one of these in all cases,
+    and along several axes of the body, as those of tilted scans are; else none."""
+    of_body = {_thick(case.spacing or (1.0,)) for case in facts}
+    if len(of_body) == 1 or None in of_body or not all("axes" in case.found for case in facts):
+        return []
+    grids = [_filed(case) for case in facts]
+    return grids if len({_thick(edges) for _, edges in grids}) == 1 else []
 
 
 def _zoom(facts: Sequence[Facts], instances: bool) -> tuple[int, str]:
@@ -289,13 +392,22 @@ def _thick(spacing: Sequence[float]) -> int | None:
     return int(np.argmax(spacing)) if max(spacing) > THICK * min(spacing) else None
 
 
+def _slice_axis(sizes: Sequence[float], spacing: Sequence[float]) -> int | None:
+    """The axis along which slices are thick and few, so that each is segmented by itself."""
+    thick = _thick(spacing)
+    return thick if len(sizes) == 3 and thick is not None and sizes[thick] < FEW_SLICES else None
+
+
+def _without(values: Sequence[Any], axis: int | None) -> list[Any]:
+    return [value for n, value in enumerate(values) if n != axis]
+
+
 def network_levels(
     sizes: Sequence[float], spacing: Sequence[float]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Strides of the down-steps and kernels of the levels for patches of about these sizes.
 
-    Where slices are thick, kernels are 1 and strides are 1 along them until voxels are nearly isotropic;
-    where they are few too, on all levels: then each slice is segmented by itself.
+    Where slices are thick, kernels are 1 and strides are 1 along them until voxels are nearly isotropic.
 
     Args:
         sizes: voxels an axis.
@@ -308,12 +420,10 @@ def network_levels(
     seen = [axis != thick for axis in range(len(size))]
     while True:
         near = [edge <= 2 * min(edges) for edge in edges]
-        few = [axis == thick and sizes[axis] < FEW_SLICES for axis in range(len(size))]
         seen = [old or new for old, new in zip(seen, near, strict=True)]
-        kernels.append([3 if own and not alone else 1 for own, alone in zip(seen, few, strict=True)])
+        kernels.append([3 if own else 1 for own in seen])
         halved = [
-            size[axis] >= 2 * SMALLEST_MAP and not few[axis] and (thick is None or near[axis])
-            for axis in range(len(size))
+            size[axis] >= 2 * SMALLEST_MAP and (thick is None or near[axis]) for axis in range(len(size))
         ]
         if len(kernels) == MOST_LEVELS or (not any(halved) and len(kernels) > 1):
             return strides, kernels
@@ -365,16 +475,27 @@ def _size(
     plan: _Plan,
     median: Sequence[float],
     spacing: Sequence[float],
+    slices: int | None,
     in_channels: int,
     classes: int,
     minutes: float | None,
     memory_gb: float | None,
     cores: int,
 ) -> Size:
-    """The first candidate that fits into time and memory, written into the plan."""
-    dims = len(median)
+    """The first candidate that fits into time and memory, written into the plan.
+
+    Args:
+        plan: takes it.
+        median: size of the median image in voxels.
+        spacing: edges of a voxel, one an axis.
+        slices: the axis along which each slice is segmented by itself, or None.
+        in_channels: see `plan_task`, as are those not named here.
+        classes: of the network.
+    """
+    seen, edges = _without(median, slices), _without(spacing, slices)
+    dims = len(seen)
     limits = []
-    for size, steps in _candidates(median, spacing, minutes):
+    for size, steps in _candidates(seen, edges, minutes):
         fits = True
         if minutes is not None or memory_gb is not None:
             need_gb, work = _needs(size, in_channels, classes)
@@ -400,6 +521,8 @@ def _size(
     limits_told += [f"{memory_gb:g} GB"] if memory_gb is not None else []
     limit = " and ".join(limits_told)
     within = f", within {limit}" if limit else ""
+    if slices is not None:
+        size = replace(size, patch=[*size.patch[:slices], 1, *size.patch[slices:]])
     plan.set(
         "patch_size",
         size.patch,
@@ -412,18 +535,22 @@ def _size(
         f"{len(size.channels)} levels, as long as a map keeps {SMALLEST_MAP} voxels an axis; "
         f"{size.channels[0]} channels in the first{within}",
     )
-    thick = _thick(spacing)
+    if slices is not None:
+        plan.set(
+            "network_def::slice_axis",
+            slices,
+            f"the median volume has {median[slices]:.3g} slices, {spacing[slices]:.3g} mm apart, which is "
+            f"{spacing[slices] / min(spacing):.3g} times the width of a voxel: too few to halve them, "
+            "and outlines differ from one to the next; a network of two dimensions sees each by itself",
+        )
+    thick = _thick(edges)
     default = len(size.strides) * [[2] * dims], len(size.kernels) * [[3] * dims]
     if size.strides != default[0]:
         why = "an axis is halved as long as it is long enough"
         why += ", and across thick slices where voxels are nearly isotropic" if thick is not None else ""
         plan.set("network_def::strides", size.strides, why)
     if size.kernels != default[1]:
-        why = (
-            "slices are few and thick: each is segmented by itself"
-            if all(1 in level for level in size.kernels)
-            else "slices are thick: kernels do not reach across them until voxels are nearly isotropic"
-        )
+        why = "slices are thick: kernels do not reach across them until voxels are nearly isotropic"
         plan.set("network_def::kernel_sizes", size.kernels, why)
     plan.set("batch_size", size.batch, f"patches in a step{within}")
     slow = size.channels[0] > BASE
@@ -544,15 +671,18 @@ def _augmentation(
     plan: _Plan,
     size: Size,
     spacing: Sequence[float],
+    slices: int | None,
     shares: Sequence[float],
     sides: Sequence[str],
-    instances: bool,
 ) -> None:
     dims, thick = len(size.patch), _thick(spacing)
+    flat = dims == 2 or slices is not None
     free = dims == 2 and not sides
     if sides:
         flips: list[int] = []
         why = f"{', '.join(sides)} say left or right, and a mirrored image would show the other one"
+    elif ORIENT not in plan.task.get("geometry", [ORIENT]) and dims == 3:
+        flips, why = [], "along the axes of the files nothing says what is left and right"
     elif free:
         flips, why = [0, 1], "pictures are taken to have no up; where they have, take 1 out"
     else:
@@ -571,7 +701,7 @@ def _augmentation(
         said.append("rotated by any angle" if free else "rotated by up to 0.2 radians, as volumes have an up")
     points = 4
     apart = float(np.mean([n for axis, n in enumerate(size.patch) if axis != thick])) / (points - 1)
-    elastic = round((0.07 if dims == 2 else 0.16) * apart, 1)
+    elastic = round((0.07 if flat else 0.16) * apart, 1)
     said.append(f"elastic vectors of {elastic:g} where control points are {apart:.3g} voxels apart")
     patch = {
         "_target_": "scripts.transforms.RandSpatialPatchd",
@@ -582,12 +712,12 @@ def _augmentation(
         "foreground_prob": attracted,
         "affine_prob": 0.7 if free else 0.5,
         "rotate_range": angle,
-        "scale_range": [0.8, 1.25] if dims == 2 else [0.85, 1.18],
-        "translate_range": 0.0 if dims == 2 else 3.0,
+        "scale_range": [0.8, 1.25] if flat else [0.85, 1.18],
+        "translate_range": 0.0 if flat else 3.0,
         "flip_axes": "@flip_axes",
         "elastic_prob": 0.3,
         "elastic_points": points,
-        "elastic_std": elastic,
+        "elastic_std": elastic if thick is None else [elastic * (axis != thick) for axis in range(dims)],
         "outside": "@outside",
         "units": "pixel" if dims == 2 else "edge",
     }

@@ -28,11 +28,17 @@ class Grid:
         sizes = np.ones(3) if self.affine is None else nib.affines.voxel_sizes(self.affine)
         return tuple(sizes[: len(self.shape)].tolist())
 
+    def canonical_axes(self) -> list[int]:
+        """For each axis which one it is in the order of RAS orientation, of pictures itself."""
+        if self.affine is None or len(self.shape) != 3:
+            return list(range(len(self.shape)))
+        return io_orientation(self.affine)[:, 0].astype(int).tolist()
+
     def canonical(self) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
         """Shape and voxel edges (mm, None for pictures), in 3D in the order of RAS orientation."""
         if self.affine is None:
             return self.shape, None
-        order = np.argsort(io_orientation(self.affine)[:, 0]) if len(self.shape) == 3 else np.arange(2)
+        order = np.argsort(self.canonical_axes())
         return tuple(self.shape[axis] for axis in order), tuple(self.spacing[axis] for axis in order)
 
 

@@ -89,7 +89,9 @@ class Sizes:
         told = getattr(self.network, "in_channels", None)
         guess = first.in_channels if first is not None else 1
         self.channels = channels or (told if isinstance(told, int) else guess)
-        self.dims = None if first is None else first.weight.ndim - 2
+        self.slice_axis: int | None = getattr(self.network, "slice_axis", None)
+        guessed = None if first is None else first.weight.ndim - 2
+        self.dims = guessed if self.slice_axis is None else 3
         self._tried: dict[Axes, tuple[Axes, Axes] | Exception] = {}
         self._grid: dict[int, int | None] = {}
         self._margins: dict[int, int] = {}
@@ -236,6 +238,8 @@ class Sizes:
         Raises:
             InputError: the network sees further than half of the tile; or see `require_exact_tiles`.
         """
+        if axis == self.slice_axis:
+            return 0
         if axis not in self._margins:
             margin = self._measure_margin(tile, axis)
             self.require_exact_tiles(tile, {axis: margin})
@@ -338,8 +342,11 @@ class Sizes:
     def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Keep the size of the smallest feature map."""
         for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor) and leaf.ndim == len(self._smallest) + 2:
-                self._smallest[:] = map(min, self._smallest, leaf.shape[2:])
+            size = list(leaf.shape[2:]) if isinstance(leaf, Tensor) else []
+            if self.slice_axis is not None and len(size) == 2:  # of a slice
+                size.insert(self.slice_axis, self._smallest[self.slice_axis])
+            if size and len(size) == len(self._smallest):
+                self._smallest[:] = map(min, self._smallest, size)
 
     def _legal_above(self, size: Axes) -> Axes | None:
         """A legal size with no axis shorter; a failure lengthens its axis, or makes a cube."""
@@ -351,7 +358,8 @@ class Sizes:
             if not isinstance(why, Exception):
                 return size
             if isinstance(why, IllegalLength):
-                size = _with(size, why.axis, size[why.axis] + 1)
+                axis = why.axis + (self.slice_axis is not None and why.axis >= self.slice_axis)
+                size = _with(size, axis, size[axis] + 1)
                 continue
             said = [*said, str(why)] if str(why) in said else [str(why)]
             if len(said) == REPEATED:

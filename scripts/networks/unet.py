@@ -281,6 +281,9 @@ class UNet(nn.Module):
         decoder: class that takes the arguments of `Decoder` and publishes ``out_channels``.
         heads: class that takes the arguments of `Heads`: from the decoder's maps to logits, or to a
             dictionary of logits by name, in which "main" is what inference reads.
+        slice_axis: of a volume, the spatial axis across which nothing is seen: each slice is an image of two
+            dimensions, and everything in the network is of two, ``strides`` and ``kernel_sizes`` with an
+            entry for each of the other two axes. None for a network that sees along all axes.
 
     Raises:
         InputError: an argument breaks a rule; when called, an image of a size that does not fit.
@@ -308,19 +311,27 @@ class UNet(nn.Module):
         encoder: Callable[..., Any] = Encoder,
         decoder: Callable[..., Any] = Decoder,
         heads: Callable[..., Any] = Heads,
+        slice_axis: int | None = None,
     ) -> None:
         super().__init__()
         require_one_of("spatial_dims", spatial_dims, (2, 3))
+        seen_dims = spatial_dims
+        if slice_axis is not None:
+            if spatial_dims == 2:
+                raise InputError(f"slice_axis is {slice_axis} and spatial_dims 2: volumes alone have slices")
+            require_one_of("slice_axis", slice_axis, (0, 1, 2))
+            seen_dims = 2
         require_one_of("padding", padding, ("same", "valid"))
         require_within("in_channels", in_channels, 1)
         require_within("out_channels", out_channels, 1)
         require_within("dropout", dropout, 0, 1)
         require_within("the number of levels in channels", len(channels), 2)
         convs = counts("convs_per_level", convs_per_level, len(channels))
-        levels = _levels(spatial_dims, channels, strides, kernel_sizes, block, convs)
-        layers = Layers(spatial_dims, padding, norm, act)
+        levels = _levels(seen_dims, channels, strides, kernel_sizes, block, convs)
+        layers = Layers(seen_dims, padding, norm, act)
 
         self.spatial_dims = spatial_dims
+        self.slice_axis = slice_axis
         self.in_channels = in_channels
         self.encoder = encoder(
             layers=layers, in_channels=in_channels, levels=levels, down=down, dropout=dropout
@@ -356,9 +367,26 @@ class UNet(nn.Module):
             Logits, `(B, out_channels, H', W'[, D'])`, of the size that `scripts.networks.output_size` tells;
             or, from several heads, a dictionary of logits by the name of the head.
         """
+        slices = 0
+        if self.slice_axis is not None:
+            slices = x.shape[self.slice_axis + 2]
+            # (B, slices, C, H, W), a copy, of which torch.export knows that it can be flattened
+            x = x.movedim(self.slice_axis + 2, 1).clone(memory_format=torch.contiguous_format)
+            x = x.flatten(0, 1)
         features = self.encoder(x)
         features[-1] = self.bottleneck(features[-1])
-        return self.heads(self.decoder(features))
+        logits = self.heads(self.decoder(features))
+        if self.slice_axis is None:
+            return logits
+        if isinstance(logits, Tensor):
+            return self.stacked(logits, slices)
+        return {name: self.stacked(head, slices) for name, head in logits.items()}
+
+    def stacked(self, maps: Tensor, slices: int) -> Tensor:
+        """Maps of slices, `(B * slices, C, H, W)`, as those of volumes, `(B, C, H, W, D)` in their order."""
+        axis = self.slice_axis
+        assert axis is not None
+        return maps.unflatten(0, (-1, slices)).movedim(1, axis + 2)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`forward`, with one sentence for an image of a size that does not fit."""

@@ -251,8 +251,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         elastic_spacing: instead of ``elastic_points``, voxels of the patch from one control point to the
             next, one number or one an axis, above 0. The grid is centred on the patch, with as few points as
             reach its border voxels: the outermost lie on them, or less than half a spacing beyond.
-        elastic_std: standard deviation of the displacement vectors, in ``units``. A field of vectors that
-            would fold space is made as much smaller as SMALLEST_VOLUME asks for.
+        elastic_std: standard deviation of the displacement vectors, in ``units``, one number or one an axis.
+            A field of vectors that would fold space is made as much smaller as SMALLEST_VOLUME asks for.
         units: of lengths: "pixel", on each axis its own; or, to honour the shape of the image's voxels (its
             MetaTensor's affine), "edge", the smallest edge of a voxel, whatever its size, or "mm".
         ignore_label: value of label voxels outside the scan.
@@ -280,7 +280,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         elastic_prob: float = 0.0,
         elastic_points: int | Sequence[int] | None = None,
         elastic_spacing: float | Sequence[float] | None = None,
-        elastic_std: float = 0.0,
+        elastic_std: float | Sequence[float] = 0.0,
         units: str = "pixel",
         ignore_label: int = IGNORE_LABEL,
         outside: str = "zeros",
@@ -361,7 +361,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         ]
         # a spline exceeds the largest of its control points by no more than its absolute weights add up to
         self.overshoot = np.prod([np.abs(w).sum(1).max() for w in self.weights])
-        self.elastic_std = elastic_std
+        deviations = ensure_tuple_rep(elastic_std, self.dims)
+        self.elastic_std = np.reshape(deviations, (-1, *(1,) * self.dims))  # of the vectors' components
         self.units = units
         self.ignore_label = ignore_label
         self.mirrored = outside == "mirror"

@@ -259,7 +259,7 @@ def test_two_axes_make_a_square() -> None:
         ("output_dir", str(Path(__file__)), "a folder that can be written or made"),
         ("output_dir", str(Path(__file__) / "a"), "is no folder"),
         ("patch::affine_prob", True, r"0 to 1 \(was the value forgotten\?\)"),
-        ("patch::elastic_std", True, r"a number \(was the value forgotten\?\)"),
+        ("patch::elastic_std", True, r"a number, or a list of them \(was the value forgotten\?\)"),
     ],
 )
 def test_a_value_that_breaks_its_rule_is_named(name: str, value: Any, rule: str) -> None:

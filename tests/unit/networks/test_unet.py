@@ -384,6 +384,43 @@ def test_script_and_export_agree_with_eager(variant, form):
         assert torch.allclose(other(image), expected, atol=FORMAT_TOLERANCE)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_network_of_slices_is_one_of_two_dimensions_on_each(axis):
+    torch.manual_seed(0)
+    network = UNet(3, 1, 2, [4, 6, 8], strides=[2, [2, 1]], slice_axis=axis)
+    torch.manual_seed(0)
+    flat = UNet(2, 1, 2, [4, 6, 8], strides=[2, [2, 1]])
+    size = [16, 10]
+    size.insert(axis, 5)
+    volume = torch.rand(2, 1, *size)
+    expected = torch.stack([flat(plane) for plane in volume.unbind(axis + 2)], axis + 2)
+    torch.testing.assert_close(network(volume), expected)
+    torch.testing.assert_close(torch.jit.script(network)(volume), expected)
+    any_size = (dict.fromkeys((0, 2, 3, 4), torch.export.Dim.DYNAMIC),)
+    exported = torch.export.export(network, (volume,), dynamic_shapes=any_size).module()
+    for part in (volume, volume[:1], volume.narrow(axis + 2, 0, 1)):
+        torch.testing.assert_close(exported(part), network(part))
+    sizes = Sizes(network)
+    assert sizes.output(size) == tuple(size)
+    within = list(Sizes(flat).grid([16, 10]))
+    assert sizes.grid(size) == (*within[:axis], 1, *within[axis:])
+    assert sizes.margin(size, axis) == 0
+    first = int(axis == 0)
+    with pytest.raises(InputError, match=f"use a nearest legal size, axis {first}: 4 or 8"):
+        network(volume.narrow(2 + first, 0, 5))
+
+
+def test_a_network_of_slices_gives_all_of_its_heads():
+    network = UNet(3, 1, 2, [4, 6, 8], heads=DEEP, slice_axis=2).train()
+    found = network(torch.rand(1, 1, 16, 12, 3))
+    assert {name: tuple(head.shape[2:]) for name, head in found.items()} == {
+        "main": (16, 12, 3),
+        "deep1": (8, 6, 3),
+    }
+    with pytest.raises(InputError, match="volumes alone have slices"):
+        UNet(2, 1, 2, [4, 6], slice_axis=1)
+
+
 def test_a_scripted_network_survives_its_file(tmp_path):
     network, image = make_variant(VARIANTS[0])
     torch.jit.save(torch.jit.script(network.eval()), str(tmp_path / "network.ts"))

@@ -634,6 +634,33 @@ def test_a_class_that_one_fold_alone_holds(tmp_path: Path) -> None:
     assert "warning: c = 2 occurs in no training case, but in c0, c4; choose another split" in output
 
 
+def test_folds_that_do_not_show_a_class_are_told(tmp_path: Path) -> None:
+    arrays = [[0, 1, 2], [0, 1, 2], [0, 1], [0, 1], [0, 1, 2], [0, 1]]
+    names = [part for pair in ("a=0", "b=1", "c=2") for part in ("--label_name", pair)]
+    source = ("--images", tmp_path / "i", "--labels", tmp_path / "l")
+    described(tmp_path, arrays, *names)
+    dataset, _, output = make(tmp_path / "three", *source, *names, "--folds", 3)
+    shown = {case["fold"] for case in dataset["training"] if case["case"] in ("c0", "c1", "c4")}
+    (without,) = {0, 1, 2} - shown
+    assert (
+        f"warning: no case of fold {without} shows c = 2, which 3 cases have: it cannot be judged" in output
+    )
+    listed = invoke("plan", "--dataset_dir", tmp_path / "three", "--no-trial")
+    assert f"warning: no case of fold {without} shows c = 2" in listed.output
+
+
+def test_cases_thinner_than_the_patch_are_told(tmp_path: Path) -> None:
+    source = folders(tmp_path, 6)
+    for kind in ("i", "l"):
+        array = np.array(Image.open(tmp_path / kind / "c5.png"))
+        Image.fromarray(array[:3]).save(tmp_path / kind / "c5.png")
+    output = make(tmp_path / "out", *source)[2]
+    assert (
+        "warning: 1 of 6 cases have less than half of the patch's voxels along an axis (c5 with 3 of"
+        in output
+    )
+
+
 def test_masks_handed_as_instances_are_told(tmp_path: Path) -> None:
     said = "warning: no label numbers more than one object"
     assert said in described(tmp_path, [[0, 1]] * 4, "--instances")

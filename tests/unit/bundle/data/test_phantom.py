@@ -14,14 +14,14 @@ from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 import bundle.data.phantom as module
-from bundle.data.phantom import Kind, draw_cells, draw_organ, held_out, write_phantom
+from bundle.data.phantom import Kind, draw_cells, draw_heart, draw_organ, held_out, write_phantom
 from bundle.runs.baseline import otsu_components
 from scripts.errors import InputError
 from scripts.judging import Case, confusion, overlap_scores
 from tests.commands import as_options, invoke
 
 CASES = range(24)
-SMALL = {Kind.CELLS: (64, 64), Kind.ORGAN: (24, 28, 24)}
+SMALL = {Kind.CELLS: (64, 64), Kind.ORGAN: (24, 28, 24), Kind.HEART: (64, 68, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +174,33 @@ def test_distractors_share_the_signal_of_the_organ(organs: list) -> None:
         assert elsewhere.sum() > 0.5 * (label > 0).sum()
 
 
-# Both
+def test_a_heart_is_a_ring_of_muscle_in_few_thick_slices() -> None:
+    for index in range(4):
+        image, label, affine = draw_heart(3, index)
+        across = affine[2, 2] / affine[0, 0]
+        assert image.shape == label.shape
+        assert across > 5
+        assert 8 < image.shape[2] < 12
+        held = [z for z in range(label.shape[2]) if (label[..., z] == 2).any()]
+        assert 3 <= len(held) < label.shape[2]  # some slices show no heart
+        for z in held:  # no cavity without muscle all around
+            closed = ndimage.binary_dilation(label[..., z] == 2) & (label[..., z] != 2)
+            assert set(np.unique(label[..., z][closed])) == {1}
+        bright, dark = (np.median(image[label == part]) for part in (2, 1))
+        assert bright > 1.5 * dark
+        lookalike = ndimage.gaussian_filter(image, (1, 1, 0)) > 0.8 * bright
+        assert (lookalike & (label == 0)).sum() > (label == 2).sum()
 
 
-@pytest.mark.parametrize(("kind", "draw"), [(Kind.CELLS, draw_cells), (Kind.ORGAN, draw_organ)])
+# All
+
+
+@pytest.mark.parametrize(
+    ("kind", "draw"), [(Kind.CELLS, draw_cells), (Kind.ORGAN, draw_organ), (Kind.HEART, draw_heart)]
+)
 def test_smallest_size_always_fits(kind: Kind, draw) -> None:
     for index in range(12):
-        label = draw(7, index, (module._MIN_SIZE[kind],) * len(SMALL[kind]))[1]
+        label = draw(7, index, module._MIN_SIZE[kind])[1]
         assert label.max() >= 2
 
 
@@ -335,7 +355,7 @@ def test_command_writes_and_says_where_to_look(tmp_path: Path) -> None:
         (("--seed", "-1"), "seed is -1, .* non-negative"),
         (
             as_options(size=64),
-            r"size is \(64,\), but cells need 2 numbers of 64 or more: .* --size 256 --size 256",
+            r"size is \(64,\), but cells takes 64 x 64 or more: .* --size 256 --size 256",
         ),
         (as_options(size=[64, 63]), r"size is \(64, 63\)"),
     ],

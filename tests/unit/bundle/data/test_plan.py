@@ -77,8 +77,13 @@ def test_every_choice_has_its_reason_and_the_same_data_the_same_plan() -> None:
 def test_any_patch_fits_its_network(shape: list[int], spacing: tuple[float, ...]) -> None:
     dims = len(shape)
     task = planned(tuple(shape), spacing[:dims])
-    strides = task.get("network_def::strides", (len(task["channels"]) - 1) * [[2] * dims])
-    steps = np.prod(strides, axis=0)
+    slices = task.get("network_def::slice_axis")
+    seen = dims - (slices is not None)
+    strides = task.get("network_def::strides", (len(task["channels"]) - 1) * [[2] * seen])
+    steps = np.prod(strides, axis=0).tolist()
+    if slices is not None:
+        steps.insert(slices, 1)
+        assert task["patch_size"][slices] == 1
     assert len(task["channels"]) == len(strides) + 1 >= 2
     assert all(n % step == 0 and n >= step for n, step in zip(task["patch_size"], steps, strict=True))
     assert math.prod(task["patch_size"]) <= 1.3 * PATCH_VOXELS[dims]
@@ -89,12 +94,51 @@ def test_kernels_and_strides_along_thick_slices() -> None:
     strides, kernels = network_levels((128, 128, 40), (1.0, 1.0, 4.0))
     assert [stride[2] for stride in strides] == [1, 2, 2, 2]  # from edges of 2, 2, 4 mm on
     assert [kernel[2] for kernel in kernels] == [1, 3, 3, 3, 3]
-    strides, kernels = network_levels((128, 128, 9), (1.4, 1.4, 10.0))
-    assert {stride[2] for stride in strides} == {kernel[2] for kernel in kernels} == {1}
-    task = planned((256, 256, 9), (1.4, 1.4, 10.0))
-    assert (task["patch_size"][2], task["spacing"]) == (9, [1.4, 1.4, 10.0])
+    task = planned((256, 256, 40), (1.0, 1.0, 4.0))
+    assert task["network_def::kernel_sizes"][0] == [3, 3, 1]
     assert task["patch"]["rotate_range"] == [0.0, 0.0, 0.5]
-    assert "each is segmented by itself" in task[REASONS]["network_def::kernel_sizes"]
+    assert task["patch"]["elastic_std"][2] == 0
+    assert "geometry" not in task
+
+
+def test_few_thick_slices_are_segmented_one_by_one() -> None:
+    for axis in range(3):
+        shape, spacing = [250, 250], [1.4, 1.4]
+        shape.insert(axis, 9)
+        spacing.insert(axis, 10.0)
+        task = planned(tuple(shape), tuple(spacing))
+        assert task["network_def::slice_axis"] == axis
+        assert "9 slices, 10 mm apart" in task[REASONS]["network_def::slice_axis"]
+        assert task["patch_size"] == [1 if n == axis else 256 for n in range(3)]
+        assert (task["batch_size"], task["channels"]) == (4, [16, 32, 64, 128, 256])
+        assert not [name for name in task if name in ("network_def::strides", "network_def::kernel_sizes")]
+        patch = task["patch"]
+        assert [angle > 0 for angle in patch["rotate_range"]] == [n == axis for n in range(3)]
+        assert [std > 0 for std in patch["elastic_std"]] == [n != axis for n in range(3)]
+        assert patch["translate_range"] == 0
+        low, high = (task["geometry"][1][name] for name in ("min_pixdim", "max_pixdim"))
+        assert low == [0.0 if n == axis else None for n in range(3)]
+        assert [edge is None for edge in high] == [n != axis for n in range(3)]
+    assert "network_def::slice_axis" not in planned((250, 250, 16), (1.4, 1.4, 10.0))
+    assert "network_def::slice_axis" not in planned((250, 250, 9), (1.4, 1.4, 4.0))
+    short = planned((250, 250, 9), (1.4, 1.4, 10.0), minutes=2)
+    assert (short["patch_size"][2], short["patch_size"][0] < 256) == (1, True)
+
+
+def test_axes_are_those_of_the_files_where_slices_lie_across_several_of_the_body() -> None:
+    """Short-axis stacks of tilted hearts: the last axis of each file, another one of the body in each."""
+    voxels = {0: 95, 1: 5}
+    stacks = [("LPS", (200, 180, 9), (1.5, 1.4, 10.0)), ("PSR", (9, 200, 180), (10.0, 1.5, 1.4))]
+    image, label = np.ones((4, 4, 4, 1)), np.zeros((4, 4, 4), np.uint8)
+    found = look_at([image], label, Grid(label.shape, None))
+    facts = [Facts(shape, spacing, voxels, {**found, "axes": axes}) for axes, shape, spacing in stacks * 2]
+    options: dict[str, Any] = {"spatial_dims": 3, "in_channels": 1, "labels": LABELS}
+    task = plan_task(facts, **options)
+    assert (task["spacing"], task["network_def::slice_axis"]) == ([1.5, 1.4, 10.0], 2)
+    assert [step["_target_"] for step in task["geometry"]] == ["scripts.transforms.IsolatedSpacingd"]
+    assert "axes are those of the files" in task[REASONS]["geometry"]
+    assert task["flip_axes"] == []
+    assert plan_task(facts[::2], **options)["geometry"][0]["_target_"] == "Orientationd"
 
 
 def test_time_and_memory_set_sizes() -> None:
