@@ -66,7 +66,7 @@ def read_fingerprints(
     known = _read(folder / FILE)
     keys = [case_hash(case, folder, rules) for case in cases]
     new = [case for case, key in zip(cases, keys, strict=True) if key not in known]
-    ignored = None if instances or not labels else labels.get(IGNORE_NAME)
+    ignored = (labels or {}).get(IGNORE_NAME)
 
     def look(channels: Sequence[np.ndarray], label: np.ndarray, grid: Grid) -> dict[str, Any]:
         return look_at(channels, label, grid, instances, ignored)
@@ -127,7 +127,11 @@ def look_at(
     if grid.affine is not None and len(grid.shape) == 3:
         found["axes"] = "".join(nib.aff2axcodes(grid.affine))
     if label.size <= MEASURED:
-        found |= {"touching": touching(label)} if instances else _classes(label, background, ignored)
+        found |= (
+            {"touching": touching(np.where(label == ignored, 0, label))}
+            if instances
+            else _classes(label, background, ignored)
+        )
     return found
 
 

@@ -140,7 +140,11 @@ def plan_task(
         plan.set("instances", True, "--instances: labels number the objects")
         plan.set("val_measure", "ap50", "the best epoch is the one whose objects are found best")
         named = {"background": 0, "interior": 1, "border": 2}
-        plan.set("labels", named, "touching objects are told apart by a class of their border")
+        why = "touching objects are told apart by a class of their border"
+        if IGNORE_NAME in labels:
+            named[IGNORE_NAME] = labels[IGNORE_NAME]
+            why += f"; objects are never numbered {labels[IGNORE_NAME]}, where nobody annotated"
+        plan.set("labels", named, why)
     else:
         ordered = dict(sorted(labels.items(), key=lambda label: label[1]))
         plan.set("labels", ordered, "names and values of the classes")

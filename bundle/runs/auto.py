@@ -61,6 +61,7 @@ def auto(
     subjects: Path | None,
     label_names: list[str] | None,
     instances: bool,
+    ignore: int | None,
     ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.auto`, whose arguments these are."""
@@ -78,6 +79,7 @@ def auto(
     given = {
         **{"images": images, "labels": labels, "nnunet": nnunet, "msd": msd, "instances": instances},
         **{"subject_pattern": subject_pattern, "subjects": subjects, "label_name": label_names},
+        "ignore": ignore,
     }
     chosen = {"folds": folds, "test_fraction": HELD_OUT if cases >= MANY else 0, "minutes": a_fold}
     planned = as_options({**given, **chosen})

@@ -18,8 +18,9 @@ import typer
 from tqdm import tqdm
 
 from scripts.data.cases import problem_of
-from scripts.data.datalist import named_images
+from scripts.data.datalist import dataset_labels, named_images
 from scripts.errors import Fault, InputError
+from scripts.files import read_json
 from scripts.judging import (
     INSTANCE_SCORES,
     MEMBRANE_SCORES,
@@ -44,7 +45,7 @@ from scripts.judging.files import (
     read_section,
 )
 from scripts.judging.tables import mean_of, mean_rows, plain, summarize, write_scores
-from scripts.labels import class_names, parse_labels
+from scripts.labels import IGNORE_NAME, class_names, parse_labels, with_ignored
 from scripts.pictures import draw_instances, shown
 from scripts.tables import Row, table
 
@@ -61,13 +62,17 @@ def score(
     tolerance: float,
     images: Path | None,
     section: str | None,
+    ignore: int | None,
 ) -> None:
     """Carry out `bundle.cli.score`, whose arguments these are."""
     pairs, problems, left = find_pairs(pred, truth, measure == "membranes", section)
     if not all(pair.probabilities for pair in pairs):
         pairs = [replace(pair, probabilities=None) for pair in pairs]
     pictured = find_images(pairs, images) if images is not None else {}
-    judge = _judge(measure, pairs, label_names, tolerance)
+    if ignore is None and section is not None:
+        path = truth / "dataset.json"
+        ignore = dataset_labels(read_json(path), path).get(IGNORE_NAME)
+    judge = _judge(measure, pairs, label_names, tolerance, ignore)
     done: dict[str, Any] = {}
     for pair in tqdm(pairs, desc="scoring", disable=None):
         try:
@@ -91,7 +96,7 @@ def score(
                 about["together"] = plain(together[0]) if measure != "classes" else [*map(plain, together)]
             write_scores(output_dir, rows, {**about, "summary": summary})
         if output_dir is not None and images is not None:
-            problems += draw_cases(done, {pair.case: pair for pair in pairs}, pictured, output_dir)
+            problems += draw_cases(done, {pair.case: pair for pair in pairs}, pictured, output_dir, ignore)
     if left:
         typer.echo(f"note: {left} file(s) of {truth} have no prediction and count nowhere", err=True)
     for problem in problems:
@@ -103,14 +108,18 @@ def score(
 
 
 def _judge(
-    measure: str, pairs: Sequence[Pair], label_names: Sequence[str] | None, tolerance: float
+    measure: str,
+    pairs: Sequence[Pair],
+    label_names: Sequence[str] | None,
+    tolerance: float,
+    ignored: int | None,
 ) -> Callable[[Pair], Any]:
     """What reads and scores a case: its classes, counts of its instances, or curves of a section."""
     if measure == "instances":
-        return lambda pair: instance_counts(read_instances(pair))
+        return lambda pair: instance_counts(read_instances(pair, ignored))
     if measure == "membranes":
         return lambda pair: membrane_curves(read_section(pair))
-    labels = parse_labels(label_names) if label_names else found_labels(pairs)
+    labels = with_ignored(parse_labels(label_names), ignored) if label_names else found_labels(pairs, ignored)
     names = class_names(labels)
 
     def judge(pair: Pair) -> JudgedClasses:
@@ -208,6 +217,7 @@ def draw_cases(
     pairs: Mapping[str, Pair],
     images: Mapping[str, Path],
     output_dir: Path,
+    ignored: int | None,
 ) -> list[str]:
     """Draw the worst, the median and the best case by AP at IoU 0.5, with what is wrong in each.
 
@@ -216,6 +226,7 @@ def draw_cases(
         pairs: case to its files.
         images: case to its image.
         output_dir: where worst.png, median.png and best.png go.
+        ignored: the number of what nobody annotated, or None.
 
     Returns:
         A sentence for each image that could not be drawn.
@@ -226,7 +237,7 @@ def draw_cases(
     problems = []
     for name, place in chosen:
         case = order[place]
-        judged = read_instances(pairs[case])
+        judged = read_instances(pairs[case], ignored)
         try:
             image = read_image(images[case])
             if image.shape[1:] != judged.truth.shape:

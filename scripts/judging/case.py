@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.errors import InputError
-from scripts.labels import IGNORE_LABEL
+from scripts.labels import IGNORE_LABEL, UNKNOWN_OBJECT
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,18 @@ def case_of(name: str, pred: torch.Tensor, label: torch.Tensor) -> Case:
     mask = truth != IGNORE_LABEL
     sides = label.pixdim[: truth.ndim].tolist() if isinstance(label, MetaTensor) else [1.0] * truth.ndim
     return Case(name, found, truth, None if mask.all() else mask, spacing=tuple(sides))
+
+
+def objects_of(
+    name: str, pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...] | None = None
+) -> Case:
+    """A case of numbered objects, whose truth is UNKNOWN_OBJECT where nobody annotated.
+
+    Args:
+        name: id of the case.
+        pred: object numbers, (*spatial).
+        truth: the same, or UNKNOWN_OBJECT.
+        spacing: see `Case`.
+    """
+    mask = truth != UNKNOWN_OBJECT
+    return Case(name, pred, truth * mask, None if mask.all() else mask, spacing=spacing)

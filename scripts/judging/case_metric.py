@@ -11,7 +11,7 @@ import torch
 from monai.metrics import CumulativeIterationMetric
 
 from scripts.errors import InputError
-from scripts.judging.case import Case, case_of
+from scripts.judging.case import case_of, objects_of
 from scripts.judging.classes import mean_dice
 from scripts.judging.instances import INSTANCE_SCORES, instance_scores
 from scripts.judging.membranes import MEMBRANE_SCORES, membrane_scores, section
@@ -50,7 +50,7 @@ class CaseMetric(CumulativeIterationMetric):
         measure: "dice", the mean over the foreground classes, for class maps; one of INSTANCE_SCORES, for
             object numbers; or of MEMBRANE_SCORES, in 2D, for a label of cells (1) and membranes (0) and a
             prediction like it or the cells' probability. Labels of classes and of cells are IGNORE_LABEL
-            where nobody annotated.
+            where nobody annotated, numbered objects UNKNOWN_OBJECT.
 
     Raises:
         InputError: an unknown measure; when called, what the measure's function refuses, and more channels
@@ -81,7 +81,7 @@ class CaseMetric(CumulativeIterationMetric):
     def _score(self, pred: torch.Tensor, label: torch.Tensor) -> float:
         if self.measure in INSTANCE_SCORES:
             found, true = (np.asarray(maps[0].detach().cpu()) for maps in (pred, label))
-            return instance_scores(Case("", found, true))[self.measure]
+            return instance_scores(objects_of("", found, true))[self.measure]
         case = case_of("", pred, label)
         if self.measure == "dice":
             return mean_dice(case)
