@@ -60,6 +60,7 @@ Section = Literal["testing", "validation", "training"]
 #: Names of which several can be given, for which typer wants an enumeration.
 FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", "tensorrt", "torchscript"])
 Corruption = StrEnum("Corruption", "bias_field noise blur ringing inverted low_resolution ghosting motion")
+Sparse = StrEnum("Sparse", "slices planes boxes scribbles")
 ContestName = StrEnum(
     "ContestName", "inference int8 training augmentation weightmap metrics cohort classes start foreground"
 )
@@ -284,6 +285,19 @@ def corrupt(
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same images")] = 0,
 ) -> None:
     """Write cases of a data set with changed images: noise, blur, fields, motion, another contrast."""
+
+
+@command(DATA, "data.sparsify")
+def sparsify(
+    dataset_dir: DataFolder,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="A new folder")],
+    kind: Annotated[Sparse, typer.Option("--kind", help="What stays annotated")],
+    every: Annotated[
+        int, typer.Option("--every", min=1, help="Of slices, and of slices with scribbles: one in so many")
+    ] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same labels")] = 0,
+) -> None:
+    """Write a data set whose training and validation cases have few of their voxels annotated."""
 
 
 @command(RUNS, "doctor")

@@ -20,6 +20,7 @@ from scripts.data.remembered import CODE, case_hash
 from scripts.errors import InputError
 from scripts.files import read_json, sha256
 from scripts.labels import IGNORE_NAME
+from scripts.transforms.sparse import far_from_foreground
 
 FILE = "fingerprint.json"
 
@@ -102,7 +103,8 @@ def look_at(
         "channels": for each "foreground", "body" (what is not 0), "background" and "whole" with "mean",
         "std", "percentiles" (PERCENTILES) and "voxels" (that were looked at), None where there are none;
         "zero" (the share of exactly 0), "whole_numbers"; "axes", of a volume, where they lead, such as "LPS";
-        "components" and "widths", of classes; "touching", of objects.
+        "components" and "widths", of classes; "far", where they are sparse, the voxels that cannot be
+        foreground (see `scripts.transforms.sparse`); "touching", of objects.
     """
     known = label if ignored is None else label[label != ignored]
     background = int(known.min()) if known.size else 0
@@ -126,12 +128,14 @@ def look_at(
             )
     if grid.affine is not None and len(grid.shape) == 3:
         found["axes"] = "".join(nib.aff2axcodes(grid.affine))
-    if label.size <= MEASURED:
-        found |= (
-            {"touching": touching(np.where(label == ignored, 0, label))}
-            if instances
-            else _classes(label, background, ignored)
-        )
+    if label.size <= MEASURED and instances:
+        found["touching"] = touching(np.where(label == ignored, 0, label))
+    elif label.size <= MEASURED:
+        found |= _classes(label, background, ignored)
+        known = label != ignored
+        if not known.all():
+            away = far_from_foreground(known & (label != background), known, grid.spacing)
+            found["far"] = int(away.sum())
     return found
 
 

@@ -27,6 +27,7 @@ from scripts.errors import InputError
 from scripts.labels import IGNORE_NAME
 from scripts.networks import UNet
 from scripts.sides import sided_names
+from scripts.transforms.sparse import FAR
 
 REASONS = "_reasons"
 """The id of the plan that says why, by id; what begins with _ is a note to `scripts.settings`."""
@@ -61,6 +62,9 @@ MOST_SAMPLES = 8
 #: Objects of a median width above this are learnt at a coarser resolution, at which they have about this
 #: width: a network of five levels sees about 180 pixels. The smallest keep as many pixels as the second says.
 OBJECT_WIDTH, LEAST_WIDTH = 60, 16
+
+#: Labels are sparse around the objects alone where more of the voxels than this share are far from them.
+MUCH_FAR = 0.05
 
 #: Where a scan ends and an error in the header begins: edges of a voxel in mm, and how often the edge of one
 #: case may be that of the median case.
@@ -159,6 +163,7 @@ def plan_task(
     _loss(plan, shares, instances)
     _normalisation(plan, facts, spatial_dims, modality)
     _augmentation(plan, size, spacing, shares, sides, instances)
+    _sparse(plan, facts, labels)
     if pictures:
         plan.set("output_ext", ".png", "results are pictures, as the images are")
     if instances:
@@ -466,7 +471,7 @@ def _costs(
 
 
 def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) -> list[float]:
-    """What share of the annotated voxels each foreground class has; that of all objects for instances."""
+    """What share of the known voxels each foreground class has; that of all objects for instances."""
     voxels: Counter[int] = Counter()
     for case in facts:
         voxels.update(case.voxels)
@@ -475,8 +480,41 @@ def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) 
         return [(total - voxels[0]) / total] if total else []
     named = {name: value for name, value in labels.items() if name != IGNORE_NAME}
     foreground = sorted(named.values())[1:]
-    total = sum(voxels[value] for value in named.values())
+    total = sum(voxels[value] for value in named.values()) + _far(facts)
     return [voxels[value] / total for value in foreground] if total else []
+
+
+def _far(facts: Sequence[Facts]) -> int:
+    """Voxels of all cases that nobody annotated and that lie where no foreground can be, if they are many."""
+    far = sum(case.found.get("far", 0) for case in facts)
+    return far if far > MUCH_FAR * sum(math.prod(case.shape) for case in facts) else 0
+
+
+def _sparse(plan: _Plan, facts: Sequence[Facts], labels: Mapping[str, int]) -> None:
+    """Sparse labels that know nothing of most of the image: what lies far from all objects is background."""
+    far = _far(facts)
+    if not far or IGNORE_NAME not in labels:
+        return
+    voxels: Counter[int] = Counter()
+    for case in facts:
+        voxels.update(case.voxels)
+    unknown = voxels.pop(labels[IGNORE_NAME])
+    known = voxels.total()
+    foreground = known - voxels[min(value for name, value in labels.items() if name != IGNORE_NAME)]
+    steps = [
+        {"_target_": "scripts.transforms.FarBackgroundd", "keys": "label"},
+        {"_target_": "scripts.transforms.CountClassesd", "keys": "label"},
+        "@patch",
+    ]
+    total = known + unknown
+    why = (
+        f"{_percent(known / total)} of the voxels are annotated, and foreground is "
+        f"{_percent(foreground / known)} of these, which it cannot be of the images: {_percent(far / total)} "
+        f"of all voxels lie {FAR:g} times further from every object than what is annotated reaches, and are "
+        "learnt as background, so that no objects are painted there; it holds where each object of a case is "
+        "annotated in part; where one may not be, take FarBackgroundd out"
+    )
+    plan.set("spatial", steps, why)
 
 
 def _length(plan: _Plan, median: Sequence[float], size: Size, cases: int) -> None:
@@ -496,7 +534,7 @@ def _length(plan: _Plan, median: Sequence[float], size: Size, cases: int) -> Non
 
 def _loss(plan: _Plan, shares: Sequence[float], instances: bool) -> None:
     much = not instances and sum(shares) > 0.5
-    why = f"foreground is {_percent(sum(shares))} of what is annotated: "
+    why = f"foreground is {_percent(sum(shares))} of what is known: "
     why += (
         "Dice, which leaves out class 0, is high wherever all is foreground: cross entropy has to tell"
         if much

@@ -44,7 +44,15 @@ from scripts.judging.files import (
     read_instances,
     read_section,
 )
-from scripts.judging.tables import mean_of, mean_rows, plain, summarize, write_scores
+from scripts.judging.tables import (
+    STANDS_ON,
+    annotated_share,
+    mean_of,
+    mean_rows,
+    plain,
+    summarize,
+    write_scores,
+)
 from scripts.labels import IGNORE_NAME, class_names, parse_labels, with_ignored
 from scripts.pictures import draw_instances, shown
 from scripts.tables import Row, table
@@ -74,9 +82,10 @@ def score(
         ignore = dataset_labels(read_json(path), path).get(IGNORE_NAME)
     judge = _judge(measure, pairs, label_names, tolerance, ignore)
     done: dict[str, Any] = {}
+    shares: dict[str, float] = {}
     for pair in tqdm(pairs, desc="scoring", disable=None):
         try:
-            done[pair.case] = judge(pair)
+            done[pair.case], shares[pair.case] = judge(pair)
         except Fault as fault:
             problems.append(str(fault))
         except InputError as error:
@@ -89,8 +98,11 @@ def score(
         summary = summarize(rows, [score for score in (*MEASURES[measure], "auc") if score in rows[0]])
         names = 2 if measure == "classes" else 1
         typer.echo(table(list(rows[0]), [*rows, *mean_rows(summary), *together], names))
+        annotated = annotated_share(list(shares.values()))
+        for share in annotated.values():
+            typer.echo(f"note: {STANDS_ON % f'{share:.2%}'}")
         if output_dir is not None:
-            about: Row = {"measure": measure, "cases": len(done), "not_scored": not_scored}
+            about: Row = {"measure": measure, "cases": len(done), "not_scored": not_scored, **annotated}
             about |= {"tolerance": tolerance} if measure == "classes" else {}
             if together:
                 about["together"] = plain(together[0]) if measure != "classes" else [*map(plain, together)]
@@ -113,20 +125,26 @@ def _judge(
     label_names: Sequence[str] | None,
     tolerance: float,
     ignored: int | None,
-) -> Callable[[Pair], Any]:
-    """What reads and scores a case: its classes, counts of its instances, or curves of a section."""
+) -> Callable[[Pair], tuple[Any, float]]:
+    """What reads a case and gives its classes, counts of its instances, or curves of a section, and
+    `Case.share`."""
     if measure == "instances":
-        return lambda pair: instance_counts(read_instances(pair, ignored))
+
+        def judge_instances(pair: Pair) -> tuple[InstanceCounts, float]:
+            case = read_instances(pair, ignored)
+            return instance_counts(case), case.share()
+
+        return judge_instances
     if measure == "membranes":
-        return lambda pair: membrane_curves(read_section(pair))
+        return lambda pair: (membrane_curves(read_section(pair)), 1.0)
     labels = with_ignored(parse_labels(label_names), ignored) if label_names else found_labels(pairs, ignored)
     names = class_names(labels)
 
-    def judge(pair: Pair) -> JudgedClasses:
+    def judge(pair: Pair) -> tuple[JudgedClasses, float]:
         case = read_classes(pair, labels)
         ranked = None if case.probabilities is None else ranking(case)
         scores = class_scores(case, len(names), tolerance)
-        return JudgedClasses(names, scores, confusion(case, len(names)), ranked)
+        return JudgedClasses(names, scores, confusion(case, len(names)), ranked), case.share()
 
     return judge
 

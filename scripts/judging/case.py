@@ -47,6 +47,10 @@ class Case:
                     "give both on one grid"
                 )
 
+    def share(self) -> float:
+        """Of the voxels how many somebody annotated, in [0, 1]."""
+        return 1.0 if self.mask is None else float(self.mask.mean())
+
     def annotated(self) -> tuple[np.ndarray, np.ndarray]:
         """Prediction and truth where somebody annotated, in one order and any shape."""
         return (self.pred, self.truth) if self.mask is None else (self.pred[self.mask], self.truth[self.mask])
