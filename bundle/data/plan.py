@@ -27,7 +27,6 @@ from scripts.errors import InputError
 from scripts.labels import IGNORE_NAME
 from scripts.networks import UNet
 from scripts.sides import sided_names
-from scripts.transforms.sparse import FAR
 
 REASONS = "_reasons"
 """The id of the plan that says why, by id; what begins with _ is a note to `scripts.settings`."""
@@ -510,9 +509,9 @@ def _sparse(plan: _Plan, facts: Sequence[Facts], labels: Mapping[str, int]) -> N
     why = (
         f"{_percent(known / total)} of the voxels are annotated, and foreground is "
         f"{_percent(foreground / known)} of these, which it cannot be of the images: {_percent(far / total)} "
-        f"of all voxels lie {FAR:g} times further from every object than what is annotated reaches, and are "
-        "learnt as background, so that no objects are painted there; it holds where each object of a case is "
-        "annotated in part; where one may not be, take FarBackgroundd out"
+        "of all voxels lie further from every object than all that is annotated, and are learnt as "
+        "background, so that no objects are painted there; it holds where each object of a case is annotated "
+        "in part, with background around it; where one may not be, take FarBackgroundd out"
     )
     plan.set("spatial", steps, why)
 

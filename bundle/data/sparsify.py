@@ -67,7 +67,7 @@ def _boxes(foreground: np.ndarray, every: int, generator: np.random.Generator) -
 
 
 def _scribbles(labels: np.ndarray, every: int, generator: np.random.Generator) -> np.ndarray:
-    """Lines in every so many slices that show an object: skeletons of the classes, and as many voxels of
+    """Lines in every so many slices that show an object: the skeletons of classes, and as many voxels of
     background, in strokes around them that are NEAR voxels away."""
     kept = np.zeros(labels.shape, dtype=bool)
     planes = [kept] if labels.ndim == 2 else list(np.moveaxis(kept, -1, 0))
@@ -97,8 +97,8 @@ def sparsify(dataset_dir: Path, output_dir: Path, kind: str, every: int, seed: i
     """Carry out `bundle.cli.sparsify`, whose arguments these are."""
     share = write_sparse(dataset_dir, output_dir, kind, every, seed)
     typer.echo(
-        f"{output_dir / 'dataset.json'} lists the images and their sparse labels, in which {share:.2%} of the "
-        f"voxels are annotated. To plan a training:\npython -m bundle plan --dataset_dir {output_dir}"
+        f"{output_dir / 'dataset.json'} lists images and labels, in which {share:.2%} of the voxels are "
+        f"annotated. To plan a training:\npython -m bundle plan --dataset_dir {output_dir}"
     )
 
 

@@ -19,18 +19,16 @@ from scipy.ndimage import distance_transform_edt
 from scripts.labels import IGNORE_LABEL
 from scripts.transforms.labels import like
 
-#: What lies so many times as far from all foreground as what is annotated reaches is taken for background.
-FAR = 2.0
-
 
 def far_from_foreground(
     foreground: np.ndarray, annotated: np.ndarray, spacing: Sequence[float] | None = None
 ) -> np.ndarray:
     """Where an object that somebody pointed at cannot reach.
 
-    The reach is the distance of the furthest annotated voxel from the foreground that is nearest to it. What
-    is annotated as background closes around the objects at about that distance, or, where whole slices or
-    boxes are annotated, fills them: then hardly a voxel lies further away.
+    That is further from all foreground than any annotated voxel is, by more than the width of what is
+    annotated as foreground. Strokes in the background close around the objects, so no object goes on beyond
+    them. A box may cut one, which then goes on for about its width. Where whole slices are annotated hardly a
+    voxel lies further away than some of theirs.
 
     Args:
         foreground: (*spatial), True where an object is annotated.
@@ -38,20 +36,21 @@ def far_from_foreground(
         spacing: size of a voxel, one number an axis; None: 1 each.
 
     Returns:
-        (*spatial), True where a voxel is not annotated and lies further from the foreground than FAR times
-        the reach; nowhere, where no foreground or no background is annotated.
+        (*spatial), True where a voxel is not annotated and lies so far; nowhere, where no foreground or no
+        background is annotated.
     """
     if not foreground.any() or foreground[annotated].all():
         return np.zeros(foreground.shape, dtype=bool)
     away = distance_transform_edt(~foreground, sampling=spacing)
-    return (away > FAR * away[annotated].max()) & ~annotated
+    width = 2 * distance_transform_edt(foreground, sampling=spacing).max()
+    return (away > away[annotated].max() + width) & ~annotated
 
 
 class FarBackgroundd(MapTransform):
     """Call background what nobody annotated and what lies far from all that is annotated as foreground.
 
-    It holds where each object of a case is annotated at least in part, see `far_from_foreground`. For
-    trainings alone: what is taken for background here is not what scores go by.
+    It holds where each object of a case is annotated at least in part, with background around it, see
+    `far_from_foreground`. For trainings: scores of an evaluation do not go by it.
 
     Args:
         keys: class maps, (1, *spatial), IGNORE_LABEL where nobody annotated.
