@@ -28,9 +28,6 @@ from scripts.labels import IGNORE_NAME, WHOLE_TOLERANCE, class_names, nearest_wh
 
 logger = logging.getLogger(__name__)
 
-NOWHERE_ANNOTATED = "nothing that anybody annotated"
-"""What is found in a label that has the value of `ignore` everywhere."""
-
 BACKGROUND_ALONE = "an empty label (nothing but background)"
 """What is found in a label without foreground."""
 
@@ -598,8 +595,8 @@ def _inspect_label_values(
             Problem(
                 name,
                 path,
-                f"{NOWHERE_ANNOTATED}: the value {ignored} everywhere, which is that of ignore",
-                "a case to learn from or to judge by has some voxels annotated",
+                f"the value {ignored} everywhere, which is that of ignore",
+                "somebody has annotated some of each case",
                 "annotate some of it, or leave the case out",
             )
         )
