@@ -7,7 +7,7 @@ foreground, and loss and validation do not see it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from scipy.ndimage import distance_transform_edt
 
 from scripts.labels import IGNORE_LABEL
 from scripts.transforms.labels import like
+
+#: What is so many times nearer to annotated background than to foreground is taken for background.
+NEARER = 1.5
 
 
 def far_from_foreground(
@@ -46,11 +49,29 @@ def far_from_foreground(
     return (away > away[annotated].max() + width) & ~annotated
 
 
+def likely_background(
+    foreground: np.ndarray, annotated: np.ndarray, spacing: Sequence[float] | None = None
+) -> np.ndarray:
+    """`far_from_foreground`, and what lies clearly nearer to annotated background than to foreground.
+
+    Arguments are those of `far_from_foreground`. For strokes around objects; between whole slices the ends of
+    an object may lie nearer to background.
+    """
+    background = annotated & ~foreground
+    if not foreground.any() or not background.any():
+        return np.zeros(foreground.shape, dtype=bool)
+    to_background, to_foreground = (
+        distance_transform_edt(~part, sampling=spacing) for part in (background, foreground)
+    )
+    near = (NEARER * to_background < to_foreground) & ~annotated
+    return near | far_from_foreground(foreground, annotated, spacing)
+
+
 class FarBackgroundd(MapTransform):
-    """Call background what nobody annotated and what lies far from all that is annotated as foreground.
+    """Call background what nobody annotated and what lies away from all that is annotated as foreground.
 
     It holds where each object of a case is annotated at least in part, with background around it, see
-    `far_from_foreground`. For trainings: scores of an evaluation do not go by it.
+    `likely_background`. For trainings: scores of an evaluation do not go by it.
 
     Args:
         keys: class maps, (1, *spatial), IGNORE_LABEL where nobody annotated.
@@ -60,13 +81,18 @@ class FarBackgroundd(MapTransform):
         """Replace IGNORE_LABEL by 0 there."""
         out = dict(data)
         for key in self.keys:
-            out[key] = like(np.where(far(out[key]), 0, np.asarray(out[key][0])), out[key])
+            away = _of_label(likely_background, out[key])
+            out[key] = like(np.where(away, 0, np.asarray(out[key][0])), out[key])
         return out
 
 
 def far(label: torch.Tensor) -> np.ndarray:
     """`far_from_foreground` for a class map, (1, *spatial), with IGNORE_LABEL where nobody annotated."""
+    return _of_label(far_from_foreground, label)
+
+
+def _of_label(rule: Callable[..., np.ndarray], label: torch.Tensor) -> np.ndarray:
     classes = np.asarray(label[0].cpu())
     annotated = classes != IGNORE_LABEL
     spacing = label.pixdim[: classes.ndim].tolist() if isinstance(label, MetaTensor) else None
-    return far_from_foreground((classes > 0) & annotated, annotated, spacing)
+    return rule((classes > 0) & annotated, annotated, spacing)
