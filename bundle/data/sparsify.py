@@ -137,7 +137,7 @@ def write_sparse(dataset_dir: Path, output_dir: Path, kind: str, every: int = 5,
     cases = [case for name in ("training", "validation") for case in listed[name]]
 
     def read(case: Mapping[str, Any]) -> np.ndarray:
-        return read_label(Path(case["label"]), labels or None, instances)[0]
+        return read_label(Path(case["label"]), labels or None, instances)[0].astype(np.int64)
 
     held = set(labels.values())
     for case in progress(cases, desc="reading", unit="case"):

@@ -99,7 +99,7 @@ def test_cells_lose_all_but_a_box(tmp_path: Path) -> None:
 def test_a_value_that_no_object_has(tmp_path: Path) -> None:
     write_phantom(Kind.CELLS, tmp_path / "cells", 5, 0, (64, 72))
     [label] = [Path(case["label"]) for case in sections(tmp_path / "cells")["training"][:1]]
-    values = np.asarray(Image.open(label)).astype(np.uint16)
+    values = np.asarray(Image.open(label)).astype(np.uint8)
     values[values == 1] = 255
     Image.fromarray(values).save(label)
     write_sparse(tmp_path / "cells", tmp_path / "sparse", "boxes")
