@@ -509,8 +509,8 @@ def _sparse(plan: _Plan, facts: Sequence[Facts], labels: Mapping[str, int]) -> N
     why = (
         f"{_percent(known / total)} of the voxels are annotated, and foreground is "
         f"{_percent(foreground / known)} of these, which it cannot be of the images: {_percent(far / total)} "
-        "of all voxels lie further from every object than all that is annotated: these, and what is clearly "
-        "nearer to annotated background, are learnt as background, so that no objects are painted there; it "
+        "of all voxels lie further from every object than all that is annotated: these, and what lies beyond "
+        "annotated background, are learnt as background, so that no objects are painted there; it "
         "holds where each object of a case is annotated in part, with background around it; where one may "
         "not be, take FarBackgroundd out"
     )

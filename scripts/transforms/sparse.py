@@ -52,18 +52,20 @@ def far_from_foreground(
 def likely_background(
     foreground: np.ndarray, annotated: np.ndarray, spacing: Sequence[float] | None = None
 ) -> np.ndarray:
-    """`far_from_foreground`, and what lies clearly nearer to annotated background than to foreground.
+    """`far_from_foreground`, and what lies beyond annotated background.
 
+    That is clearly nearer to annotated background than to foreground, and further from all foreground than
+    this background is: the rim of an object is nearer to its own stroke than the strokes around it are.
     Arguments are those of `far_from_foreground`. For strokes around objects; between whole slices the ends of
     an object may lie nearer to background.
     """
     background = annotated & ~foreground
     if not foreground.any() or not background.any():
         return np.zeros(foreground.shape, dtype=bool)
-    to_background, to_foreground = (
-        distance_transform_edt(~part, sampling=spacing) for part in (background, foreground)
-    )
-    near = (NEARER * to_background < to_foreground) & ~annotated
+    to_foreground = distance_transform_edt(~foreground, sampling=spacing)
+    to_background, nearest = distance_transform_edt(~background, sampling=spacing, return_indices=True)
+    beyond = to_foreground > to_foreground[tuple(nearest)]
+    near = (NEARER * to_background < to_foreground) & beyond & ~annotated
     return near | far_from_foreground(foreground, annotated, spacing)
 
 

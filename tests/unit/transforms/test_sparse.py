@@ -109,13 +109,24 @@ def test_distances_are_those_of_brute_force() -> None:
     away = tree.query(np.argwhere(label >= 0) * spacing)[0].reshape(label.shape)
     annotated = label != IGNORE_LABEL
     expected = away > away[annotated].max() + 2 * 0.5  # strokes of one voxel, 0.5 mm wide
-    background = cKDTree(np.argwhere(label == 0) * spacing)
-    expected |= 1.5 * background.query(np.argwhere(label >= 0) * spacing)[0].reshape(label.shape) < away
+    background = np.argwhere(label == 0)
+    near, which = cKDTree(background * spacing).query(np.argwhere(label >= 0) * spacing)
+    beyond = away > away[tuple(background[which].T)].reshape(label.shape)
+    expected |= (1.5 * near.reshape(label.shape) < away) & beyond
     expected &= ~annotated
     assert 0.05 < expected.mean() < 0.95
     made = MetaTensor(torch.from_numpy(label)[None], affine=torch.diag(torch.tensor([*spacing, 1.0])))
     changed = FarBackgroundd("label")({"label": made})["label"]
     np.testing.assert_array_equal(changed[0].numpy(), np.where(expected, 0, label))
+
+
+def test_the_rim_of_a_wide_object_is_left_to_it() -> None:
+    """Which lies further from the stroke in its middle than from those in the background."""
+    truth = ellipse((60, 60), np.array([30, 30]), np.array([16, 9]))
+    label = scribbled(truth.astype(np.int32), 0)
+    made = FarBackgroundd("label")(as_data(np.zeros((60, 60), np.float32), label))["label"][0].numpy()
+    assert (made[truth] != 0).mean() > 0.99
+    assert (made[~truth] == 0).mean() > 0.7
 
 
 def test_nothing_is_known_without_foreground_or_without_background() -> None:
