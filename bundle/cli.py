@@ -67,6 +67,7 @@ Section = Literal["testing", "validation", "training"]
 #: Names of which several can be given, for which typer wants an enumeration.
 FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", "tensorrt", "torchscript"])
 Corruption = StrEnum("Corruption", "bias_field noise blur ringing inverted low_resolution ghosting motion")
+Sparse = StrEnum("Sparse", "slices planes boxes scribbles")
 ContestName = StrEnum(
     "ContestName",
     "inference int8 training augmentation weightmap metrics "
@@ -112,6 +113,9 @@ SubjectPattern = Annotated[
 Subjects = Annotated[Path | None, typer.Option("--subjects", help="CSV with columns case,subject")]
 Splits = Annotated[Path | None, typer.Option("--splits", help="JSON with fixed train, val, test ids")]
 Instances = Annotated[bool, typer.Option("--instances", help="Labels number the instances")]
+Ignore = Annotated[
+    int | None, typer.Option("--ignore", help="Value in the labels of what nobody annotated; counts nowhere")
+]
 
 
 def command(group: str, module: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -188,6 +192,7 @@ def datalist(
     splits: Splits = None,
     label_names: LabelNames = None,
     instances: Instances = False,
+    ignore: Ignore = None,
 ) -> None:
     """Write dataset.json, task.json and experiment.json for images with labels, after reading every file."""
     require_one_source(images, labels, nnunet, msd)
@@ -233,6 +238,7 @@ def plan(
     splits: Splits = None,
     label_names: LabelNames = None,
     instances: Instances = False,
+    ignore: Ignore = None,
 ) -> None:
     """Look at the data and plan a training: writes what datalist writes, for your minutes and memory."""
     if dataset_dir is None:
@@ -244,7 +250,7 @@ def plan(
             f"--dataset_dir {dataset_dir} is a source of data, and so are --images, --labels, --nnunet "
             "and --msd; give one."
         )
-    elif (folds, seed, test_fraction, instances) != (None, 0, 0.0, False) or any(
+    elif (folds, seed, test_fraction, instances, ignore) != (None, 0, 0.0, False, None) or any(
         (subject_pattern, subjects, splits, label_names)
     ):
         raise InputError(
@@ -327,6 +333,19 @@ def corrupt(
     """Write cases of a data set with changed images: noise, blur, fields, motion, another contrast."""
 
 
+@command(DATA, "data.sparsify")
+def sparsify(
+    dataset_dir: DataFolder,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="A new folder")],
+    kind: Annotated[Sparse, typer.Option("--kind", help="What stays annotated")],
+    every: Annotated[
+        int, typer.Option("--every", min=1, help="Of slices, and of slices with scribbles: one in so many")
+    ] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same labels")] = 0,
+) -> None:
+    """Write a data set whose training and validation cases have few of their voxels annotated."""
+
+
 @command(RUNS, "doctor")
 def doctor(
     args_file: Annotated[
@@ -357,10 +376,13 @@ def score(
     section: Annotated[
         Section | None, typer.Option("--section", help="TRUTH has a dataset.json: its cases of this section")
     ] = None,
+    ignore: Ignore = None,
 ) -> None:
     """Score predictions file by file, and all of them together."""
     if label_names and measure != "classes":
         raise InputError(f"--label_name names classes; --measure {measure} has none; drop it.")
+    if ignore is not None and measure == "membranes":
+        raise InputError(f"--ignore {ignore} goes with classes and instances, not with membranes; drop it.")
     if not 0 <= tolerance < math.inf:
         raise InputError(f"--tolerance is {tolerance}; it is a distance of 0 or more; correct it.")
     if images is not None and (measure != "instances" or output_dir is None):
@@ -480,6 +502,7 @@ def auto(
     subjects: Subjects = None,
     label_names: LabelNames = None,
     instances: Instances = False,
+    ignore: Ignore = None,
     ids: Ids = None,
 ) -> None:
     """From images and labels to an ensemble and its scores: plan, then crossval; stops and goes on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,9 @@ IGNORE_LABEL = 255
 
 #: Name under which a task's ``labels`` may declare the value of unannotated voxels on disk.
 IGNORE_NAME = "ignore"
+
+#: Number of what nobody annotated beside numbered objects, once they are loaded: 255 may be one of them.
+UNKNOWN_OBJECT = -1
 
 #: More values than this are no classes that somebody forgot to name.
 MAX_UNNAMED = 64
@@ -50,26 +53,53 @@ def parse_labels(pairs: Sequence[str]) -> dict[str, int]:
     return labels
 
 
-def name_values(values: Collection[int], fix: str) -> dict[str, int]:
+def name_values(values: Collection[int], fix: str, ignored: int | None = None) -> dict[str, int]:
     """Names for values that nobody named: the lowest is the background.
 
     Args:
         values: all that the labels hold.
         fix: how to name them, for messages.
+        ignored: the value among them of what nobody annotated, or None.
 
     Raises:
         InputError: fewer than 2 or more than MAX_UNNAMED.
     """
+    values = set(values) - {ignored}
     if len(values) == 1:
+        where = "everywhere" if ignored is None else f"wherever they do not hold {ignored}, that of --ignore"
         raise InputError(
-            f"the labels hold the value {min(values)} everywhere; classes are 2 to {MAX_UNNAMED} values; "
+            f"the labels hold the value {min(values)} {where}; classes are 2 to {MAX_UNNAMED} values; "
             "annotate something in them, or name other label files."
         )
     if not 2 <= len(values) <= MAX_UNNAMED:
         raise InputError(
             f"the labels hold {len(values)} different value(s); classes are 2 to {MAX_UNNAMED} values; {fix}."
         )
-    return {f"label{index}" if index else "background": value for index, value in enumerate(sorted(values))}
+    names = {f"label{index}" if index else "background": value for index, value in enumerate(sorted(values))}
+    return names if ignored is None else {**names, IGNORE_NAME: ignored}
+
+
+def with_ignored(labels: Mapping[str, int], value: int | None) -> dict[str, int]:
+    """The classes, and beside them the value of what nobody annotated, where there is one.
+
+    Args:
+        labels: name to value; empty where nobody named them.
+        value: as `--ignore` says; None: as ``labels`` says, if at all.
+
+    Raises:
+        InputError: a negative value, one that has another name, or another one under IGNORE_NAME.
+    """
+    if value is None:
+        return dict(labels)
+    if value < 0:
+        raise InputError(f"--ignore is {value}; label values are whole numbers of 0 or more; correct it.")
+    for name, own in labels.items():
+        if (name == IGNORE_NAME) != (own == value):
+            raise InputError(
+                f"--ignore is {value}, and the labels have {name}={own}; a value is a class, or that of what "
+                "nobody annotated; drop one of the two."
+            )
+    return {**labels, IGNORE_NAME: value}
 
 
 def class_names(labels: dict[str, int]) -> list[str]:

@@ -31,6 +31,9 @@ ERROR_COLOURS = ["#00000000", "#d55e00", "#56b4e9", "#f0e442"]
 #: What the picture of instances marks beside missed and invented cells: merged, split, and their outlines.
 MERGED_COLOUR, SPLIT_COLOUR, OUTLINE_COLOUR = "#cc79a7", "#f0e442", "#000000"
 
+#: What lies over the part of a picture that nobody annotated, half of it opaque.
+UNKNOWN_COLOUR = "#80808080"
+
 #: Characters of a title above one of four pictures, so that it does not run into the next.
 LONGEST_TITLE = 36
 
@@ -53,12 +56,14 @@ class Panel:
         truth: class indices, (X, Y).
         pred: class indices, (X, Y).
         title: what stands above the row.
+        unknown: True where nobody annotated, (X, Y), which is greyed; None: nowhere.
     """
 
     image: np.ndarray
     truth: np.ndarray
     pred: np.ndarray
     title: str
+    unknown: np.ndarray | None = None
 
     @classmethod
     def of(cls, case: Case, image: np.ndarray, title: str) -> Panel:
@@ -71,7 +76,9 @@ class Panel:
         """
         pred, truth = case.cleared()
         where = _fullest(truth, pred)
-        return cls(image[where].copy(), truth[where].copy(), pred[where].copy(), title)
+        unknown = np.zeros(truth.shape, dtype=bool) if case.mask is None else ~case.mask
+        image, truth, pred, unknown = (v[where].copy() for v in (image, truth, case.pred, unknown))
+        return cls(image, truth, pred, title, unknown)
 
 
 def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
@@ -90,12 +97,18 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         error = np.select(
             [truth == pred, pred == 0, truth == 0], [0, 1, 2], default=3
         )  # nothing, missed, invented, wrong class
+        if panel.unknown is not None:
+            error[panel.unknown] = 0
         _show(row, panel.image, (panel.title, "truth", "prediction", "error"))
         for axis, classes, colours in zip(
             row[1:], (truth, pred, error), (CLASS_COLOURS, CLASS_COLOURS, ERROR_COLOURS), strict=True
         ):
             _overlay(axis, classes, colours)
-    figure.supxlabel("error: orange missed, blue invented, yellow wrong class", fontsize=9)
+            _grey(axis, panel.unknown)
+    told = "error: orange missed, blue invented, yellow wrong class"
+    if any(panel.unknown is not None and panel.unknown.any() for panel in panels):
+        told += "; grey: not annotated, counts nowhere"
+    figure.supxlabel(told, fontsize=9)
     save_figure(figure, path)
 
 
@@ -211,7 +224,7 @@ def draw_instances(image: np.ndarray, case: Case, path: str | Path) -> CellError
     _require_one_grid(image[0] if image.ndim > truth.ndim else image, truth)
     errors = cell_errors(case)
     true_colours = distinct_colours(truth)
-    pred_colours = distinct_colours(pred, true_colours)
+    pred_colours = distinct_colours(case.pred, true_colours)
     marks = [
         ("missed", ERROR_COLOURS[1], np.isin(truth, errors.missed)),
         ("invented", ERROR_COLOURS[2], np.isin(pred, errors.invented)),
@@ -227,7 +240,7 @@ def draw_instances(image: np.ndarray, case: Case, path: str | Path) -> CellError
     wrong[outline] = len(marks) + 1
     colours = [CLASS_COLOURS[0], *(colour for _, colour, _ in marks), OUTLINE_COLOUR]
 
-    where = _fullest(true_colours, pred_colours)
+    where = _fullest(truth, pred)
     width, height = _inches(image[where])
     figure = Figure(figsize=(4 * width, height + 0.8), layout="constrained")
     axes = figure.subplots(1, 4)
@@ -236,6 +249,9 @@ def draw_instances(image: np.ndarray, case: Case, path: str | Path) -> CellError
     _overlay(axes[1], true_colours[where], CLASS_COLOURS)
     _overlay(axes[2], pred_colours[where], CLASS_COLOURS)
     _overlay(axes[3], wrong[where], colours)
+    if case.mask is not None:
+        for axis in axes[1:]:
+            _grey(axis, ~case.mask[where])
     figure.suptitle(str(errors), fontsize=11)
     figure.legend(
         handles=[Patch(color=colour, label=name) for name, colour, _ in marks],
@@ -326,6 +342,13 @@ def _overlay(axis: Axes, classes: np.ndarray, colours: Sequence[str]) -> None:
     wrapped = np.where(classes > 0, (classes.astype(int) - 1) % (len(colours) - 1) + 1, 0)
     paint, shades = ListedColormap(list(colours)), Normalize(0, len(colours) - 1)
     axis.imshow(wrapped.T, cmap=paint, norm=shades, alpha=0.6, interpolation="nearest")
+
+
+def _grey(axis: Axes, unknown: np.ndarray | None) -> None:
+    """Lay grey over what nobody annotated, through which what lies there is seen."""
+    if unknown is not None and unknown.any():
+        paint = ListedColormap(["#00000000", UNKNOWN_COLOUR])
+        axis.imshow(unknown.T, cmap=paint, vmin=0, vmax=1, interpolation="nearest")
 
 
 def _require_one_grid(one: np.ndarray, other: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,14 +171,27 @@ def write_corrupted(
                 name = f"{output_name(case['case'])}_{channel:04d}"
                 images.append(f"images/{_write(Path(file), made / 'images' / name, kind, strength, seed)}")
             entries.append({**case, "image": images if isinstance(case["image"], list) else images[0]})
-        others = [case for name, cases in listed.items() if name != section for case in cases]
-        kept = {key: about[key] for key in KEPT if key in about}
         name = f"{about.get('name', dataset_dir.name)}, {kind} {strength}"
-        splits = {key: [case["case"] for case in listed[name]] for key, name in SPLITS.items()}
-        _write_json(made / "dataset.json", {"name": name, **kept, "training": [*entries, *others]})
-        _write_json(made / "splits.json", splits)
+        write_listing(made, {**about, "name": name}, {**listed, section: entries})
         write_record(made, corrupted_of(dataset_dir, kind, strength, section, seed))
         replace_folder(made, output_dir)
+
+
+def write_listing(
+    folder: Path, about: Mapping[str, Any], listed: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Write dataset.json and splits.json for cases that were changed.
+
+    Args:
+        folder: where they go.
+        about: content of the dataset.json that they come from, with a name of their own.
+        listed: cases of each section.
+    """
+    kept = {key: about[key] for key in ("name", *KEPT) if key in about}
+    cases = [case for entries in listed.values() for case in entries]
+    splits = {key: [case["case"] for case in listed[name]] for key, name in SPLITS.items()}
+    for name, content in (("dataset", {**kept, "training": cases}), ("splits", splits)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def corrupted_of(
@@ -187,10 +200,6 @@ def corrupted_of(
     """What a changed data set is made of; arguments are those of `write_corrupted`."""
     cases = describe_cases(cases_of(sections(dataset_dir), section))
     return {"cases": cases, "kind": str(kind), "strength": strength, "section": str(section), "seed": seed}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def changed(

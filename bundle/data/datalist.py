@@ -18,7 +18,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,14 @@ from scripts.data.names import composed, of_one_name
 from scripts.data.reader import is_picture, read_dims
 from scripts.errors import InputError, few
 from scripts.files import atomic_write, read_json, read_text, require_nameable
-from scripts.labels import IGNORE_NAME, LARGEST_VALUE, name_values, parse_labels
+from scripts.labels import (
+    IGNORE_NAME,
+    LARGEST_VALUE,
+    class_names,
+    name_values,
+    parse_labels,
+    with_ignored,
+)
 from scripts.machine import usable_cores
 from scripts.sides import sided_names
 from scripts.tables import table
@@ -190,6 +197,7 @@ class Listing:
     splits: Path | None
     label_names: list[str] | None
     instances: bool
+    ignore: int | None
 
 
 class Dims(NamedTuple):
@@ -225,9 +233,12 @@ def datalist(
     splits: Path | None,
     label_names: list[str] | None,
     instances: bool,
+    ignore: int | None,
 ) -> None:
     """Carry out `bundle.cli.datalist`, whose arguments these are."""
-    listing = Listing(folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances)
+    listing = Listing(
+        folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances, ignore
+    )
     _list(output_dir, read_source(images, labels, nnunet, msd), listing, Means(), "datalist")
 
 
@@ -253,6 +264,7 @@ def plan(
     splits: Path | None,
     label_names: list[str] | None,
     instances: bool,
+    ignore: int | None,
 ) -> None:
     """Carry out `bundle.cli.plan`, whose arguments these are."""
     means = Means(minutes, memory_gb, cores or usable_cores(), nnunet_plans, configuration or "")
@@ -262,7 +274,7 @@ def plan(
     else:
         assert output_dir is not None  # bundle.cli sees to it
         listing = Listing(
-            folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances
+            folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances, ignore
         )
         task = _list(output_dir, read_source(images, labels, nnunet, msd), listing, means, "plan")
     if explain:
@@ -323,7 +335,8 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     require_nameable(output_dir.resolve(), "--output_dir")
     _require_no_other_splits(output_dir, listing.splits)
     _require_own(output_dir, ["dataset.json", "task.json", "experiment.json"])
-    declared = parse_labels(listing.label_names) if listing.label_names else source.labels
+    named = parse_labels(listing.label_names) if listing.label_names else source.labels
+    declared = with_ignored({} if instances else named or {}, listing.ignore) or None
     dims = _dims(source)
     imported = _imported(means, dims)
     inspected, fingerprint = read_fingerprints(
@@ -334,7 +347,9 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     subject_of, subject_problems = subjects_of(source.cases, listing.subject_pattern, listing.subjects)
     _report(problems + subject_problems + _repeated_ids(source.cases))
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
+    _require_somewhere(listing.ignore, facts)
     names = _names(facts, declared, instances)
+    facts = [without_ignored(found, names, instances) for found in facts]
 
     lists = _split(source.cases, listing, subject_of)
     dataset = _describe(source, lists, output_dir, dims, names, instances)
@@ -353,7 +368,7 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     for line in _summary(source.cases, lists, facts, names, instances):
         typer.echo(line)
     held = {case["case"]: case_facts for case, case_facts in zip(source.cases, facts, strict=True)}
-    for warning in _warnings(lists, held, names, task, instances, declared is None):
+    for warning in _warnings(lists, held, names, task, instances, named is None):
         typer.echo(f"warning: {warning}", err=True)
     if sided := sided_names(names):
         typer.echo(
@@ -383,6 +398,7 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
     _report([problem for found, _ in inspected for problem in found])
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
     names = _names(facts, source.labels, instances)
+    facts = [without_ignored(found, names, instances) for found in facts]
     learnt = len(split["training"]) + len(split["validation"])  # the first sections
     task = _task(source, facts[:learnt], dims, names, instances, means, imported)
     contents = {"task.json": task, "experiment.json": _experiment(output_dir, dataset_dir, means)}
@@ -397,9 +413,35 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
 
 def _names(facts: Iterable[Facts], declared: dict[str, int] | None, instances: bool) -> dict[str, int]:
     """The classes: as declared, or named by the values that the labels hold."""
+    ignored = (declared or {}).get(IGNORE_NAME)
     if instances:
-        return {"background": 0}
-    return declared or name_values({value for case in facts for value in case.voxels}, FIX_VALUES)
+        return {"background": 0, **({} if ignored is None else {IGNORE_NAME: ignored})}
+    if declared and class_names(declared):
+        return declared
+    return name_values({value for case in facts for value in case.voxels}, FIX_VALUES, ignored)
+
+
+def _require_somewhere(ignored: int | None, facts: Sequence[Facts]) -> None:
+    """Refuse a value of `--ignore` that no label has.
+
+    Raises:
+        InputError: says which values there are.
+    """
+    found = sorted({value for case in facts for value in case.voxels})
+    if ignored is not None and ignored not in found:
+        raise InputError(
+            f"--ignore is {ignored}, which no label holds, but {few(found)}; it is the value of what nobody "
+            "annotated; correct it, or drop it where all is annotated."
+        )
+
+
+def without_ignored(facts: Facts, labels: Mapping[str, int], instances: bool) -> Facts:
+    """What is in a case whose labels number objects, without the number of what nobody annotated."""
+    if not instances or IGNORE_NAME not in labels:
+        return facts
+    return replace(
+        facts, voxels={value: n for value, n in facts.voxels.items() if value != labels[IGNORE_NAME]}
+    )
 
 
 def _imported(means: Means, dims: Dims) -> Imported | None:

@@ -22,6 +22,7 @@ from scripts.data.remembered import CODE, case_hash
 from scripts.errors import InputError
 from scripts.files import read_json, sha256
 from scripts.labels import IGNORE_NAME
+from scripts.transforms.sparse import far_from_foreground
 
 FILE = "fingerprint.json"
 
@@ -76,7 +77,7 @@ def read_fingerprints(
     known = _read(folder / FILE)
     keys = [case_hash(case, folder, rules) for case in cases]
     new = [case for case, key in zip(cases, keys, strict=True) if key not in known]
-    ignored = None if instances or not labels else labels.get(IGNORE_NAME)
+    ignored = (labels or {}).get(IGNORE_NAME)
 
     def look(channels: Sequence[np.ndarray], label: np.ndarray, grid: Grid) -> dict[str, Any]:
         return look_at(channels, label, grid, instances, ignored)
@@ -112,7 +113,8 @@ def look_at(
         "channels": for each "foreground", "body" (what is not 0), "background" and "whole" with "mean",
         "std", "percentiles" (PERCENTILES) and "voxels" (that were looked at), None where there are none;
         "zero" (the share of exactly 0), "whole_numbers"; "axes", of a volume, where they lead, such as "LPS";
-        "components" and "widths", of classes; "touching", of objects; "fit", see `edge_fit`.
+        "components" and "widths", of classes; "far", where they are sparse, the voxels that cannot be
+        foreground (see `scripts.transforms.sparse`); "touching", of objects; "fit", see `edge_fit`.
     """
     known = label if ignored is None else label[label != ignored]
     background = int(known.min()) if known.size else 0
@@ -136,14 +138,18 @@ def look_at(
             )
     if grid.affine is not None and len(grid.shape) == 3:
         found["axes"] = "".join(nib.aff2axcodes(grid.affine))
-    if label.size <= MEASURED:
-        found |= {"touching": touching(label)} if instances else _classes(label, background, ignored)
-        order = grid.canonical_axes()
-        fit = edge_fit(channels[0], label, ignored)
-        found["fit"] = {
-            "".join(sorted(str(order[axis]) for axis in axes)): _short(x) for axes, x in fit.items()
-        }
-    return found
+    if label.size > MEASURED:
+        return found
+    order = grid.canonical_axes()
+    fit = edge_fit(channels[0], label, ignored)
+    found["fit"] = {"".join(sorted(str(order[axis]) for axis in axes)): _short(x) for axes, x in fit.items()}
+    if instances:
+        return found | {"touching": touching(np.where(label == ignored, 0, label))}
+    there = label != ignored
+    if not there.all():
+        away = far_from_foreground(there & (label != background), there, grid.spacing)
+        found["far"] = int(away.sum())
+    return found | _classes(label, background, ignored)
 
 
 def edge_fit(

@@ -67,6 +67,9 @@ MOST_SAMPLES = 8
 #: width: a network of five levels sees about 180 pixels. The smallest keep as many pixels as the second says.
 OBJECT_WIDTH, LEAST_WIDTH = 60, 16
 
+#: Labels are sparse around the objects alone where more of the voxels than this share are far from them.
+MUCH_FAR = 0.05
+
 #: Where a scan ends and an error in the header begins: edges of a voxel in mm, and how often the edge of one
 #: case may be that of the median case.
 LONGEST_EDGE, SHORTEST_EDGE, MOST_RATIO = 100.0, 0.01, 20.0
@@ -162,7 +165,11 @@ def plan_task(
         plan.set("instances", True, "--instances: labels number the objects")
         plan.set("val_measure", "ap50", "the best epoch is the one whose objects are found best")
         named = {"background": 0, "interior": 1, "border": 2}
-        plan.set("labels", named, "touching objects are told apart by a class of their border")
+        why = "touching objects are told apart by a class of their border"
+        if IGNORE_NAME in labels:
+            named[IGNORE_NAME] = labels[IGNORE_NAME]
+            why += f"; objects are never numbered {labels[IGNORE_NAME]}, where nobody annotated"
+        plan.set("labels", named, why)
     else:
         ordered = dict(sorted(labels.items(), key=lambda label: label[1]))
         plan.set("labels", ordered, "names and values of the classes")
@@ -185,6 +192,7 @@ def plan_task(
     else:
         plan.set("normalise", imported.normalise, f"as {imported.name} has it")
     _augmentation(plan, size, spacing, slices, shares, sides)
+    _sparse(plan, facts, labels)
     if pictures:
         plan.set("output_ext", ".png", "results are pictures, as the images are")
     if instances:
@@ -589,7 +597,7 @@ def _costs(
 
 
 def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) -> list[float]:
-    """What share of the annotated voxels each foreground class has; that of all objects for instances."""
+    """What share of the known voxels each foreground class has; that of all objects for instances."""
     voxels: Counter[int] = Counter()
     for case in facts:
         voxels.update(case.voxels)
@@ -598,8 +606,42 @@ def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) 
         return [(total - voxels[0]) / total] if total else []
     named = {name: value for name, value in labels.items() if name != IGNORE_NAME}
     foreground = sorted(named.values())[1:]
-    total = sum(voxels[value] for value in named.values())
+    total = sum(voxels[value] for value in named.values()) + _far(facts)
     return [voxels[value] / total for value in foreground] if total else []
+
+
+def _far(facts: Sequence[Facts]) -> int:
+    """Voxels of all cases that nobody annotated and that lie where no foreground can be, if they are many."""
+    far = sum(case.found.get("far", 0) for case in facts)
+    return far if far > MUCH_FAR * sum(math.prod(case.shape) for case in facts) else 0
+
+
+def _sparse(plan: _Plan, facts: Sequence[Facts], labels: Mapping[str, int]) -> None:
+    """Sparse labels that know nothing of most of the image: what lies far from all objects is background."""
+    far = _far(facts)
+    if not far or IGNORE_NAME not in labels:
+        return
+    voxels: Counter[int] = Counter()
+    for case in facts:
+        voxels.update(case.voxels)
+    unknown = voxels.pop(labels[IGNORE_NAME])
+    known = voxels.total()
+    foreground = known - voxels[min(value for name, value in labels.items() if name != IGNORE_NAME)]
+    steps = [
+        {"_target_": "scripts.transforms.FarBackgroundd", "keys": "label"},
+        {"_target_": "scripts.transforms.CountClassesd", "keys": "label"},
+        "@patch",
+    ]
+    total = known + unknown
+    why = (
+        f"{_percent(known / total)} of the voxels are annotated, and foreground is "
+        f"{_percent(foreground / known)} of these, which it cannot be of the images: {_percent(far / total)} "
+        "of all voxels lie further from every object than all that is annotated: these, and what lies beyond "
+        "annotated background, are learnt as background, so that no objects are painted there; it "
+        "holds where each object of a case is annotated in part, with background around it; where one may "
+        "not be, take FarBackgroundd out"
+    )
+    plan.set("spatial", steps, why)
 
 
 def _length(plan: _Plan, median: Sequence[float], size: Size, cases: int) -> None:
@@ -619,7 +661,7 @@ def _length(plan: _Plan, median: Sequence[float], size: Size, cases: int) -> Non
 
 def _loss(plan: _Plan, shares: Sequence[float], instances: bool) -> None:
     much = not instances and sum(shares) > 0.5
-    why = f"foreground is {_percent(sum(shares))} of what is annotated: "
+    why = f"foreground is {_percent(sum(shares))} of what is known: "
     why += (
         "Dice, which leaves out class 0, is high wherever all is foreground: cross entropy has to tell"
         if much

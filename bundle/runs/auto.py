@@ -81,6 +81,7 @@ def auto(
     subjects: Path | None,
     label_names: list[str] | None,
     instances: bool,
+    ignore: int | None,
     ids: dict[str, Any],
 ) -> None:
     """Carry out `bundle.cli.auto`, whose arguments these are."""
@@ -96,6 +97,7 @@ def auto(
     given = {
         **{"images": images, "labels": labels, "nnunet": nnunet, "msd": msd, "instances": instances},
         **{"subject_pattern": subject_pattern, "subjects": subjects, "label_name": label_names},
+        "ignore": ignore,
     }
     chosen = {"folds": folds, "test_fraction": HELD_OUT if people >= MANY else 0, "minutes": a_fold}
     planned = as_options({**given, "memory_gb": memory_gb, **chosen})

@@ -41,7 +41,7 @@ from scripts.data.names import output_name
 from scripts.errors import Fault, InputError, few
 from scripts.files import atomic_write, fingerprint, read_json, require_nameable, short_hash, write_csv
 from scripts.judging.tables import OVERALL, mean_of, plain
-from scripts.labels import class_names, parse_labels
+from scripts.labels import IGNORE_NAME, class_names, parse_labels
 from scripts.locks import hold
 from scripts.pictures import save_figure
 from scripts.settings import CONFIGS
@@ -430,7 +430,7 @@ def require_classes(
     for fold, held in folds.items():
         values = set[int]().union(*(shown[case["case"]] for case in held))  # type: ignore[arg-type]
         if instances:
-            missing = [] if any(value > 0 for value in values) else ["an object"]
+            missing = [] if values - {0, labels.get(IGNORE_NAME)} else ["an object"]
         else:
             missing = [name for name in class_names(dict(labels))[1:] if labels[name] not in values]
         if missing:
@@ -446,7 +446,7 @@ def require_classes(
 def _values(case: Case, labels: Mapping[str, int], instances: bool) -> set[int] | Problem:
     """The values of a label file, or what is wrong with it."""
     try:
-        values = read_label(Path(case.get("label", "")), None if instances else labels, instances)[0]
+        values = read_label(Path(case.get("label", "")), labels, instances)[0]
     except Fault as fault:
         return problem_of(case, fault)
     return set(np.unique(values).tolist())

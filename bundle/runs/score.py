@@ -18,8 +18,9 @@ import typer
 from tqdm import tqdm
 
 from scripts.data.cases import problem_of
-from scripts.data.datalist import named_images
+from scripts.data.datalist import dataset_labels, named_images
 from scripts.errors import Fault, InputError
+from scripts.files import read_json
 from scripts.judging import (
     INSTANCE_SCORES,
     MEMBRANE_SCORES,
@@ -43,8 +44,16 @@ from scripts.judging.files import (
     read_instances,
     read_section,
 )
-from scripts.judging.tables import mean_of, mean_rows, plain, summarize, write_scores
-from scripts.labels import class_names, parse_labels
+from scripts.judging.tables import (
+    STANDS_ON,
+    annotated_share,
+    mean_of,
+    mean_rows,
+    plain,
+    summarize,
+    write_scores,
+)
+from scripts.labels import IGNORE_NAME, class_names, parse_labels, with_ignored
 from scripts.pictures import draw_instances, shown
 from scripts.tables import Row, table
 
@@ -61,17 +70,22 @@ def score(
     tolerance: float,
     images: Path | None,
     section: str | None,
+    ignore: int | None,
 ) -> None:
     """Carry out `bundle.cli.score`, whose arguments these are."""
     pairs, problems, left = find_pairs(pred, truth, measure == "membranes", section)
     if not all(pair.probabilities for pair in pairs):
         pairs = [replace(pair, probabilities=None) for pair in pairs]
     pictured = find_images(pairs, images) if images is not None else {}
-    judge = _judge(measure, pairs, label_names, tolerance)
+    if ignore is None and section is not None:
+        path = truth / "dataset.json"
+        ignore = dataset_labels(read_json(path), path).get(IGNORE_NAME)
+    judge = _judge(measure, pairs, label_names, tolerance, ignore)
     done: dict[str, Any] = {}
+    shares: dict[str, float] = {}
     for pair in tqdm(pairs, desc="scoring", disable=None):
         try:
-            done[pair.case] = judge(pair)
+            done[pair.case], shares[pair.case] = judge(pair)
         except Fault as fault:
             problems.append(str(fault))
         except InputError as error:
@@ -84,14 +98,17 @@ def score(
         summary = summarize(rows, [score for score in (*MEASURES[measure], "auc") if score in rows[0]])
         names = 2 if measure == "classes" else 1
         typer.echo(table(list(rows[0]), [*rows, *mean_rows(summary), *together], names))
+        annotated = annotated_share(list(shares.values()))
+        for share in annotated.values():
+            typer.echo(f"note: {STANDS_ON % f'{share:.2%}'}")
         if output_dir is not None:
-            about: Row = {"measure": measure, "cases": len(done), "not_scored": not_scored}
+            about: Row = {"measure": measure, "cases": len(done), "not_scored": not_scored, **annotated}
             about |= {"tolerance": tolerance} if measure == "classes" else {}
             if together:
                 about["together"] = plain(together[0]) if measure != "classes" else [*map(plain, together)]
             write_scores(output_dir, rows, {**about, "summary": summary})
         if output_dir is not None and images is not None:
-            problems += draw_cases(done, {pair.case: pair for pair in pairs}, pictured, output_dir)
+            problems += draw_cases(done, {pair.case: pair for pair in pairs}, pictured, output_dir, ignore)
     if left:
         typer.echo(f"note: {left} file(s) of {truth} have no prediction and count nowhere", err=True)
     for problem in problems:
@@ -103,21 +120,31 @@ def score(
 
 
 def _judge(
-    measure: str, pairs: Sequence[Pair], label_names: Sequence[str] | None, tolerance: float
-) -> Callable[[Pair], Any]:
-    """What reads and scores a case: its classes, counts of its instances, or curves of a section."""
+    measure: str,
+    pairs: Sequence[Pair],
+    label_names: Sequence[str] | None,
+    tolerance: float,
+    ignored: int | None,
+) -> Callable[[Pair], tuple[Any, float]]:
+    """What reads a case and gives its classes, counts of its instances, or curves of a section, and
+    `Case.share`."""
     if measure == "instances":
-        return lambda pair: instance_counts(read_instances(pair))
+
+        def judge_instances(pair: Pair) -> tuple[InstanceCounts, float]:
+            case = read_instances(pair, ignored)
+            return instance_counts(case), case.share()
+
+        return judge_instances
     if measure == "membranes":
-        return lambda pair: membrane_curves(read_section(pair))
-    labels = parse_labels(label_names) if label_names else found_labels(pairs)
+        return lambda pair: (membrane_curves(read_section(pair)), 1.0)
+    labels = with_ignored(parse_labels(label_names), ignored) if label_names else found_labels(pairs, ignored)
     names = class_names(labels)
 
-    def judge(pair: Pair) -> JudgedClasses:
+    def judge(pair: Pair) -> tuple[JudgedClasses, float]:
         case = read_classes(pair, labels)
         ranked = None if case.probabilities is None else ranking(case)
         scores = class_scores(case, len(names), tolerance)
-        return JudgedClasses(names, scores, confusion(case, len(names)), ranked)
+        return JudgedClasses(names, scores, confusion(case, len(names)), ranked), case.share()
 
     return judge
 
@@ -208,6 +235,7 @@ def draw_cases(
     pairs: Mapping[str, Pair],
     images: Mapping[str, Path],
     output_dir: Path,
+    ignored: int | None,
 ) -> list[str]:
     """Draw the worst, the median and the best case by AP at IoU 0.5, with what is wrong in each.
 
@@ -216,6 +244,7 @@ def draw_cases(
         pairs: case to its files.
         images: case to its image.
         output_dir: where worst.png, median.png and best.png go.
+        ignored: the number of what nobody annotated, or None.
 
     Returns:
         A sentence for each image that could not be drawn.
@@ -226,7 +255,7 @@ def draw_cases(
     problems = []
     for name, place in chosen:
         case = order[place]
-        judged = read_instances(pairs[case])
+        judged = read_instances(pairs[case], ignored)
         try:
             image = read_image(images[case])
             if image.shape[1:] != judged.truth.shape:

@@ -63,10 +63,10 @@ from scripts.data.names import output_path
 from scripts.data.reader import columns_first, grid_of, is_picture, read_file, read_header
 from scripts.errors import Fault, InputError, few
 from scripts.files import atomic_write, workshop, write_csv
-from scripts.judging import Case, InstanceCounts, case_of, instance_counts, v_rand
+from scripts.judging import Case, InstanceCounts, case_of, instance_counts, objects_of, v_rand
 from scripts.judging.classes import surface_scores
 from scripts.judging.files import SUM_TOLERANCE
-from scripts.labels import IGNORE_LABEL, class_names, count_classes
+from scripts.labels import IGNORE_LABEL, UNKNOWN_OBJECT, class_names, count_classes
 from scripts.pictures import save_figure
 from scripts.progress import progress
 from scripts.recipe import Ids, for_inference, read_recipe
@@ -124,7 +124,7 @@ class Predicted:
     Attributes:
         case: its id.
         pred: file of probabilities, (classes, *spatial), float32, or of a class map, (1, *spatial), uint8.
-        truth: file of classes or object numbers, (*spatial), int32; -1 where nobody annotated.
+        truth: file of classes or object numbers, (*spatial), int32; UNKNOWN_OBJECT where nobody annotated.
         spacing: edges of a voxel.
     """
 
@@ -135,9 +135,7 @@ class Predicted:
 
     def judged(self, found: np.ndarray) -> Case:
         """The case with what was made of the prediction, (*spatial)."""
-        truth = np.load(self.truth)
-        known = truth >= 0
-        return Case(self.case, found, truth * known, None if known.all() else known, spacing=self.spacing)
+        return objects_of(self.case, found, np.load(self.truth), self.spacing)
 
 
 @dataclass
@@ -180,7 +178,7 @@ class Store:
             unknown = truth == IGNORE_LABEL
             if self.objects:
                 truth = connected_components(truth == 1, connectivity=1).astype(np.int32)
-            truth[unknown] = -1
+            truth[unknown] = UNKNOWN_OBJECT
         if not self.objects:
             box = _around((found[1] > IMPROBABLE if len(found) > 1 else found[0] > 0) | (truth != 0))
             found, truth = found[:, *box], truth[box]

@@ -24,7 +24,7 @@ from scripts.data.pictures import Picture
 from scripts.data.reader import grid_of, is_picture, read_dims, read_file
 from scripts.dicom import SeriesFinder, padding_note, try_headers
 from scripts.errors import Fault, InputError, few
-from scripts.labels import IGNORE_NAME, WHOLE_TOLERANCE, nearest_whole, show_value
+from scripts.labels import IGNORE_NAME, WHOLE_TOLERANCE, class_names, nearest_whole, show_value
 
 logger = logging.getLogger(__name__)
 
@@ -159,11 +159,12 @@ def check_case(
         spatial_dims: 2 or 3.
         in_channels: channels that the network takes.
         labels: name to value of all values that a label may hold, an entry `ignore` for voxels that nobody
-            annotated; None where the values are not known yet. Not used for instances.
+            annotated; None, or that entry alone, where the values are not known yet. Of instances only that
+            entry is used.
         instances: labels number the instances from 1.
 
     Returns:
-        All problems found; a label without foreground is a warning.
+        All problems found; a label without foreground is a warning, one that nobody annotated an error.
     """
     return _inspect_case(case, spatial_dims, in_channels, labels, instances)[0]
 
@@ -588,7 +589,19 @@ def _inspect_label_values(
                 "give those voxels a value from 0 up and declare it",
             )
         )
-    if instances and 255 in voxels and set(voxels) <= {0, 255}:
+    ignored = (labels or {}).get(IGNORE_NAME)
+    if ignored is not None and set(voxels) == {ignored}:
+        problems.append(
+            Problem(
+                name,
+                path,
+                f"the value {ignored} everywhere, which is that of ignore",
+                "somebody has annotated some of each case",
+                "annotate some of it, or leave the case out",
+            )
+        )
+        return problems, voxels
+    if instances and 255 in voxels and ignored != 255 and set(voxels) <= {0, 255}:
         problems.append(
             Problem(
                 name,
@@ -598,7 +611,7 @@ def _inspect_label_values(
                 "number them, for example with skimage.measure.label, or leave out --instances",
             )
         )
-    declared = {} if instances or labels is None else labels
+    declared = {} if instances or not class_names(dict(labels or {})) else dict(labels or {})
     undeclared = sorted(value for value in voxels if value >= 0 and value not in declared.values())
     if declared and undeclared:
         known = ", ".join(f"{key}={value}" for key, value in declared.items())
@@ -612,7 +625,7 @@ def _inspect_label_values(
             )
         )
     background = next((value for key, value in declared.items() if key != IGNORE_NAME), 0)
-    if set(voxels) <= {background, declared.get(IGNORE_NAME, background)}:
+    if set(voxels) <= {background, ignored}:
         problems.append(
             Problem(
                 name,

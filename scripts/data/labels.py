@@ -15,7 +15,7 @@ from skimage.segmentation import relabel_sequential
 
 from scripts.data.checks import read_label
 from scripts.data.grids import Grid
-from scripts.labels import LARGEST_VALUE
+from scripts.labels import IGNORE_NAME, LARGEST_VALUE, UNKNOWN_OBJECT
 
 
 class LoadLabeld(MapTransform):
@@ -27,7 +27,8 @@ class LoadLabeld(MapTransform):
     Args:
         keys: paths of label files.
         labels: class name to value on disk; an entry "ignore" names the value of unannotated voxels.
-        instances: the files number objects; then ``labels`` is not compared with them.
+        instances: the files number objects; then ``labels`` is not compared with them. What nobody annotated
+            becomes UNKNOWN_OBJECT.
         image_key: the image as it was loaded: a label that is stored the other way round on the same voxels
             is turned onto it.
 
@@ -53,8 +54,8 @@ class LoadLabeld(MapTransform):
         onto = _grid(data[self.image_key]) if self.image_key in data else None
         for key in self.keys:
             values, grid = read_label(out[key], self.labels, self.instances, onto)
-            if self.instances and values.max(initial=0) > LARGEST_VALUE:
-                values = relabel_sequential(values)[0]
+            if self.instances:
+                values = self._numbered(values)
             affine = np.eye(4) if grid.affine is None else grid.affine
             meta = {
                 ImageMetaKey.FILENAME_OR_OBJ: str(out[key]),
@@ -65,6 +66,14 @@ class LoadLabeld(MapTransform):
             label = torch.from_numpy(np.ascontiguousarray(values[None], np.int32))
             out[key] = MetaTensor(label, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
         return out
+
+    def _numbered(self, values: np.ndarray) -> np.ndarray:
+        """Objects with numbers that float32 holds, and UNKNOWN_OBJECT where nobody annotated."""
+        unknown = values == self.labels.get(IGNORE_NAME, UNKNOWN_OBJECT)
+        values = values * ~unknown
+        if values.max(initial=0) > LARGEST_VALUE:
+            values = relabel_sequential(values)[0]
+        return np.where(unknown, UNKNOWN_OBJECT, values.astype(np.int32))
 
 
 def _grid(image: Any) -> Grid:

@@ -4,7 +4,7 @@
 evaluates.
 """
 
-from scripts.judging.case import Case, case_of
+from scripts.judging.case import Case, case_of, objects_of
 from scripts.judging.case_metric import MEASURES, CaseMetric, is_better
 from scripts.judging.classes import (
     SCORES,
@@ -71,6 +71,7 @@ __all__ = [
     "mean_dice",
     "membrane_curves",
     "membrane_scores",
+    "objects_of",
     "overlap_scores",
     "ranking",
     "roc_auc",

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.errors import InputError
-from scripts.labels import IGNORE_LABEL
+from scripts.labels import IGNORE_LABEL, UNKNOWN_OBJECT
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class Case:
                     "give both on one grid"
                 )
 
+    def share(self) -> float:
+        """Of the voxels how many somebody annotated, in [0, 1]."""
+        return 1.0 if self.mask is None else float(self.mask.mean())
+
     def annotated(self) -> tuple[np.ndarray, np.ndarray]:
         """Prediction and truth where somebody annotated, in one order and any shape."""
         return (self.pred, self.truth) if self.mask is None else (self.pred[self.mask], self.truth[self.mask])
@@ -70,3 +74,18 @@ def case_of(name: str, pred: torch.Tensor, label: torch.Tensor) -> Case:
     mask = truth != IGNORE_LABEL
     sides = label.pixdim[: truth.ndim].tolist() if isinstance(label, MetaTensor) else [1.0] * truth.ndim
     return Case(name, found, truth, None if mask.all() else mask, spacing=tuple(sides))
+
+
+def objects_of(
+    name: str, pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...] | None = None
+) -> Case:
+    """A case of numbered objects, whose truth is UNKNOWN_OBJECT where nobody annotated.
+
+    Args:
+        name: id of the case.
+        pred: object numbers, (*spatial).
+        truth: the same, or UNKNOWN_OBJECT.
+        spacing: see `Case`.
+    """
+    mask = truth != UNKNOWN_OBJECT
+    return Case(name, pred, truth * mask, None if mask.all() else mask, spacing=spacing)

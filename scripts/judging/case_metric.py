@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import torch
 from monai.metrics import CumulativeIterationMetric
 
 from scripts.errors import InputError
-from scripts.judging.case import Case, case_of
+from scripts.judging.case import case_of, objects_of
 from scripts.judging.classes import mean_dice
 from scripts.judging.instances import INSTANCE_SCORES, instance_scores
 from scripts.judging.membranes import MEMBRANE_SCORES, membrane_scores, section
-from scripts.labels import IGNORE_LABEL
+from scripts.labels import IGNORE_LABEL, UNKNOWN_OBJECT
 from scripts.process import rank_and_size
+from scripts.transforms.sparse import far
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +39,19 @@ def is_better(score: float, best: float) -> bool:
     return not score < best
 
 
+#: A larger share of the predicted foreground where none can be is warned of.
+MUCH = 0.1
+
+
 class CaseMetric(CumulativeIterationMetric):
     """Mean over the cases of one measure; over those of all processes where there are several.
 
     It is NaN where no case shows anything but background: what a network finds there is wrong, and says
     nothing of what it should find.
+
+    Where labels of classes are sparse, "dice" takes for background what `scripts.transforms.sparse` does: a
+    network that paints foreground all over an image is not the best one, though no annotated voxel says so.
+    The log says on what share of the voxels the score stands.
 
     It goes into MONAI's IgniteMetricHandler as `metric_fn`. The engine takes the highest value for the
     best with `is_better` as its `metric_cmp_fn`; an error needs another one.
@@ -50,7 +60,7 @@ class CaseMetric(CumulativeIterationMetric):
         measure: "dice", the mean over the foreground classes, for class maps; one of INSTANCE_SCORES, for
             object numbers; or of MEMBRANE_SCORES, in 2D, for a label of cells (1) and membranes (0) and a
             prediction like it or the cells' probability. Labels of classes and of cells are IGNORE_LABEL
-            where nobody annotated.
+            where nobody annotated, numbered objects UNKNOWN_OBJECT.
 
     Raises:
         InputError: an unknown measure; when called, what the measure's function refuses, and more channels
@@ -66,12 +76,27 @@ class CaseMetric(CumulativeIterationMetric):
     def _compute_tensor(
         self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Scores and whether there is foreground, (B, 2), of predictions and labels (B, 1, *spatial)."""
+        """For predictions and labels (B, 1, *spatial) the scores, whether there is foreground, and `_places`:
+        (B, 6)."""
         if y is None or y_pred.shape[1] != 1 or y.shape[1] != 1:
             found = [None if maps is None else list(maps.shape) for maps in (y_pred, y)]
             raise InputError(f"prediction and label have the shapes {found}: give one channel each")
-        scores = [[self._score(*case), self._shows(case[1])] for case in zip(y_pred, y, strict=True)]
-        return torch.tensor(scores, device=y_pred.device)  # where the processes exchange them
+        rows = [
+            [self._score(*case), self._shows(case[1]), *self._places(*case)]
+            for case in zip(y_pred, y, strict=True)
+        ]
+        return torch.tensor(rows, device=y_pred.device)  # where the processes exchange them
+
+    def _places(self, pred: torch.Tensor, label: torch.Tensor) -> list[float]:
+        """Of the voxels the share that is annotated and that taken for background, and how many are predicted
+        as foreground, in all and there."""
+        unknown = label == (UNKNOWN_OBJECT if self.measure in INSTANCE_SCORES else IGNORE_LABEL)
+        if not unknown.any():
+            return [1.0, 0.0, 0.0, 0.0]
+        found = np.asarray(pred[0].detach().cpu()) > 0
+        beyond = far(label) if self.measure == "dice" else np.zeros(found.shape, dtype=bool)
+        shares = [1 - float(unknown.float().mean()), float(beyond.mean())]
+        return [*shares, float(found.sum()), float((found & beyond).sum())]
 
     def _shows(self, label: torch.Tensor) -> bool:
         """Whether a label has foreground."""
@@ -81,10 +106,11 @@ class CaseMetric(CumulativeIterationMetric):
     def _score(self, pred: torch.Tensor, label: torch.Tensor) -> float:
         if self.measure in INSTANCE_SCORES:
             found, true = (np.asarray(maps[0].detach().cpu()) for maps in (pred, label))
-            return instance_scores(Case("", found, true))[self.measure]
+            return instance_scores(objects_of("", found, true))[self.measure]
         case = case_of("", pred, label)
         if self.measure == "dice":
-            return mean_dice(case)
+            mask = None if case.mask is None else case.mask | far(label)
+            return mean_dice(replace(case, truth=case.truth * (case.truth != IGNORE_LABEL), mask=mask))
         cells = section(case.id, case.pred, case.truth, case.mask)
         return membrane_scores(cells, measures=[self.measure])[self.measure]
 
@@ -97,4 +123,27 @@ class CaseMetric(CumulativeIterationMetric):
             if rank_and_size()[0] == 0:
                 logger.warning("no case shows anything but background: %s is undefined", self.measure)
             return torch.tensor(math.nan)
+        if rank_and_size()[0] == 0:
+            self._tell(*found[:, 2:].double().T)
         return torch.nanmean(found[:, 0])
+
+    def _tell(
+        self, annotated: torch.Tensor, taken: torch.Tensor, found: torch.Tensor, beyond: torch.Tensor
+    ) -> None:
+        """Say on what a score stands, and warn of what it does not see; of each case see `_places`."""
+        if (annotated == 1).all():
+            return
+        told = f"{float(annotated.mean()):.2%} of the voxels, which are annotated"
+        if taken.any():
+            told += (
+                f", and {float(taken.mean()):.1%}, which are taken for background, as they lie far from all "
+                "foreground"
+            )
+        logger.info("%s stands on %s", self.measure, told)
+        share = float(beyond.sum() / found.sum().clamp(min=1))
+        if share > MUCH:
+            logger.warning(
+                "(warning) %.0f%% of what is predicted as foreground lies where none can be: further from "
+                "every annotated object than anything else that is annotated",
+                100 * share,
+            )

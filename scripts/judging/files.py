@@ -139,8 +139,12 @@ def _pair(
     return Pair(case, files[0], truths[0], beside[0] if len(beside) == 1 else None)
 
 
-def found_labels(pairs: Collection[Pair]) -> dict[str, int]:
+def found_labels(pairs: Collection[Pair], ignored: int | None = None) -> dict[str, int]:
     """Names for the values of all truths: the lowest is the background.
+
+    Args:
+        pairs: the files.
+        ignored: the value of what nobody annotated, or None.
 
     Raises:
         InputError: too few or too many values to be classes.
@@ -151,9 +155,8 @@ def found_labels(pairs: Collection[Pair]) -> dict[str, int]:
             values |= set(np.unique(read_label(pair.truth)[0]).tolist())
         except Fault:
             continue  # it will be told when its turn comes
-    return name_values(
-        values, "take --measure instances if they number objects, or name them with --label_name"
-    )
+    fix = "take --measure instances if they number objects, or name them with --label_name"
+    return name_values(values, fix, ignored)
 
 
 def read_values(pair: Pair, labels: Mapping[str, int] | None = None, instances: bool = False) -> Case:
@@ -161,14 +164,16 @@ def read_values(pair: Pair, labels: Mapping[str, int] | None = None, instances: 
 
     Args:
         pair: the files.
-        labels: name to value of what they may hold; None: anything.
+        labels: name to value of what they may hold; None: anything. Of instances the entry "ignore" is used,
+            for the truth.
         instances: they number objects.
 
     Raises:
         Fault: an unsound file, two sizes, or two grids.
     """
     truth, grid = read_label(pair.truth, labels, instances)
-    pred, _ = read_label(pair.pred, labels, instances, grid, f"truth {pair.truth}")
+    named = None if instances else labels
+    pred, _ = read_label(pair.pred, named, instances, grid, f"truth {pair.truth}")
     return Case(pair.case, pred, truth, spacing=grid.spacing)
 
 
@@ -211,13 +216,20 @@ def _classes(values: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
     return classes
 
 
-def read_instances(pair: Pair) -> Case:
+def read_instances(pair: Pair, ignored: int | None = None) -> Case:
     """Numbered objects; see `read_values`.
+
+    Args:
+        pair: the files.
+        ignored: the number that the truth has where nobody annotated, or None.
 
     Raises:
         Fault: also for a map whose objects are not numbered.
     """
-    case = read_values(pair, instances=True)
+    case = read_values(pair, {} if ignored is None else {IGNORE_NAME: ignored}, instances=True)
+    if ignored is not None:
+        mask = case.truth != ignored
+        case = replace(case, truth=case.truth * mask, mask=None if mask.all() else mask)
     for values, path in ((case.pred, pair.pred), (case.truth, pair.truth)):
         ids = np.unique(values[values > 0])
         parts = int(components(values > 0, connectivity=values.ndim).max()) if len(ids) == 1 else 1

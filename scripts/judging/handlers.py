@@ -23,7 +23,7 @@ from scripts.files import disk_space_for, workshop
 from scripts.judging.case import Case, case_of
 from scripts.judging.case_metric import CaseMetric
 from scripts.judging.classes import SCORES, class_scores, mean_dice
-from scripts.judging.tables import Row, mean_rows, summarize, write_scores
+from scripts.judging.tables import STANDS_ON, Row, annotated_share, mean_rows, summarize, write_scores
 from scripts.labels import class_names
 from scripts.pictures import Panel, draw_panels, draw_scores, shown
 from scripts.process import gather
@@ -145,6 +145,7 @@ class CaseScores:
     def _open(self, evaluator: Engine) -> None:
         self.rows: list[Row] = []
         self.dice: dict[str, float] = {}
+        self.shares: list[float] = []
         self.slices: dict[str, Path] = {}
         self.folder = ExitStack()
         self.place = self.folder.enter_context(workshop(self.output_dir))
@@ -157,6 +158,7 @@ class CaseScores:
                 for name, row in zip(self.names[1:], scores, strict=True)
             ]
             self.dice[case.id] = mean_dice(case)
+            self.shares.append(case.share())
             self.slices[case.id] = self.place / f"{len(self.slices)}.npz"
             with disk_space_for(self.slices[case.id]):
                 np.savez(self.slices[case.id], **vars(panel_of(case, image, case.id)))
@@ -178,20 +180,23 @@ class CaseScores:
             )
         )
         self.folder.close()
+        annotated = annotated_share(of_all_processes(self.shares))
         left_out = len(self.cases.failed()) if self.cases else 0
         if not is_first() or not rows:
             return
         summary = summarize(rows, SCORES)
         cases = len({row["case"] for row in rows})
         about = {"measure": "classes", "cases": cases, "not_scored": left_out, "tolerance": self.tolerance}
-        write_scores(self.output_dir, rows, {**about, "summary": summary})
+        write_scores(self.output_dir, rows, {**about, **annotated, "summary": summary})
         draw_scores(rows, self.output_dir / "scores.png")
         if panels:
             draw_panels([panels[place] for place in places], self.output_dir / "cases.png")
         logger.info("means over %d cases:\n%s", cases, table(("class", *SCORES), mean_rows(summary)))
+        for share in annotated.values():
+            logger.info(STANDS_ON, f"{share:.2%}")
         logger.info("tables and pictures: %s", self.output_dir)
 
     def _panel(self, name: str, title: str) -> Panel:
         """The slice of a case of this process."""
         with np.load(self.slices[name]) as kept:
-            return Panel(kept["image"], kept["truth"], kept["pred"], title)
+            return Panel(kept["image"], kept["truth"], kept["pred"], title, kept["unknown"])

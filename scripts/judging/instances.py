@@ -14,7 +14,8 @@ quality; StarDist takes an IoU that equals it, too. From 0.5 up no object has tw
 
 Conventions: nothing in prediction and truth, the case says nothing and all scores are NaN; nothing in one of
 the two, all scores are 0. The Cell Tracking Challenge has no SEG for an image without true cells; here it is
-0 where something was predicted. Of an object the voxels that somebody annotated count.
+0 where something was predicted. Of an object the voxels that somebody annotated count, and a predicted one of
+which most voxels lie where nobody did counts nowhere.
 """
 
 from __future__ import annotations
@@ -83,6 +84,26 @@ def contingency(pred: np.ndarray, truth: np.ndarray) -> Contingency:
     pairs, shared = np.unique(pairs, return_counts=True)
     true_index, pred_index = np.divmod(pairs, max(len(pred_ids), 1))
     return Contingency(pred_ids, true_ids, pred_sizes, true_sizes, pred_index, true_index, shared)
+
+
+def judged_objects(case: Case) -> Contingency:
+    """The table of a case, without what nobody annotated.
+
+    A predicted object is left out where more than half of it lies there: neither hit nor false alarm.
+
+    Args:
+        case: object numbers, 0 background, 2D or 3D.
+
+    Raises:
+        InputError: fractions or negative numbers.
+    """
+    if case.mask is None:
+        return contingency(case.pred, case.truth)
+    pred, truth = case.annotated()
+    ids, place, sizes = np.unique(case.pred, return_inverse=True, return_counts=True)
+    known = np.bincount(place.reshape(case.pred.shape)[case.mask], minlength=len(ids))
+    beyond = ids[2 * known < sizes]
+    return contingency(np.where(np.isin(pred, beyond), 0, pred), truth)
 
 
 @dataclass(frozen=True)
@@ -158,7 +179,7 @@ def instance_counts(case: Case) -> InstanceCounts:
     Raises:
         InputError: fractions or negative numbers.
     """
-    table = contingency(*case.annotated())
+    table = judged_objects(case)
     true_sizes = table.true_sizes[table.true_index]  # of each pair
     iou = table.shared / (table.pred_sizes[table.pred_index] + true_sizes - table.shared)
     return InstanceCounts(
@@ -204,7 +225,7 @@ def cell_errors(case: Case) -> CellErrors:
     Raises:
         InputError: fractions or negative numbers.
     """
-    table = contingency(*case.annotated())
+    table = judged_objects(case)
     predicted, true = len(table.pred_ids), len(table.true_ids)
     covers = 2 * table.shared > table.true_sizes[table.true_index]  # more than half of the true cell
     lies = 2 * table.shared > table.pred_sizes[table.pred_index]  # more than half of the predicted cell

@@ -19,6 +19,15 @@ Row = dict[str, Any]
 OVERALL = "mean"
 
 
+#: What is told where not all is annotated; the share of the voxels fills it in.
+STANDS_ON = "the scores stand on the %s of the voxels that are annotated, and say nothing of the others"
+
+
+def annotated_share(shares: Sequence[float]) -> dict[str, float]:
+    """What a summary says of it: "annotated", the mean over the cases, unless all are annotated whole."""
+    return {"annotated": mean_of(shares)} if any(share < 1 for share in shares) else {}
+
+
 def mean_of(values: Sequence[float]) -> float:
     """The mean of what is not NaN; NaN where nothing is."""
     counted = [float(value) for value in values if not math.isnan(value)]
@@ -92,8 +101,8 @@ def write_scores(output_dir: Path, rows: Sequence[Row], about: Mapping[str, Any]
     Args:
         output_dir: where they go.
         rows: of the cases.
-        about: content of summary.json: "measure", "cases", "not_scored", where they are "tolerance" and
-            "together", and "summary", from `summarize`.
+        about: content of summary.json: "measure", "cases", "not_scored", where they are "tolerance",
+            "annotated" and "together", and "summary", from `summarize`.
     """
     write_csv(output_dir / "scores.csv", rows)
     write_csv(output_dir / "summary.csv", about["summary"])

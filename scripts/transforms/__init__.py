@@ -14,6 +14,7 @@ from scripts.transforms.instances import (
     WatershedInstancesd,
 )
 from scripts.transforms.labels import ClassesToLabelsd, LabelsToClassesd
+from scripts.transforms.sparse import FarBackgroundd
 from scripts.transforms.spatial import CountClassesd, RandSpatialPatchd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
 
@@ -25,6 +26,7 @@ __all__ = [
     "CleanClassesd",
     "ComponentsToInstancesd",
     "CountClassesd",
+    "FarBackgroundd",
     "FindObjectsd",
     "InstancesFromDirectionsd",
     "InstancesFromDistancesd",

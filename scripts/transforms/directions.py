@@ -35,7 +35,7 @@ from skimage.morphology import remove_small_holes
 from skimage.segmentation import watershed
 
 from scripts.errors import InputError, require_within
-from scripts.labels import IGNORE_LABEL, whole_numbers
+from scripts.labels import IGNORE_LABEL, UNKNOWN_OBJECT, whole_numbers
 from scripts.transforms.instances import number_tops, without_small
 from scripts.transforms.labels import like, source_of
 
@@ -85,7 +85,8 @@ class InstancesToDirectionsd(MapTransform):
     after what turns and deforms the objects.
 
     Args:
-        keys: instance maps, (1, *spatial), whole numbers, 0 background; become class maps.
+        keys: instance maps, (1, *spatial), whole numbers, 0 background, UNKNOWN_OBJECT where nobody
+            annotated; become class maps.
         flow_key: where vectors to the middle go, (axes, *spatial) float32, of length 1; one name for each of
             ``keys``, or None to make none.
         instances_key: where the objects go, (1, *spatial), numbered without ``IGNORE_LABEL``, which a patch
@@ -112,15 +113,17 @@ class InstancesToDirectionsd(MapTransform):
         """Replace each of the instance maps."""
         out = dict(data)
         for key, flow_key, instances_key in zip(self.keys, self.flow_keys, self.instances_keys, strict=True):
-            ids = whole_numbers(np.asarray(data[key][0]), source_of(data[key], key)).astype(np.int64)
-            if self.ignore_label is not None:
-                ids[ids == self.ignore_label] = -1
+            given = np.asarray(data[key][0])
+            unknown = np.isin(given, [UNKNOWN_OBJECT, self.ignore_label or UNKNOWN_OBJECT])
+            ids = whole_numbers(np.where(unknown, 0, given), source_of(data[key], key)).astype(np.int64)
+            ids[unknown] = -1
             classes, vectors = directions(ids)
             out[key] = like(classes, data[key])
             if flow_key is not None:
                 out[flow_key] = torch.cat([like(axis, data[key]) for axis in vectors])
             if instances_key is not None:
-                out[instances_key] = like(ids + (ids >= IGNORE_LABEL), data[key])
+                apart = np.where(unknown, IGNORE_LABEL, ids + (ids >= IGNORE_LABEL))
+                out[instances_key] = like(apart, data[key])
         return out
 
 

@@ -1,6 +1,7 @@
 """Between instance maps, the classes that a network learns instead, and back to instances.
 
-An instance map numbers its objects: 0 is background, every other id one object.
+An instance map numbers its objects: 0 is background, UNKNOWN_OBJECT what nobody annotated, every other id one
+object. What nobody annotated is no object's neighbour, and IGNORE_LABEL among the classes.
 
 Sources:
     O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
@@ -34,7 +35,7 @@ from skimage.morphology import local_maxima, reconstruction, remove_small_holes,
 from skimage.segmentation import expand_labels, relabel_sequential, watershed
 
 from scripts.errors import InputError, require_within
-from scripts.labels import whole_numbers
+from scripts.labels import IGNORE_LABEL, UNKNOWN_OBJECT, whole_numbers
 from scripts.transforms.labels import class_map, like, source_of
 
 #: Keys of the objects that a network found, and of the true ones.
@@ -45,9 +46,9 @@ def cell_ids(instances: np.ndarray, name: str) -> np.ndarray:
     """The instance map as int32, with ids small enough for a list of boxes.
 
     Several pieces under the only id there is are taken for cells that nobody told apart, and refused; pieces
-    that meet at a corner are one.
+    that meet at a corner are one. What nobody annotated becomes background.
     """
-    ids = whole_numbers(instances, name)
+    ids = whole_numbers(np.where(instances == UNKNOWN_OBJECT, 0, instances), name)
     if ids.max(initial=0) > ids.size:
         ids = relabel_sequential(ids)[0]
     ids = ids.astype(np.int32, copy=False)
@@ -64,13 +65,15 @@ def cell_ids(instances: np.ndarray, name: str) -> np.ndarray:
 def _extremes(ids: np.ndarray, reach: int, instances_alone: bool) -> tuple[np.ndarray, np.ndarray]:
     """The lowest and the highest id within ``reach`` of every pixel of an instance, along axes and diagonals.
 
+    What nobody annotated does not count.
+
     Args:
-        ids: (*spatial), 0 background.
+        ids: (*spatial), 0 background, UNKNOWN_OBJECT where nobody annotated.
         reach: pixels.
         instances_alone: leave out the background.
     """
     size = 2 * reach + 1
-    counted = np.where(ids > 0, ids, ids.max(initial=0)) if instances_alone else ids
+    counted = np.where(ids > 0 if instances_alone else ids >= 0, ids, ids.max(initial=0))
     return ndimage.minimum_filter(counted, size), ndimage.maximum_filter(ids, size)
 
 
@@ -80,7 +83,8 @@ class InstancesToClassesd(MapTransform):
     A pixel of an instance is border when another instance, or background, lies within ``thickness`` of it.
 
     Args:
-        keys: instance maps, (1, *spatial), 0 background, 1..N instances.
+        keys: instance maps, (1, *spatial), 0 background, 1..N instances, and UNKNOWN_OBJECT where nobody
+            annotated, which becomes IGNORE_LABEL.
         thickness: pixels taken from each instance's rim.
         contacts: the border is where another instance lies so near; towards background there is none.
     """
@@ -95,8 +99,14 @@ class InstancesToClassesd(MapTransform):
         for key in self.keys:
             instances = np.asarray(out[key][0])
             low, high = _extremes(instances, self.thickness, self.contacts)
-            out[key] = like((instances > 0) * np.where(low == high, 1, 2), out[key])
+            classes = (instances > 0) * np.where(low == high, 1, 2)
+            out[key] = like(_unknown_left_out(classes, instances), out[key])
         return out
+
+
+def _unknown_left_out(made: np.ndarray, instances: np.ndarray) -> np.ndarray:
+    """What was made of an instance map, with IGNORE_LABEL where nobody annotated; both (*spatial)."""
+    return np.where(instances == UNKNOWN_OBJECT, IGNORE_LABEL, made).astype(made.dtype)
 
 
 class FindObjectsd(MapTransform):
@@ -139,15 +149,22 @@ class ComponentsToInstancesd(MapTransform):
     A mask of cells that do not touch becomes an instance map, and an instance map stays one.
 
     Args:
-        keys: labels, (1, *spatial), whole numbers.
+        keys: labels, (1, *spatial), whole numbers, or UNKNOWN_OBJECT, which becomes background.
+        ignored: the value of what nobody annotated, which becomes background too, or None.
     """
+
+    def __init__(self, keys: KeysCollection, ignored: int | None = None) -> None:
+        super().__init__(keys)
+        self.ignored = (UNKNOWN_OBJECT, UNKNOWN_OBJECT if ignored is None else ignored)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each of the labels."""
         out = dict(data)
         for key in self.keys:
-            values = whole_numbers(np.asarray(out[key][0]), source_of(out[key], key))
-            out[key] = like(connected_components(values, connectivity=1), out[key])
+            values = np.asarray(out[key][0])
+            known = np.where(np.isin(values, self.ignored), 0, values)
+            numbers = whole_numbers(known, source_of(out[key], key))
+            out[key] = like(connected_components(numbers, connectivity=1), out[key])
         return out
 
 
@@ -177,8 +194,10 @@ class SeparateInstancesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.keys:
-            ids = cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
-            out[key] = like(self._separated(ids), data[key])
+            instances = np.asarray(data[key][0])
+            ids = cell_ids(instances, source_of(data[key], key))
+            apart = self._separated(ids).astype(np.int32)
+            out[key] = like(_unknown_left_out(apart, instances), data[key])
         return out
 
     def _separated(self, ids: np.ndarray) -> np.ndarray:
@@ -350,10 +369,12 @@ class InstancesToDistancesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key, distance_key in zip(self.keys, self.distance_keys, strict=True):
-            ids = cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
-            distances = _distances(ids)
-            out[distance_key] = like(distances, data[key])
-            out[key] = like((ids > 0) * np.where(distances > self.threshold, 1, 2), data[key])
+            instances = np.asarray(data[key][0])
+            ids = cell_ids(instances, source_of(data[key], key))
+            distances = _distances(ids, instances == UNKNOWN_OBJECT)
+            classes = (ids > 0) * np.where(distances > self.threshold, 1, 2)
+            out[distance_key] = like(_unknown_left_out(distances, instances), data[key])
+            out[key] = like(_unknown_left_out(classes, instances), data[key])
         return out
 
 
@@ -424,11 +445,12 @@ class InstancesFromDistancesd(MapTransform):
         return without_small(watershed(-distance, seeds, mask=mask), self.min_size)
 
 
-def _distances(ids: np.ndarray) -> np.ndarray:
+def _distances(ids: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     """Of each pixel of an instance to the nearest outside of it, as a share of the instance's largest.
 
     Args:
         ids: (*spatial), 0 background.
+        unknown: (*spatial), where nobody annotated, which is no outside.
 
     Returns:
         (*spatial), float32; 0 in the background.
@@ -439,11 +461,12 @@ def _distances(ids: np.ndarray) -> np.ndarray:
             continue
         grown = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
         own = ids[grown] == number
-        if own.all():  # it covers the image: without an outside there is no distance, and its edge is one
+        reach = own | unknown[grown]
+        if reach.all():  # it covers the image: without an outside there is no distance, and its edge is one
             inside = ndimage.distance_transform_edt(np.pad(own, 1))[(slice(1, -1),) * own.ndim]
         else:
-            inside = ndimage.distance_transform_edt(own)
-        distances[grown][own] = (inside / inside.max())[own]
+            inside = ndimage.distance_transform_edt(reach)
+        distances[grown][own] = (inside / inside[own].max())[own]
     return distances
 
 

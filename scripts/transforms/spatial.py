@@ -227,7 +227,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
     """Take one random patch from a case, image and label deformed by the same field in one resampling.
 
     The label's patch is drawn within the case wherever it fits: every annotated voxel gets its turn, and the
-    image of a network that predicts less than it sees may reach beyond the scan.
+    image of a network that predicts less than it sees may reach beyond the scan. Where CountClassesd finds
+    voxels that nobody annotated, patches are centred on those that somebody did, as far as the case allows.
 
     Args:
         keys: the image and the label, channel first, on one grid.
@@ -377,7 +378,7 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         """Draw where the patch comes from.
 
         Args:
-            label: (1, *shape) or None; attracts patches to its foreground.
+            label: (1, *shape) or None; attracts patches to its foreground, and to what somebody annotated.
             shape: voxels of the case, one number an axis.
             spacing: size of a voxel, in ``units``.
             counts: those of the label (see class_counts), or None to count now.
@@ -385,6 +386,8 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         start = np.array([self._draw_start(n, p) for n, p in zip(shape, self.label_size, strict=True)])
         if label is not None and self.R.random() < self.foreground_prob:
             start = self._start_around(self._draw_foreground(label, counts), shape, start)
+        elif label is not None and counts is not None and self.ignore_label in counts:
+            start = self._start_around(self._draw_annotated(label, counts), shape, start)
         centre = start - np.array(self.margins) + (np.array(self.patch_size) - 1) / 2
         matrix = np.eye(self.dims)
         if self.R.random() < self.affine_prob:
@@ -409,9 +412,10 @@ class RandSpatialPatchd(Randomizable, MapTransform):
                 f"for channels and {self.dims} axes; give patch_size as many numbers as the images have axes"
             )
         spacing = self._spacing(image)
-        label = data[self.label_key] if self.foreground_prob else None
         out = dict(data)
         counts = out.pop(f"{self.label_key}{COUNTS_POSTFIX}", None)
+        attracts = self.foreground_prob or self.ignore_label in (counts or ())
+        label = data[self.label_key] if attracts else None
         return self.apply(out, self.randomize(label, image.shape[1:], spacing, counts), spacing)
 
     def apply(
@@ -485,7 +489,19 @@ class RandSpatialPatchd(Randomizable, MapTransform):
         classes = [index for index in counts if index not in (0, self.ignore_label)]
         if not classes:
             return None
-        index = classes[self.R.randint(len(classes))]
+        return self._draw_voxel(label, classes[self.R.randint(len(classes))], counts)
+
+    def _draw_annotated(self, label: torch.Tensor, counts: Mapping[int, np.ndarray]) -> np.ndarray | None:
+        """A voxel that somebody annotated, or None where nobody did."""
+        classes = [index for index in counts if index != self.ignore_label]
+        if not classes:
+            return None
+        ends = np.cumsum([counts[index].sum() for index in classes])
+        place = int(np.searchsorted(ends, self.R.randint(ends[-1]), side="right"))
+        return self._draw_voxel(label, classes[place], counts)
+
+    def _draw_voxel(self, label: torch.Tensor, index: int, counts: Mapping[int, np.ndarray]) -> np.ndarray:
+        """A voxel of a class."""
         ends = np.cumsum(counts[index])
         voxel = self.R.randint(ends[-1])  # of the class, in the order of the axes
         place = int(np.searchsorted(ends, voxel, side="right"))

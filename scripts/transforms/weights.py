@@ -26,7 +26,7 @@ from monai.utils import ensure_tuple
 from scipy import ndimage
 
 from scripts.errors import InputError
-from scripts.labels import IGNORE_LABEL, whole_numbers
+from scripts.labels import IGNORE_LABEL, UNKNOWN_OBJECT, whole_numbers
 from scripts.transforms.instances import cell_ids
 from scripts.transforms.labels import like, source_of
 
@@ -142,7 +142,8 @@ class BorderWeightsd(MapTransform):
         keys: instance maps, (1, *spatial), 0 background, every other id a cell.
         weight_key: where the weight map goes, (1, *spatial) float32; one name for each of ``keys``.
         label_key: a class map, (1, *spatial), whose classes the class term balances; the weight is 0 where it
-            carries ``IGNORE_LABEL``. None: the class term balances cells against background.
+            carries ``IGNORE_LABEL``. None: the class term balances cells against background, and the weight
+            is 0 where the instance map carries ``UNKNOWN_OBJECT``.
         units: "pixel", or "mm" to honour the voxel size of the instance map (its MetaTensor's affine).
         w0: largest weight of the border term; with 0 the class term is left alone.
         sigma: how far the border reaches, above 0, in ``units``.
@@ -182,8 +183,12 @@ class BorderWeightsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key, weight_key in zip(self.keys, self.weight_keys, strict=True):
-            cells = cell_ids(np.asarray(data[key][0]), source_of(data[key], key))
-            classes = cells > 0 if self.label_key is None else np.asarray(data[self.label_key][0])
+            instances = np.asarray(data[key][0])
+            cells = cell_ids(instances, source_of(data[key], key))
+            if self.label_key is None:
+                classes = np.where(instances == UNKNOWN_OBJECT, IGNORE_LABEL, cells > 0)
+            else:
+                classes = np.asarray(data[self.label_key][0])
             if classes.shape != cells.shape:
                 raise InputError(
                     f"{self.label_key} has {list(classes.shape)} pixels and {key} {list(cells.shape)}: "
@@ -192,8 +197,7 @@ class BorderWeightsd(MapTransform):
             weight = class_weight_map(classes)
             spacing = self._spacing(data[key])
             weight += border_weight_map(cells, spacing, self.w0, self.sigma, self.distance_to)
-            if self.label_key is not None:
-                weight[classes == IGNORE_LABEL] = 0
+            weight[classes == IGNORE_LABEL] = 0
             out[weight_key] = like(weight, data[key])
         return out
 

@@ -196,3 +196,27 @@ def test_a_learning_curve_has_whole_epochs_below_it(
     ticks = drawn[0].axes[0].get_xticks()
     assert len(ticks) > 0
     assert all(tick == round(tick) for tick in ticks)
+
+
+def test_what_nobody_annotated_is_greyed_and_shows_what_was_predicted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure))
+    truth = np.zeros((20, 30), int)
+    truth[2:8, 2:8] = 1
+    pred = truth.copy()
+    pred[10:18, 20:28] = 1
+    mask = np.ones(truth.shape, dtype=bool)
+    mask[:, 15:] = False
+    for sparse in (None, mask):
+        case = Case("a", pred, truth, sparse)
+        panel = Panel.of(case, np.zeros(truth.shape), "a")
+        np.testing.assert_array_equal(panel.pred, pred)
+        draw_panels([panel], "unused.png")
+        draw_instances(np.zeros(truth.shape), case, "unused.png")
+    layers = [[len(axis.images) for axis in figure.axes[:4]] for figure in figures]
+    assert layers == [[1, 2, 2, 2], [1, 2, 2, 2], [1, 3, 3, 3], [1, 3, 3, 3]]
+    assert "grey: not annotated" in figures[2]._supxlabel.get_text()
+    error = np.asarray(figures[2].axes[3].images[1].get_array())
+    assert not error.any()

@@ -312,7 +312,10 @@ def test_an_empty_label_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
     require_sound(problems)
     assert "found an empty label (nothing but background)" in caplog.text
     ignored = label(tmp_path, np.full((4, 5, 6), 9, np.uint8), "ignored.nii.gz")
-    assert check(volume(tmp_path), ignored, labels=LABELS | {"ignore": 9})[0].severity == "warning"
+    for settings in ({"labels": LABELS | {"ignore": 9}}, {"labels": {"ignore": 9}, "instances": True}):
+        [problem] = check(volume(tmp_path), ignored, **settings)
+        assert problem.severity == "error"
+        assert "the value 9 everywhere, which is that of" in problem.found
 
 
 def test_labels_that_are_pictures(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from scripts.data import LoadLabeld
 from scripts.data.checks import read_label
 from scripts.errors import Fault
+from scripts.labels import UNKNOWN_OBJECT
 from scripts.transforms import InstancesToClassesd, IsolatedSpacingd
 
 LABELS = {"background": 0, "organ": 1}
@@ -87,3 +88,13 @@ def test_pictures(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "a.png")
     loaded = load(tmp_path / "a.png", instances=True)
     assert np.array_equal(loaded[0], values.T)
+
+
+def test_objects_that_nobody_annotated(tmp_path: Path) -> None:
+    """Whatever their number is, and however large those of the others are."""
+    values = np.array([[0, 7, 255], [255, 2**24 + 5, 300]], np.int32)
+    picture = nifti(tmp_path / "a.nii.gz", np.stack([values] * 2))
+    loaded = load(picture, instances=True, labels={"background": 0, "interior": 1, "ignore": 255})
+    assert loaded[0, 0].tolist() == [[0, 1, UNKNOWN_OBJECT], [UNKNOWN_OBJECT, 3, 2]]
+    with pytest.raises(Fault, match="the value 7 everywhere"):
+        load(nifti(tmp_path / "b.nii.gz", np.full((2, 3, 4), 7, np.int16)), labels={**LABELS, "ignore": 7})

@@ -41,7 +41,7 @@ def test_mean_over_the_cases_that_say_something():
     metric = CaseMetric("ap50")
     empty = torch.zeros_like(TRUTH)
     scores = metric([PRED, TRUTH, empty], [TRUTH, TRUTH, empty])
-    np.testing.assert_allclose(scores, [[0.5, 1], [1, 1], [math.nan, 0]])
+    np.testing.assert_allclose(scores[:, :2], [[0.5, 1], [1, 1], [math.nan, 0]])
     assert metric.aggregate().item() == pytest.approx(0.75)
     metric(torch.stack([PRED, PRED]), torch.stack([TRUTH, TRUTH]))
     assert metric.aggregate().item() == pytest.approx((0.5 + 1 + 0.5 + 0.5) / 4)
@@ -114,3 +114,22 @@ def test_engine_of_a_config_takes_it_as_its_key_metric(name, expected):
         expected = membrane_scores(section("a", pred[0].numpy(), truth[0].numpy()))["v_rand"]
     assert evaluator.state.metrics["val_score"] == pytest.approx(expected)
     assert evaluator.state.best_metric == pytest.approx(expected)
+
+
+def test_validation_of_sparse_labels_says_on_what_it_stands(caplog: pytest.LogCaptureFixture) -> None:
+    """Foreground far from all that is annotated counts as wrong, and much of it is warned of."""
+    caplog.set_level("INFO")
+    label = torch.full((1, 30, 30), IGNORE_LABEL)
+    label[0, 4, 4:8], label[0, 6, 4:8] = 1, 0
+    right = (label == 1).long()
+    painted = right.clone()
+    painted[0, 20:, 20:] = 1
+    metric = CaseMetric("dice")
+    metric([right], [label])
+    assert metric.aggregate() == 1
+    assert "dice stands on 0.89% of the voxels, which are annotated, and 9" in caplog.text
+    assert "(warning)" not in caplog.text
+    metric.reset()
+    metric([painted], [label])
+    assert metric.aggregate() == pytest.approx(2 * 4 / (4 + 104))
+    assert "(warning) 96% of what is predicted as foreground lies where none can be" in caplog.text

@@ -72,9 +72,14 @@ def test_rows_are_named_by_the_id_and_leave_out_what_nobody_annotated(tmp_path: 
     summary = json.loads((tmp_path / "summary.json").read_text())
     about = {key: summary[key] for key in ("measure", "cases", "not_scored", "tolerance")}
     assert about == {"measure": "classes", "cases": 3, "not_scored": 0, "tolerance": 3.0}
+    assert summary["annotated"] == pytest.approx(10 / 12)  # two of twelve rows are not
+    whole = np.zeros((6, 7), int)
+    whole[2:4, 2:4] = 1
+    judge(CaseScores(str(tmp_path / "whole"), LABELS), {"a": (whole, whole)})
+    assert "annotated" not in json.loads((tmp_path / "whole/summary.json").read_text())
     assert {entry["cases"] for entry in summary["summary"] if entry["score"] == "dice"} == {3}
     names = ["cases.png", "scores.csv", "scores.png", "summary.csv", "summary.json"]
-    assert written(tmp_path) == names  # nothing of the slices is left
+    assert written(tmp_path / "whole") == names  # nothing of the slices is left
 
 
 def test_cases_of_one_name_are_refused(tmp_path: Path) -> None:

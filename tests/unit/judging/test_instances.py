@@ -20,6 +20,7 @@ from scripts.judging import (
     IOU_THRESHOLDS,
     Case,
     InstanceCounts,
+    cell_errors,
     contingency,
     instance_counts,
     instance_scores,
@@ -210,12 +211,33 @@ def test_voxels_that_nobody_annotated_belong_to_no_object():
     for seed in range(4):
         pred, truth = draw_instances((14, 15), seed)
         mask = rng.random(truth.shape) < 0.7
+        ids = [i for i in np.unique(pred) if 2 * mask[pred == i].sum() < (pred == i).sum()]
+        kept = np.where(np.isin(pred, ids), 0, pred)
         here = instance_counts(Case("a", pred, truth, mask))
-        assert here == instance_counts(Case("a", np.where(mask, pred, 0), np.where(mask, truth, 0)))
-        others = (np.where(mask, maps, rng.integers(0, 99, mask.shape)) for maps in (pred, truth))
+        assert here == instance_counts(Case("a", np.where(mask, kept, 0), np.where(mask, truth, 0)))
+        numbers = rng.integers(0, 99, mask.shape)
+        others = np.where(mask, kept, 1000 + numbers), np.where(mask, truth, numbers)
         assert here == instance_counts(Case("a", *others, mask))
     mask = np.ones(TRUTH.shape, dtype=bool)
     mask[:, 12:] = False  # the third object and what was predicted there
     scores = instance_scores(Case("a", PRED, TRUTH, mask))
     assert scores["ap50"] == 1
     assert scores["sq"] == pytest.approx((3 / 4 + 5 / 6) / 2)
+
+
+def test_objects_mostly_where_nobody_annotated_are_neither_hits_nor_false_alarms() -> None:
+    truth = np.zeros((10, 20), int)
+    truth[1:5, 1:5] = 1
+    mask = np.ones(truth.shape, dtype=bool)
+    mask[:, 10:] = False
+    for left, invented in ((9, 0), (8, 0), (5, 1)):  # of 6 columns 5, 4 and 1 lie beyond
+        pred = truth.copy()
+        pred[6:9, left : left + 6] = 2
+        case = Case("a", pred, truth, mask)
+        assert instance_counts(case).predicted == 1 + invented
+        assert instance_counts(case).true_positives[0] == 1
+        assert cell_errors(case).invented == ((2,) if invented else ())
+    beyond = truth.copy()
+    beyond[1:5, 1:20] = 1  # the object that was found reaches far into it
+    assert instance_counts(Case("a", beyond, truth, mask)).true_positives[0] == 0
+    assert instance_counts(Case("a", beyond, truth, mask)).predicted == 0

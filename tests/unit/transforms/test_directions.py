@@ -89,8 +89,8 @@ def test_what_nobody_annotated_stays_so() -> None:
     assert (out["label"][0, 4:] == IGNORE_LABEL).all()
     assert torch.equal(out["label"][0, :4], first["label"][0, :4])
     assert not out["flow"][:, 4:].any()
-    with pytest.raises(InputError, match="label holds the value -1"):
-        again({"label": torch.full((1, 4, 4), -1)})
+    with pytest.raises(InputError, match="label holds the value -2"):
+        again({"label": torch.full((1, 4, 4), -2)})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from skimage.measure import label as connected_components
 
 from scripts.errors import InputError
 from scripts.judging import Case, instance_scores
+from scripts.labels import IGNORE_LABEL, UNKNOWN_OBJECT
 from scripts.transforms import (
     ClassesToInstancesd,
     ComponentsToInstancesd,
@@ -573,3 +574,29 @@ def test_objects_of_logits_are_those_of_inference() -> None:
     np.testing.assert_array_equal(true, cells[0])
     with pytest.raises(InputError, match="to_labels is not set, and val_measure judges objects"):
         FindObjectsd("pred", [], "objects")
+
+
+def test_what_nobody_annotated_takes_no_part_in_borders() -> None:
+    """It is no background that an object could have a border with, and no neighbour that it touches."""
+    ids = np.zeros((12, 14), np.int32)
+    ids[2:10, 2:8], ids[2:10, 8:12] = 1, 2
+    cut = ids.copy()
+    cut[6:] = UNKNOWN_OBJECT
+    for contacts in (False, True):
+        transform = InstancesToClassesd("label", contacts=contacts)
+        whole, half = (transform({"label": torch.from_numpy(map_)[None]})["label"][0] for map_ in (ids, cut))
+        assert (half[6:] == IGNORE_LABEL).all()
+        assert torch.equal(half[:6], whole[:6])
+    ids[9, :] = UNKNOWN_OBJECT  # an object ends where the next one may begin
+    apart = SeparateInstancesd("label")({"label": torch.from_numpy(ids)[None]})["label"][0]
+    assert (apart[9] == IGNORE_LABEL).all()
+    assert set(apart[:9].ravel().tolist()) == {0, 1}
+    out = InstancesToDistancesd("label")({"label": torch.from_numpy(cut)[None]})
+    assert (out["distance"][0, 6:] == IGNORE_LABEL).all()
+    assert (out["label"][0, 6:] == IGNORE_LABEL).all()
+    assert out["distance"][0, 5, 4] == 1  # three pixels from the sides, not one from the cut
+    everywhere = torch.full((1, 4, 4), 3, dtype=torch.int32)
+    everywhere[0, 0] = UNKNOWN_OBJECT
+    assert (InstancesToDistancesd("label")({"label": everywhere})["distance"][0, 1:] > 0).all()
+    cells = ComponentsToInstancesd("label", ignored=9)({"label": torch.tensor([[[9, 0, 5, 5, -1]]])})
+    assert cells["label"].tolist() == [[[0, 0, 1, 1, 0]]]

@@ -738,6 +738,12 @@ def test_draws_in_a_fixed_order(layout, counted):
             voxels = np.argwhere(label[0].numpy() == [1, 2][state.randint(2)])
             wanted = voxels[state.randint(len(voxels))] - np.array(patch) // 2
             start = [min(max(w, 0), n - p) for w, n, p in zip(wanted, shape, patch, strict=True)]
+        elif counted:  # around what somebody annotated
+            known = [np.argwhere(label[0].numpy() == index) for index in range(3)]
+            chosen = state.randint(sum(map(len, known)))
+            voxels = known[np.searchsorted(np.cumsum([*map(len, known)]), chosen, side="right")]
+            wanted = voxels[state.randint(len(voxels))] - np.array(patch) // 2
+            start = [min(max(w, 0), n - p) for w, n, p in zip(wanted, shape, patch, strict=True)]
         centre, matrix, displacements = start + (np.array(patch) - 1) / 2, np.eye(3), None
         if state.random_sample() < 0.7:
             angles = [state.uniform(-limit, limit) for limit in (0.1, 0.2, 0.3)]
@@ -754,6 +760,23 @@ def test_draws_in_a_fixed_order(layout, counted):
         assert (drawn.displacements is None) == (displacements is None)
         if displacements is not None:
             np.testing.assert_array_equal(drawn.displacements, displacements)
+
+
+@pytest.mark.parametrize("foreground_prob", [0.0, 0.5])
+def test_patches_hold_something_annotated(foreground_prob: float) -> None:
+    """Ten voxels of 1600 are, and each patch has one of them."""
+    case = make_case((40, 40), classes=1)
+    case["label"][:] = IGNORE_LABEL
+    case["label"][0, 3, 2:12] = 0
+    case["label"][0, 3, 2] = 2
+    transform = make_transform((8, 8), foreground_prob=foreground_prob)
+    counted = CountClassesd("label")(case)
+    labels = [transform(counted)["label"] for _ in range(60)]
+    assert all((label != IGNORE_LABEL).any() for label in labels)
+    shown = sum(bool((label == 2).any()) for label in labels) / 60
+    assert (0.2 < shown < 0.7) if foreground_prob == 0 else shown > 0.5
+    uncounted = [transform(case)["label"] for _ in range(60)]
+    assert foreground_prob or not all((label != IGNORE_LABEL).any() for label in uncounted)
 
 
 @pytest.mark.parametrize(

@@ -367,7 +367,7 @@ def test_class_map_is_balanced_and_its_ignored_pixels_weigh_nothing():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (SEVEN - 1, r"^cells_7\.png holds the value -1: give whole numbers"),
+        (SEVEN - 2, r"^cells_7\.png holds the value -2: give whole numbers"),
         (SEVEN / 2, r"^cells_7\.png holds the value 0\.5: give whole numbers"),
         ((SEVEN > 0) * 1, r"^cells_7\.png holds 2 separate cells under one id"),
     ],

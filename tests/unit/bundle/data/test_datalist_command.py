@@ -665,3 +665,54 @@ def test_masks_handed_as_instances_are_told(tmp_path: Path) -> None:
     said = "warning: no label numbers more than one object"
     assert said in described(tmp_path, [[0, 1]] * 4, "--instances")
     assert said not in described(tmp_path, [[0, 1], [0, 1, 2], [0], [0, 1]], "--instances")
+
+
+@pytest.mark.parametrize("options", [(), ("--instances",), ("--label_name", "a=0", "--label_name", "b=1")])
+def test_a_value_that_nobody_annotated(options: tuple[str, ...], tmp_path: Path) -> None:
+    described(tmp_path, [[9, 0, 1], [0, 1, 9], [0, 1], [0, 1, 9]], *options, "--ignore", 9)
+    dataset, task = (json.loads((tmp_path / f"out/{name}.json").read_text()) for name in ("dataset", "task"))
+    first, second = ("a", "b") if "--label_name" in options else ("background", "label1")
+    named = {"0": first} if options == ("--instances",) else {"0": first, "1": second}
+    assert dataset["labels"] == {**named, "9": "ignore"}
+    assert task["labels"]["ignore"] == 9
+    assert len(task["labels"]) == (4 if options == ("--instances",) else 3)
+    settings = {"spatial_dims": 2, "in_channels": 1, "instances": task.get("instances", False)}
+    loaded = read_split(tmp_path / "out", labels=task["labels"], fold=0, **settings)
+    assert len(loaded["training"]) == 2
+    again = invoke("plan", "--dataset_dir", tmp_path / "out", "--no-trial")
+    assert again.exit_code == 0, again.output
+    assert json.loads((tmp_path / "out/task.json").read_text()) == task
+
+
+def test_a_value_to_ignore_that_cannot_be_one(tmp_path: Path) -> None:
+    described(tmp_path, [[0, 1, 9], [0, 1, 9], [9], [9, 0]])
+    source = ("--images", tmp_path / "i", "--labels", tmp_path / "l", "--output_dir", tmp_path / "new")
+    refused(r"--ignore is 8, which no label holds, but 0, 1, 9; it is the value", *source, "--ignore", 8)
+    names = ("--label_name", "a=0", "--label_name", "b=1", "--label_name", "c=9")
+    refused(
+        r"--ignore is 9, and the labels have c=9; a value is a class, or that", *source, *names, "--ignore", 9
+    )
+    refused(r"--ignore is -1; label values are whole numbers of 0", *source, "--ignore", -1)
+    refused(
+        "--ignore is 8, and the labels have ignore=9",
+        *source,
+        *names[:4],
+        "--label_name",
+        "ignore=9",
+        "--ignore",
+        8,
+    )
+    result = call(*source, "--ignore", 9)
+    assert result.exit_code == 1
+    assert "c2   | l/c2.png | the value 9 everywhere, which" in result.output
+    for n in (0, 1, 3):
+        picture(tmp_path / f"l/c{n}.png", 9, (30, 20))
+    for n in range(4):
+        Image.fromarray(np.full((30, 20), 9, np.uint8)).save(tmp_path / f"l/c{n}.png")
+    result = call(*source, "--ignore", 9)
+    assert "error: 4 problem(s), nothing was written" in result.output
+    for n in range(4):
+        picture(tmp_path / f"l/c{n}.png", 9)
+    refused(
+        "the labels hold the value 0 wherever they do not hold 9, that of --ignore;", *source, "--ignore", 9
+    )

@@ -438,3 +438,30 @@ def test_objects_with_the_largest_numbers(tmp_path: Path) -> None:
         nib.save(nib.Nifti1Image(truth, np.eye(4), dtype=np.uint64), tmp_path / kind / "a.nii.gz")
     rows, _, _ = score(tmp_path / "out", tmp_path / "pred", tmp_path / "truth", "--measure", "instances")
     assert (float(rows[0]["ap"]), rows[0]["predicted"], rows[0]["true"]) == (1, "2", "2")
+
+
+@pytest.mark.parametrize("measure", ["classes", "instances"])
+def test_the_value_to_ignore_is_given_or_listed(measure: str, tmp_path: Path) -> None:
+    """By --ignore, and by the dataset.json whose section is judged."""
+    truth = np.zeros((20, 30), np.uint8)
+    truth[2:8, 2:8] = 1
+    truth[:, 15:] = 9
+    pred = np.where(truth == 1, 1, 0).astype(np.uint8)
+    pred[2:8, 20:28] = 2 if measure == "instances" else 1
+    picture(tmp_path / "pred/a.png", pred)
+    picture(tmp_path / "truth/a.png", truth)
+    options = ("--measure", measure)
+    name = "ap50" if measure == "instances" else "dice"
+    rows, _, _ = score(tmp_path / "with", tmp_path / "pred", tmp_path / "truth", *options, "--ignore", 9)
+    assert float(rows[0][name]) == 1
+    entry = {"case": "a", "image": "../pred/a.png", "label": "a.png"}
+    labels = {"0": "background", "1": "label1", "9": "ignore"}
+    others = {name: [{**entry, "case": name}] for name in ("training", "validation")}
+    description = {"labels": labels, **others, "testing": [entry]}
+    (tmp_path / "truth/dataset.json").write_text(json.dumps(description))
+    section = (*options, "--section", "testing")
+    rows, _, _ = score(tmp_path / "listed", tmp_path / "pred", tmp_path / "truth", *section)
+    assert float(rows[0][name]) == 1
+    refused(
+        "--ignore 9 goes with classes", tmp_path / "pred", tmp_path, "--measure", "membranes", "--ignore", 9
+    )
