@@ -760,7 +760,7 @@ def _warnings(
     yield from _empty_parts(lists, voxels, labels)
     if not instances:
         yield from _untrained(lists, voxels, labels)
-        yield from _unjudged(lists["training"], voxels, labels)
+        yield from _unjudged([*lists["training"], *lists["validation"]], voxels, labels)
     yield from _thin(facts, task)
     yield from filter(None, [flipped(list(facts.values()))])
 
@@ -786,14 +786,14 @@ def _thin(facts: Mapping[str, Facts], task: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _unjudged(
-    training: Sequence[Mapping[str, Any]],
+    learnt: Sequence[Mapping[str, Any]],
     voxels: Mapping[str, Mapping[int, int]],
     labels: Mapping[str, int],
 ) -> Iterable[str]:
     """Classes of several cases that a fold does not show, though another one does."""
-    folds = sorted({case["fold"] for case in training if "fold" in case})
+    folds = sorted({case["fold"] for case in learnt if "fold" in case})
     for name, value in list(labels.items())[1:]:
-        shown = [case["fold"] for case in training if "fold" in case and value in voxels[case["case"]]]
+        shown = [case["fold"] for case in learnt if "fold" in case and value in voxels[case["case"]]]
         without = [fold for fold in folds if fold not in shown]
         if name != IGNORE_NAME and len(set(shown)) > 1 and without:
             yield (

@@ -48,7 +48,7 @@ MAX_TILT = 20.0  # degrees
 GREY, WHITE, FLUID = 0.62, 1.0, 0.2  # relative signal of the tissues on a T1-weighted image
 
 HEART_SIZE = (128, 128, 10)  # voxels in the plane of the slices, and slices
-HEART_MIN_SIZE = (64, 64, 4)
+HEART_MIN_SIZE = (64, 64, 5)
 HEART_RADIUS, HEART_WALL = 30.0, 9.0  # mm: of the muscle's outside at its base, and how thick it is
 BLOOD, MUSCLE, BODY, FAT, LUNG = 1.0, 0.34, 0.5, 0.85, 0.08  # relative signal on a bright-blood image
 
@@ -331,7 +331,7 @@ def draw_heart(
     Args:
         seed: of the phantom, 0 or more.
         index: of the case, 0 or more.
-        size: pixels of a slice, 64 or more each, and slices, 4 or more; a case departs from it a little. The
+        size: pixels of a slice, 64 or more each, and slices, 5 or more; a case departs from it a little. The
             heart has its size in mm.
 
     Returns:
@@ -347,7 +347,8 @@ def draw_heart(
     outer = HEART_RADIUS * rng.normal(1, 0.1)
     wall = HEART_WALL * rng.normal(1, 0.15)
     middle, drift, turn = rng.normal(0, 10, 2), rng.normal(0, 1.5, 2), rng.uniform(-0.9, 0.9)
-    first, length = rng.uniform(0.5, 2), (shape[2] - rng.uniform(1.5, 3.5))
+    first, beyond = rng.uniform(0.5, 2), rng.uniform(1.5, 3.5)
+    length = max(shape[2] - beyond, first + 2)  # two slices of it at least
     vessel = middle + (outer + 24) * _direction(turn + rng.uniform(-0.8, 0.8))
     hollow = middle - (outer + 26) * _direction(turn + rng.uniform(-0.8, 0.8))
     solid = middle + (outer + 40) * _direction(turn + 1.6 + rng.uniform(-0.4, 0.4))

@@ -254,7 +254,8 @@ def test_monai_reads_the_data_list_and_the_files(kind: Kind, tmp_path: Path) -> 
             np.testing.assert_array_equal(label.T, instances)
             assert about["instances"] is True
         else:
-            voxels, parts, affine = draw_organ(0, index, SMALL[kind])
+            draw = {Kind.ORGAN: draw_organ, Kind.HEART: draw_heart}[kind]
+            voxels, parts, affine = draw(0, index, SMALL[kind])
             np.testing.assert_array_equal(image, voxels)
             np.testing.assert_array_equal(label, parts)
             np.testing.assert_allclose(nib.Nifti1Image.from_filename(item["image"]).affine, affine, atol=1e-5)

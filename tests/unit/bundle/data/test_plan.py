@@ -299,7 +299,7 @@ def test_a_listed_data_set(tmp_path: Path) -> None:
         (("--dataset_dir", "d", "--instances"), "leave out what sets others"),
         (("--msd", "m"), "--output_dir is missing"),
         (("--output_dir", "o"), "exactly one of .* or --dataset_dir"),
-        (("--dataset_dir", "d", "--minutes", 0), "--minutes is 0; a training takes more than 0"),
+        (("--dataset_dir", "d", "--minutes", 0), "--minutes is 0; it takes more than 0"),
     ],
 )
 def test_arguments_that_do_not_fit(options: tuple[object, ...], said: str) -> None:
