@@ -38,6 +38,7 @@ from scripts.data.datalist import (
     file_stem,
     named_images,
     read_entries,
+    read_folds,
     read_splits_file,
     sections,
 )
@@ -368,7 +369,8 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     for line in _summary(source.cases, lists, facts, names, instances):
         typer.echo(line)
     held = {case["case"]: case_facts for case, case_facts in zip(source.cases, facts, strict=True)}
-    for warning in _warnings(lists, held, names, task, instances, named is None):
+    fold_of = {case["case"]: case["fold"] for case in lists["training"] if "fold" in case}
+    for warning in _warnings(lists, fold_of, held, names, task, instances, named is None):
         typer.echo(f"warning: {warning}", err=True)
     if sided := sided_names(names):
         typer.echo(
@@ -405,7 +407,8 @@ def _plan_listed(output_dir: Path, dataset_dir: Path, means: Means) -> dict[str,
     fingerprint[WRITTEN] = {name: _hash(content) for name, content in contents.items()}
     _write(output_dir, contents, fingerprint)
     held = {case["case"]: case_facts for case, case_facts in zip(cases, facts, strict=True)}
-    for warning in _warnings(split, held, names, task, instances, source.labels is None):
+    fold_of = {case["case"]: fold for fold, part in read_folds(dataset_dir).items() for case in part}
+    for warning in _warnings(split, fold_of, held, names, task, instances, source.labels is None):
         typer.echo(f"warning: {warning}", err=True)
     _tell(output_dir, contents)
     return task
@@ -739,6 +742,7 @@ def odd_labels(
 
 def _warnings(
     lists: Mapping[str, Sequence[Mapping[str, Any]]],
+    fold_of: Mapping[str, int],
     facts: Mapping[str, Facts],
     labels: Mapping[str, int],
     task: Mapping[str, Any],
@@ -749,6 +753,7 @@ def _warnings(
 
     Args:
         lists: of the split.
+        fold_of: in which fold a case validates, where there are folds.
         facts: of each case, by its id.
         labels: name to value.
         task: the plan.
@@ -760,7 +765,7 @@ def _warnings(
     yield from _empty_parts(lists, voxels, labels)
     if not instances:
         yield from _untrained(lists, voxels, labels)
-        yield from _unjudged([*lists["training"], *lists["validation"]], voxels, labels)
+        yield from _unjudged(fold_of, voxels, labels)
     yield from _thin(facts, task)
     yield from filter(None, [flipped(list(facts.values()))])
 
@@ -786,14 +791,12 @@ def _thin(facts: Mapping[str, Facts], task: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _unjudged(
-    learnt: Sequence[Mapping[str, Any]],
-    voxels: Mapping[str, Mapping[int, int]],
-    labels: Mapping[str, int],
+    fold_of: Mapping[str, int], voxels: Mapping[str, Mapping[int, int]], labels: Mapping[str, int]
 ) -> Iterable[str]:
     """Classes of several cases that a fold does not show, though another one does."""
-    folds = sorted({case["fold"] for case in learnt if "fold" in case})
+    folds = sorted(set(fold_of.values()))
     for name, value in list(labels.items())[1:]:
-        shown = [case["fold"] for case in learnt if "fold" in case and value in voxels[case["case"]]]
+        shown = [fold for case, fold in fold_of.items() if value in voxels[case]]
         without = [fold for fold in folds if fold not in shown]
         if name != IGNORE_NAME and len(set(shown)) > 1 and without:
             yield (

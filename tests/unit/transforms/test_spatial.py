@@ -269,14 +269,15 @@ def test_one_control_point_moves_its_corner_alone():
 
 def test_a_deviation_for_each_axis_leaves_slices_apart():
     """Drawn within the slices alone, a deformed patch of one slice holds voxels of that slice."""
-    slices = torch.arange(6.0).expand(1, 20, 20, 6)
+    slices, inside = torch.arange(6.0).expand(1, 20, 20, 6), torch.zeros(1, 20, 20, 6)
+    inside[:, 2:-2, 2:-2] = 1  # at the end of the image it is mixed with what lies outside
     transform = make_transform(
         (12, 12, 1), elastic_prob=1.0, elastic_std=[2.0, 2.0, 0.0], affine_prob=1.0, rotate_range=[0, 0, 1.0]
     )
     for _ in range(10):
-        patch = transform({"image": slices, "label": torch.ones(1, 20, 20, 6)})
+        patch = transform({"image": slices, "label": inside})
         known = patch["image"][patch["label"] == 1]
-        assert known.numel() > 50
+        assert known.numel() > 20
         torch.testing.assert_close(known, known[0].round().expand_as(known), atol=1e-4, rtol=0)
     moved = draw(transform, (20, 20, 6), 1)[0].displacements
     assert not moved[2].any()
