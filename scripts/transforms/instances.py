@@ -23,6 +23,7 @@ both are ours.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from skimage.morphology import local_maxima, reconstruction, remove_small_holes,
 from skimage.segmentation import expand_labels, relabel_sequential, watershed
 
 from scripts.errors import InputError, require_within
-from scripts.labels import IGNORE_LABEL, UNKNOWN_OBJECT, whole_numbers
+from scripts.labels import IGNORE_LABEL, IGNORE_NAME, UNKNOWN_OBJECT, whole_numbers
 from scripts.transforms.labels import class_map, like, source_of
 
 #: Keys of the objects that a network found, and of the true ones.
@@ -150,12 +151,12 @@ class ComponentsToInstancesd(MapTransform):
 
     Args:
         keys: labels, (1, *spatial), whole numbers, or UNKNOWN_OBJECT, which becomes background.
-        ignored: the value of what nobody annotated, which becomes background too, or None.
+        labels: name to value; an entry "ignore" is the value of what nobody annotated, background too.
     """
 
-    def __init__(self, keys: KeysCollection, ignored: int | None = None) -> None:
+    def __init__(self, keys: KeysCollection, labels: Mapping[str, int] = MappingProxyType({})) -> None:
         super().__init__(keys)
-        self.ignored = (UNKNOWN_OBJECT, UNKNOWN_OBJECT if ignored is None else ignored)
+        self.ignored = (UNKNOWN_OBJECT, labels.get(IGNORE_NAME, UNKNOWN_OBJECT))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each of the labels."""

@@ -33,6 +33,20 @@ OURS = {
         labels={"background": 0, "liver": 1},
         modality=["CT"],
     ),
+    "scribbles.json": plan_task(
+        [
+            Facts(
+                (64, 64, 64),
+                (1.0, 1.0, 1.0),
+                {0: 9, 1: 9, 255: 64**3 - 18},
+                {"channels": [{"foreground": INSIDE}], "far": 64**3 // 2},
+            )
+        ],
+        spatial_dims=3,
+        in_channels=1,
+        labels={"background": 0, "organ": 1, "ignore": 255},
+        modality=["CT"],
+    ),
 }
 
 

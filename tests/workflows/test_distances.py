@@ -13,6 +13,7 @@ from tests.commands import read_array, run
 pytestmark = pytest.mark.workflow
 
 
+@pytest.mark.long
 def test_cells_are_numbered_from_learnt_distances(tmp_path: Path) -> None:
     data, overlays = tmp_path / "data", ("task/phantom_cells", "network/dual_decoder")
     write_phantom(Kind.CELLS, data, cases=10, size=(96, 96))

@@ -299,7 +299,7 @@ def test_bad_input_is_a_sentence(packaged: Path, cells: Path, tmp_path: Path) ->
     other = UNet(spatial_dims=2, in_channels=1, out_channels=3, channels=(4, 8))
     torch.save(other.state_dict(), tmp_path / "other.pt")
     assert "a checkpoint of another network" in error(packaged, "--checkpoint", tmp_path / "other.pt")
-    assert "has no configs/train.json: name the folder of a bundle" in error(cells)
+    assert "has no configs/inference.json: name the folder of a bundle" in error(cells)
     config = json.loads((packaged / "configs/inference.json").read_text())
     (bare / "configs/inference.json").write_text(json.dumps({**config, "patch_size": [30, 32]}))
     sentence = error(bare, "--checkpoint", packaged / "models/model.pt")

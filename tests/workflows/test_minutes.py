@@ -65,6 +65,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[length.Costs]:
     return found
 
 
+@pytest.mark.long
 def test_minutes_are_the_training_of_the_same_numbers(
     cells: Path, tmp_path: Path, slow: list[length.Costs], monkeypatch: pytest.MonkeyPatch
 ) -> None:

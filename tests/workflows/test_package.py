@@ -135,6 +135,7 @@ def package_ensemble(workshop: Path, ensemble: Path, output: Path) -> Path:
     return output / CARD["folder"]
 
 
+@pytest.mark.long
 def test_an_ensemble_is_packaged_as_one_network(
     workshop: Path, ensemble: Path, cells: Path, tmp_path: Path
 ) -> None:

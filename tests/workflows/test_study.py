@@ -197,6 +197,7 @@ def _other_labels(cells: Path, folder: Path) -> Path:
     return made
 
 
+@pytest.mark.long
 def test_the_doctor_times_a_step_and_a_case(cells: Path, tmp_path: Path) -> None:
     """As it is, in a process of its own."""
     ids = {**TINY[2], "max_epochs": 1, "val_interval": 1, "output_dir": str(tmp_path / "out")}

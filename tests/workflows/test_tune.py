@@ -150,6 +150,7 @@ def test_tune_chooses_on_validation_alone_and_inference_agrees(trained: Path, tm
     assert json.loads((tmp_path / "again/postprocessing.json").read_text()) == chosen
 
 
+@pytest.mark.long
 def test_speed_is_tuned_on_validation_alone_and_inference_takes_the_overlays(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,7 @@ def test_tf32_is_switched_for_products_and_convolutions_alike(allowed, precision
     assert torch.backends.cudnn.conv.fp32_precision == precision
 
 
+@pytest.mark.long
 def test_command_writes_everything_it_measured(tmp_path):
     file = tmp_path / "figures.json"
     options = ["--only", "weightmap", "--small", "--rounds", "2", "--threads", "1", "--json", str(file)]

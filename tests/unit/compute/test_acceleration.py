@@ -310,6 +310,7 @@ for memory_format in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_maps_smaller_than_the_kernel_have_gradients():
     subprocess.run([sys.executable, "-c", SMALL_MAPS, "contiguous", "channels_last"], cwd=ROOT, check=True)
 

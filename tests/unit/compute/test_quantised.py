@@ -341,6 +341,7 @@ print(sorted({event for event in events if event.startswith("socket.") or event 
 """
 
 
+@pytest.mark.long
 def test_nothing_is_sent(tmp_path):
     """Neither OpenVINO nor nncf connects, starts a process for it, or leaves an identifier behind."""
     home = tmp_path / "home"

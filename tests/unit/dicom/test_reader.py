@@ -86,6 +86,7 @@ def test_another_reader_does_not_take_what_is_refused(tmp_path: Path) -> None:
         LoadImage(reader=DICOM_READER)(tmp_path)
 
 
+@pytest.mark.long
 def test_pydicom_2_and_no_highdicom_are_enough_to_import(tmp_path: Path) -> None:
     """MONAI Label's environment: nothing that it lacks is imported before it is used."""
     hidden = "for name in ('pydicom.pixels', 'highdicom'): sys.modules[name] = None"

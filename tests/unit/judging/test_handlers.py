@@ -134,6 +134,7 @@ def _process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_judge_every_case_once(tmp_path: Path) -> None:
     other = torch.multiprocessing.spawn(_process, args=(str(tmp_path),), nprocs=1, join=False)
     _process(1, str(tmp_path))

@@ -598,5 +598,7 @@ def test_what_nobody_annotated_takes_no_part_in_borders() -> None:
     everywhere = torch.full((1, 4, 4), 3, dtype=torch.int32)
     everywhere[0, 0] = UNKNOWN_OBJECT
     assert (InstancesToDistancesd("label")({"label": everywhere})["distance"][0, 1:] > 0).all()
-    cells = ComponentsToInstancesd("label", ignored=9)({"label": torch.tensor([[[9, 0, 5, 5, -1]]])})
+    cells = ComponentsToInstancesd("label", {"background": 0, "ignore": 9})(
+        {"label": torch.tensor([[[9, 0, 5, 5, -1]]])}
+    )
     assert cells["label"].tolist() == [[[0, 0, 1, 1, 0]]]

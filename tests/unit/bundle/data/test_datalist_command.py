@@ -364,6 +364,7 @@ def _folder_without_cases(root: Path) -> Path:
     return root / "none"
 
 
+@pytest.mark.long
 @needs_data
 @pytest.mark.data
 def test_hippocampus(tmp_path: Path) -> None:
@@ -387,6 +388,7 @@ def test_membranes(tmp_path: Path) -> None:
     assert task["samples_per_case"] == 4
 
 
+@pytest.mark.long
 @needs_data
 @pytest.mark.data
 def test_nuclei(tmp_path: Path) -> None:

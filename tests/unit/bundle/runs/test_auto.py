@@ -78,6 +78,7 @@ def test_it_plans_once_and_hands_on_what_is_given(tmp_path: Path, monkeypatch: p
             assert result.exit_code == 0, result.output
 
     monkeypatch.setattr(bundle.runs.auto, "run_python", run_python)
+    monkeypatch.setattr(bundle.runs.auto, "_spent", lambda: 0.1)  # this process has run other tests
     given = ["--images", images, "--labels", labels, "--output_dir", out, "--subject_pattern", "_([0-9]+)"]
     names = ["--label_name", "background=0", "--label_name", "thing=1"]
     ids = ["--channels", "[4,8]", "--amp", "False"]
