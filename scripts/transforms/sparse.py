@@ -22,6 +22,9 @@ from scripts.transforms.labels import like
 #: What is so many times nearer to annotated background than to foreground is taken for background.
 NEARER = 1.5
 
+#: Of what is taken for background so many times as many voxels as are annotated are learnt.
+TAKEN = 3
+
 
 def far_from_foreground(
     foreground: np.ndarray, annotated: np.ndarray, spacing: Sequence[float] | None = None
@@ -72,8 +75,9 @@ def likely_background(
 class FarBackgroundd(MapTransform):
     """Call background what nobody annotated and what lies away from all that is annotated as foreground.
 
-    It holds where each object of a case is annotated at least in part, with background around it, see
-    `likely_background`. For trainings: scores of an evaluation do not go by it.
+    TAKEN times as many voxels as are annotated, drawn evenly, always the same: all of them would leave the
+    annotated ones no weight. It holds where each object of a case is annotated at least in part, with
+    background around it, see `likely_background`. For trainings: scores of an evaluation do not go by it.
 
     Args:
         keys: class maps, (1, *spatial), IGNORE_LABEL where nobody annotated.
@@ -83,8 +87,12 @@ class FarBackgroundd(MapTransform):
         """Replace IGNORE_LABEL by 0 there."""
         out = dict(data)
         for key in self.keys:
-            away = _of_label(likely_background, out[key])
-            out[key] = like(np.where(away, 0, np.asarray(out[key][0])), out[key])
+            classes = np.asarray(out[key][0]).copy()
+            away = np.flatnonzero(_of_label(likely_background, out[key]))
+            annotated = int((classes != IGNORE_LABEL).sum())
+            drawn = np.random.default_rng(0).permutation(away)[: TAKEN * annotated]
+            np.put(classes, drawn, 0)
+            out[key] = like(classes, out[key])
         return out
 
 
