@@ -86,17 +86,15 @@ def package(
         )
     inference = for_inference(config) if train else segmenting(config)
     network = _network(inference)
-    weights = {}
-    for path in checkpoints:
-        weights[path] = read_weights(path)
-        trained = read_recipe(path, inference)
-        check_weights(network, weights[path], path)
-    facts = {} if trained is None else trained.facts
+    weights = [read_weights(path) for path in checkpoints]
+    recipes = [read_recipe(path, inference) for path in checkpoints]
+    for path, member in zip(checkpoints, weights, strict=True):
+        check_weights(network, member, path)
+    facts = {} if recipes[0] is None else recipes[0].facts
     if len(checkpoints) > 1:
         inference["network_def"] = _ensemble(inference["network_def"], len(checkpoints))
         network = _network(inference)
         facts = {**facts, "members": [sha256(path) for path in checkpoints]}
-    state = joined(list(weights.values()))
     recipe = Recipe(dict(inference), facts)
     leave_probabilities_to_scoring(inference)
     measured = _measured(scores)
@@ -119,7 +117,7 @@ def package(
                 (made / "configs" / f"{name}.json").write_text(json.dumps(config, indent=4) + "\n", "utf-8")
         (made / "docs").mkdir()
         model = made / "models" / "model.pt"
-        write_weights(state, model, recipe)
+        write_weights(joined(weights), model, recipe)
         for path in checkpoints if len(checkpoints) == 1 else ():
             for source, target in zip(int8_files(path), int8_files(model), strict=True):
                 if source.is_file():

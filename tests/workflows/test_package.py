@@ -175,6 +175,14 @@ def test_an_ensemble_is_packaged_as_one_network(
     assert "the configs only segment" in str(invoke("export", *more).exception)
 
 
+def test_one_file_that_is_named_twice_is_two_members(workshop: Path, ensemble: Path, tmp_path: Path) -> None:
+    args = json.loads(ensemble.read_text())
+    (tmp_path / "args.json").write_text(json.dumps({**args, "checkpoint": 2 * args["checkpoint"][:1]}))
+    made = package_ensemble(workshop, tmp_path / "args.json", tmp_path / "dist")
+    weights = read_weights(made / "models/model.pt")
+    assert {name.split(".")[1] for name in weights} == {"0", "1"}
+
+
 def test_an_ensemble_that_cannot_be_packaged(workshop: Path, ensemble: Path, tmp_path: Path) -> None:
     args = json.loads(ensemble.read_text())
 
