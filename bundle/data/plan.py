@@ -598,9 +598,7 @@ def _costs(
 
 def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) -> list[float]:
     """What share of the known voxels each foreground class has; that of all objects for instances."""
-    voxels: Counter[int] = Counter()
-    for case in facts:
-        voxels.update(case.voxels)
+    voxels = _voxels(facts)
     if instances:
         total = voxels.total()
         return [(total - voxels[0]) / total] if total else []
@@ -608,6 +606,14 @@ def _shares(facts: Sequence[Facts], labels: Mapping[str, int], instances: bool) 
     foreground = sorted(named.values())[1:]
     total = sum(voxels[value] for value in named.values()) + _far(facts)
     return [voxels[value] / total for value in foreground] if total else []
+
+
+def _voxels(facts: Sequence[Facts]) -> Counter[int]:
+    """Voxels of each value in all labels."""
+    voxels: Counter[int] = Counter()
+    for case in facts:
+        voxels.update(case.voxels)
+    return voxels
 
 
 def _far(facts: Sequence[Facts]) -> int:
@@ -621,9 +627,7 @@ def _sparse(plan: _Plan, facts: Sequence[Facts], labels: Mapping[str, int]) -> N
     far = _far(facts)
     if not far or IGNORE_NAME not in labels:
         return
-    voxels: Counter[int] = Counter()
-    for case in facts:
-        voxels.update(case.voxels)
+    voxels = _voxels(facts)
     unknown = voxels.pop(labels[IGNORE_NAME])
     known = voxels.total()
     foreground = known - voxels[min(value for name, value in labels.items() if name != IGNORE_NAME)]

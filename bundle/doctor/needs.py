@@ -95,9 +95,8 @@ def _cache(run: Run, cases: Cases, row: Finding) -> float:
     files = min(rate * kept, prepared.limit())
     held = rate * kept - files
     room = available_memory()
-    share = (
-        math.floor(50 * min((room + files) / kept, 2)) / 100 if kept else 1.0
-    )  # half: a step needs some too
+    part = min((room + files) / kept, 2) if kept else 2.0
+    share = math.floor(50 * part) / 100  # half of it: a step needs some too
     what = f"cache_rate {rate:g}"
     what += " keeps all cases as the network sees them in" if rate == 1 else ":"
     what += f" {gigabytes(files)} of files in {prepared.place} and in memory" if files else ""

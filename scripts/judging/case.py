@@ -77,15 +77,20 @@ def case_of(name: str, pred: torch.Tensor, label: torch.Tensor) -> Case:
 
 
 def objects_of(
-    name: str, pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...] | None = None
+    name: str,
+    pred: np.ndarray,
+    truth: np.ndarray,
+    spacing: tuple[float, ...] | None = None,
+    unknown: int = UNKNOWN_OBJECT,
 ) -> Case:
-    """A case of numbered objects, whose truth is UNKNOWN_OBJECT where nobody annotated.
+    """A case of numbered objects.
 
     Args:
         name: id of the case.
         pred: object numbers, (*spatial).
-        truth: the same, or UNKNOWN_OBJECT.
+        truth: the same, or `unknown`.
         spacing: see `Case`.
+        unknown: what the truth has where nobody annotated.
     """
-    mask = truth != UNKNOWN_OBJECT
+    mask = truth != unknown
     return Case(name, pred, truth * mask, None if mask.all() else mask, spacing=spacing)

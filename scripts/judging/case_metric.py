@@ -76,40 +76,39 @@ class CaseMetric(CumulativeIterationMetric):
     def _compute_tensor(
         self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """For predictions and labels (B, 1, *spatial) the scores, whether there is foreground, and `_places`:
-        (B, 6)."""
+        """`_row` for each of the predictions and labels, (B, 1, *spatial): (B, 6)."""
         if y is None or y_pred.shape[1] != 1 or y.shape[1] != 1:
             found = [None if maps is None else list(maps.shape) for maps in (y_pred, y)]
             raise InputError(f"prediction and label have the shapes {found}: give one channel each")
-        rows = [
-            [self._score(*case), self._shows(case[1]), *self._places(*case)]
-            for case in zip(y_pred, y, strict=True)
-        ]
+        rows = [self._row(*case) for case in zip(y_pred, y, strict=True)]
         return torch.tensor(rows, device=y_pred.device)  # where the processes exchange them
 
-    def _places(self, pred: torch.Tensor, label: torch.Tensor) -> list[float]:
-        """Of the voxels the share that is annotated and that taken for background, and how many are predicted
-        as foreground, in all and there."""
+    def _row(self, pred: torch.Tensor, label: torch.Tensor) -> list[float]:
+        """The score of a case, whether its label has foreground, of its voxels the share that is annotated
+        and that taken for background, and how many are predicted as foreground, in all and there."""
         unknown = label == (UNKNOWN_OBJECT if self.measure in INSTANCE_SCORES else IGNORE_LABEL)
-        if not unknown.any():
-            return [1.0, 0.0, 0.0, 0.0]
+        sparse = bool(unknown.any())
+        beyond = far(label) if sparse and self.measure == "dice" else np.zeros(label.shape[1:], dtype=bool)
+        row = [self._score(pred, label, beyond), float(self._shows(label))]
+        if not sparse:
+            return [*row, 1.0, 0.0, 0.0, 0.0]
         found = np.asarray(pred[0].detach().cpu()) > 0
-        beyond = far(label) if self.measure == "dice" else np.zeros(found.shape, dtype=bool)
         shares = [1 - float(unknown.float().mean()), float(beyond.mean())]
-        return [*shares, float(found.sum()), float((found & beyond).sum())]
+        return [*row, *shares, float(found.sum()), float((found & beyond).sum())]
 
     def _shows(self, label: torch.Tensor) -> bool:
         """Whether a label has foreground."""
         shown = label > 0 if self.measure in INSTANCE_SCORES else (label > 0) & (label != IGNORE_LABEL)
         return bool(shown.any())
 
-    def _score(self, pred: torch.Tensor, label: torch.Tensor) -> float:
+    def _score(self, pred: torch.Tensor, label: torch.Tensor, beyond: np.ndarray) -> float:
+        """The measure of a case; for "dice" what lies beyond all foreground, (*spatial), is background."""
         if self.measure in INSTANCE_SCORES:
             found, true = (np.asarray(maps[0].detach().cpu()) for maps in (pred, label))
             return instance_scores(objects_of("", found, true))[self.measure]
         case = case_of("", pred, label)
         if self.measure == "dice":
-            mask = None if case.mask is None else case.mask | far(label)
+            mask = None if case.mask is None else case.mask | beyond
             return mean_dice(replace(case, truth=case.truth * (case.truth != IGNORE_LABEL), mask=mask))
         cells = section(case.id, case.pred, case.truth, case.mask)
         return membrane_scores(cells, measures=[self.measure])[self.measure]
@@ -130,7 +129,7 @@ class CaseMetric(CumulativeIterationMetric):
     def _tell(
         self, annotated: torch.Tensor, taken: torch.Tensor, found: torch.Tensor, beyond: torch.Tensor
     ) -> None:
-        """Say on what a score stands, and warn of what it does not see; of each case see `_places`."""
+        """Say on what a score stands, and warn of what it does not see; of each case see `_row`."""
         if (annotated == 1).all():
             return
         told = f"{float(annotated.mean()):.2%} of the voxels, which are annotated"

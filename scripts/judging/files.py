@@ -19,7 +19,7 @@ from scripts.data.names import output_name
 from scripts.data.pictures import Picture
 from scripts.data.reader import columns_first, grid_of, is_picture, read_file
 from scripts.errors import Fault, InputError, few
-from scripts.judging.case import Case
+from scripts.judging.case import Case, objects_of
 from scripts.judging.membranes import cells_apart, section
 from scripts.labels import IGNORE_NAME, class_values, name_values
 
@@ -228,8 +228,7 @@ def read_instances(pair: Pair, ignored: int | None = None) -> Case:
     """
     case = read_values(pair, {} if ignored is None else {IGNORE_NAME: ignored}, instances=True)
     if ignored is not None:
-        mask = case.truth != ignored
-        case = replace(case, truth=case.truth * mask, mask=None if mask.all() else mask)
+        case = objects_of(case.id, case.pred, case.truth, case.spacing, ignored)
     for values, path in ((case.pred, pair.pred), (case.truth, pair.truth)):
         ids = np.unique(values[values > 0])
         parts = int(components(values > 0, connectivity=values.ndim).max()) if len(ids) == 1 else 1

@@ -47,7 +47,15 @@ def far_from_foreground(
     """
     if not foreground.any() or foreground[annotated].all():
         return np.zeros(foreground.shape, dtype=bool)
-    away = distance_transform_edt(~foreground, sampling=spacing)
+    return _out_of_reach(
+        distance_transform_edt(~foreground, sampling=spacing), foreground, annotated, spacing
+    )
+
+
+def _out_of_reach(
+    away: np.ndarray, foreground: np.ndarray, annotated: np.ndarray, spacing: Sequence[float] | None
+) -> np.ndarray:
+    """`far_from_foreground` by the distances to the foreground."""
     width = 2 * distance_transform_edt(foreground, sampling=spacing).max()
     return (away > away[annotated].max() + width) & ~annotated
 
@@ -69,7 +77,7 @@ def likely_background(
     to_background, nearest = distance_transform_edt(~background, sampling=spacing, return_indices=True)
     beyond = to_foreground > to_foreground[tuple(nearest)]
     near = (NEARER * to_background < to_foreground) & beyond & ~annotated
-    return near | far_from_foreground(foreground, annotated, spacing)
+    return near | _out_of_reach(to_foreground, foreground, annotated, spacing)
 
 
 class FarBackgroundd(MapTransform):
