@@ -354,13 +354,14 @@ def draw_heart(
     solid = middle + (outer + 40) * _direction(turn + 1.6 + rng.uniform(-0.4, 0.4))
     chest = rng.uniform(0.85, 1.0, 2) * np.abs(place).max(axis=(1, 2))
 
+    across = np.hypot(*place / chest.reshape(2, 1, 1))  # 1 at the skin
     tissue, label = np.zeros(shape), np.zeros(shape, np.uint8)
     for z in range(shape[2]):
         along = (z - first) / (length - first)  # 0 at the base, 1 at the apex
         centre = middle + drift * z + rng.normal(0, 1.5, 2)
-        inside = np.hypot(place[0] / chest[0], place[1] / chest[1]) < 1
+        inside = across < 1
         plane = np.where(inside, BODY, 0.0)
-        plane[inside & (np.hypot(place[0] / chest[0], place[1] / chest[1]) > 0.9)] = FAT
+        plane[inside & (across > 0.9)] = FAT
         for side in (-1, 1):
             lung = np.array([0.45 * side * chest[0], 0.1 * chest[1]])
             plane[_outline(rng, place, lung, 0.38 * chest[0], 0.1) & inside] = LUNG
@@ -489,7 +490,7 @@ def write_phantom(
         cases: how many, held-out ones included, 4 or more.
         seed: 0 or more; the same seed gives the same arrays.
         size: (rows, columns) of cells, 64 or more each, (x, y, z) voxels of the organ, 24 or more each, or
-            of the heart, 64 or more in the plane and 4 slices or more; 256 x 256, 48 x 56 x 40 or
+            of the heart, 64 or more in the plane and 5 slices or more; 256 x 256, 48 x 56 x 40 or
             128 x 128 x 10 by default.
 
     Returns:
