@@ -37,6 +37,9 @@ GENERALISED_SMOOTH = 1e-12
 #: Voxels that Dice takes for granted in the exponential logarithmic loss (Wong et al., 2018, equation 3).
 PSEUDOCOUNT = 1.0
 
+#: By the exponential of so many times the loss the energy of pairs is held back.
+HELD_BACK = 3.0
+
 #: Logarithms below this count as this: a power below one has no bounded slope at 0.
 LEAST_LOGARITHM = 1e-6
 
@@ -316,7 +319,7 @@ class WeightedDiceCELoss(nn.Module):
 
 
 class GatedCRFLoss(nn.Module):
-    """``loss + weight * energy``: neighbours that look alike have the same class, annotated or not.
+    """``loss + weight * exp(-3 * loss) * energy``: neighbours that look alike have the same class.
 
     The energy is the mean over all voxels of the sum over their neighbours of ``k * (1 - sum_c p_c q_c)``: p
     and q are the probabilities of the classes at both, and k is
@@ -325,7 +328,9 @@ class GatedCRFLoss(nn.Module):
 
     Source: A. Obukhov, S. Georgoulis, D. Dai, L. Van Gool, "Gated CRF Loss for Weakly Supervised Semantic
     Image Segmentation", 2019, equations 3 to 5. Ours: a step draws a few of the neighbours, the same for all
-    voxels, and scales their sum; within the neighbourhood distance has no weight, theirs hardly falls off.
+    voxels, and scales their sum; within the neighbourhood distance has no weight, theirs hardly falls off; and
+    the energy is held back as long as what is annotated is not learnt, as it is least where a single class is
+    everywhere, which rare classes do not get out of.
 
     Args:
         loss: of the logits and the classes, such as `WeightedDiceCELoss`.
@@ -371,13 +376,18 @@ class GatedCRFLoss(nn.Module):
         """
         classes, image = target[:, :1], target[:, 1:]
         loss = self.loss(logits, classes)
-        return loss + self.weight * self._energy(logits, image) if self.weight > 0 else loss
+        if self.weight == 0:
+            return loss
+        held_back = torch.exp(-HELD_BACK * loss.detach())
+        return loss + self.weight * held_back * self._energy(logits, image)
 
     def _energy(self, logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         axes = logits.ndim - 2
         radius = [self.radius] * axes if isinstance(self.radius, int) else list(self.radius)
         if len(radius) != axes:
-            raise InputError(f"radius is {radius} and the image has {axes} axes: give one number an axis, or one")
+            raise InputError(
+                f"radius is {radius} and the image has {axes} axes: give one number an axis, or one"
+            )
         sides = [2 * min(reach, size - 1) + 1 for reach, size in zip(radius, logits.shape[2:], strict=True)]
         places = math.prod(sides)
         p = logits.float().softmax(1)

@@ -417,7 +417,9 @@ def test_without_weight_or_neighbours_it_is_the_loss_alone():
         assert torch.equal(GatedCRFLoss(WeightedDiceCELoss(), **settings_)(logits, target), alone)
 
 
-@pytest.mark.parametrize("wrong", [{"radius": -1}, {"radius": [1, -1]}, {"weight": -0.1}, {"sigma": 0}, {"pairs": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"radius": -1}, {"radius": [1, -1]}, {"weight": -0.1}, {"sigma": 0}, {"pairs": 0}]
+)
 def test_neighbours_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=f"{next(iter(wrong))} is"):
         GatedCRFLoss(WeightedDiceCELoss(), **wrong)
