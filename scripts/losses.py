@@ -38,7 +38,7 @@ GENERALISED_SMOOTH = 1e-12
 PSEUDOCOUNT = 1.0
 
 #: By the exponential of so many times the loss the energy of pairs is held back.
-HELD_BACK = 3.0
+HELD_BACK = 10.0
 
 #: Logarithms below this count as this: a power below one has no bounded slope at 0.
 LEAST_LOGARITHM = 1e-6
@@ -319,7 +319,7 @@ class WeightedDiceCELoss(nn.Module):
 
 
 class GatedCRFLoss(nn.Module):
-    """``loss + weight * exp(-3 * loss) * energy``: neighbours that look alike have the same class.
+    """``loss + weight * exp(-10 * loss) * energy``: neighbours that look alike have the same class.
 
     The energy is the mean over all voxels of the sum over their neighbours of ``k * (1 - sum_c p_c q_c)``: p
     and q are the probabilities of the classes at both, and k is

@@ -665,8 +665,8 @@ def _sparse(
     plan.set(
         "heads_loss",
         {"_target_": "scripts.losses.HeadsLoss", "loss": pairs},
-        f"strokes do not show where an object ends: voxels that look alike, up to {_by(radius)} apart, are to "
-        "have the same class, so that it ends where the image has an edge",
+        f"strokes do not show where an object ends: voxels that look alike, up to {_by(radius)} apart, are "
+        "to have the same class, so that it ends where the image has an edge",
     )
 
 
