@@ -328,9 +328,9 @@ class GatedCRFLoss(nn.Module):
 
     Source: A. Obukhov, S. Georgoulis, D. Dai, L. Van Gool, "Gated CRF Loss for Weakly Supervised Semantic
     Image Segmentation", 2019, equations 3 to 5. Ours: a step draws a few of the neighbours, the same for all
-    voxels, and scales their sum; within the neighbourhood distance has no weight, theirs hardly falls off; and
-    the energy is held back as long as what is annotated is not learnt, as it is least where a single class is
-    everywhere, which rare classes do not get out of.
+    voxels, and scales their sum; within the neighbourhood distance has no weight, as theirs hardly falls off;
+    and the energy is held back as long as what is annotated is not learnt, since it is least where a single
+    class is everywhere, which rare classes do not get out of.
 
     Args:
         loss: of the logits and the classes, such as `WeightedDiceCELoss`.
