@@ -70,6 +70,9 @@ OBJECT_WIDTH, LEAST_WIDTH = 60, 16
 #: Labels are sparse around the objects alone where more of the voxels than this share are far from them.
 MUCH_FAR = 0.05
 
+#: Voxels that look alike have the same class in so many finest edges around each, where labels are scribbles.
+NEIGHBOURS = 5
+
 #: Where a scan ends and an error in the header begins: edges of a voxel in mm, and how often the edge of one
 #: case may be that of the median case.
 LONGEST_EDGE, SHORTEST_EDGE, MOST_RATIO = 100.0, 0.01, 20.0
@@ -192,7 +195,7 @@ def plan_task(
     else:
         plan.set("normalise", imported.normalise, f"as {imported.name} has it")
     _augmentation(plan, size, spacing, slices, shares, sides)
-    _sparse(plan, facts, labels)
+    _sparse(plan, facts, labels, spacing, slices)
     if pictures:
         plan.set("output_ext", ".png", "results are pictures, as the images are")
     if instances:
@@ -622,8 +625,17 @@ def _far(facts: Sequence[Facts]) -> int:
     return far if far > MUCH_FAR * sum(math.prod(case.shape) for case in facts) else 0
 
 
-def _sparse(plan: _Plan, facts: Sequence[Facts], labels: Mapping[str, int]) -> None:
-    """Sparse labels that know nothing of most of the image: what lies far from all objects is background."""
+def _sparse(
+    plan: _Plan,
+    facts: Sequence[Facts],
+    labels: Mapping[str, int],
+    spacing: Sequence[float],
+    slices: int | None,
+) -> None:
+    """Sparse labels that know nothing of most of the image, nor of the rims of objects.
+
+    What lies far from all objects is background, and rims are laid where the image has edges.
+    """
     far = _far(facts)
     if not far or IGNORE_NAME not in labels:
         return
@@ -635,6 +647,7 @@ def _sparse(plan: _Plan, facts: Sequence[Facts], labels: Mapping[str, int]) -> N
         {"_target_": "scripts.transforms.FarBackgroundd", "keys": "label"},
         {"_target_": "scripts.transforms.CountClassesd", "keys": "label"},
         "@patch",
+        {"_target_": "ConcatItemsd", "keys": ["label", "image"], "name": "label"},
     ]
     total = known + unknown
     why = (
@@ -643,9 +656,18 @@ def _sparse(plan: _Plan, facts: Sequence[Facts], labels: Mapping[str, int]) -> N
         "of all voxels lie further from every object than all that is annotated: these, and what lies beyond "
         "annotated background, are learnt as background, so that no objects are painted there; it "
         "holds where each object of a case is annotated in part, with background around it; where one may "
-        "not be, take FarBackgroundd out"
+        "not be, take FarBackgroundd out; the image goes with the label into the loss"
     )
     plan.set("spatial", steps, why)
+    finest = min(spacing)
+    radius = [0 if axis == slices else round(NEIGHBOURS * finest / edge) for axis, edge in enumerate(spacing)]
+    pairs = {"_target_": "scripts.losses.GatedCRFLoss", "loss": "@loss", "radius": radius}
+    plan.set(
+        "heads_loss",
+        {"_target_": "scripts.losses.HeadsLoss", "loss": pairs},
+        f"strokes do not show where an object ends: voxels that look alike, up to {_by(radius)} apart, are "
+        "to have the same class, so that it ends where the image has an edge",
+    )
 
 
 def _length(plan: _Plan, median: Sequence[float], size: Size, cases: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -18,6 +19,7 @@ from scripts.losses import (
     DirectionsLoss,
     ExpLogLoss,
     ForegroundLoss,
+    GatedCRFLoss,
     HeadsLoss,
     HeadTerm,
     KnownMSELoss,
@@ -356,3 +358,70 @@ def test_directions_of_other_channels_are_refused():
         with pytest.raises(InputError, match="directions in 2 dimensions are 5 classes, and the target"):
             loss(logits[:, :classes], torch.zeros(1, channels, 4, 4))
     assert loss(logits, torch.full((1, 3, 4, 4), float(IGNORE_LABEL))) == 0
+
+
+def all_pairs(logits: torch.Tensor, image: torch.Tensor, radius: list[int], sigma: float) -> float:
+    """The energy of the paper, over every neighbour of every voxel, counted one by one."""
+    p, total = logits.softmax(1), 0.0
+    reach = [range(-r, r + 1) for r in radius]
+    for steps in itertools.product(*reach):
+        if any(steps):
+            sizes = logits.shape[2:]
+            pairs = [
+                (place, tuple(n + step for n, step in zip(place, steps, strict=True)))
+                for place in itertools.product(*map(range, sizes))
+            ]
+            inside = [
+                (a, b) for a, b in pairs if all(0 <= n < size for n, size in zip(b, sizes, strict=True))
+            ]
+            energies = []
+            for a, b in inside:
+                here, there = (0, slice(None), *a), (0, slice(None), *b)
+                alike = math.exp(-float((image[here] - image[there]).square().sum()) / (2 * sigma**2))
+                energies.append(alike * (1 - float((p[here] * p[there]).sum())))
+            total += sum(energies) / len(energies)
+    return total
+
+
+@pytest.mark.parametrize(("sizes", "radius"), [((4, 5), [1, 2]), ((3, 4, 2), [1, 1, 0]), ((6, 1), [2, 2])])
+def test_energy_of_pairs_is_that_of_all_neighbours_on_average(sizes, radius):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((1, 3, *sizes), generator=generator)
+    image = torch.randn((1, 2, *sizes), generator=generator)
+    target = torch.cat([torch.full((1, 1, *sizes), float(IGNORE_LABEL)), image], dim=1)
+    loss = GatedCRFLoss(WeightedDiceCELoss(), radius=radius, weight=1.0, sigma=0.8, pairs=4000)
+    torch.manual_seed(0)
+    reach = [min(r, size - 1) for r, size in zip(radius, sizes, strict=True)]
+    assert float(loss(logits, target)) == pytest.approx(all_pairs(logits, image, reach, 0.8), rel=0.03)
+
+
+def test_a_rim_costs_least_where_the_image_has_its_edge():
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., 4:] = 3
+    rims = {}
+    for rim in (2, 3, 4, 5):
+        logits = torch.zeros(1, 2, 8, 8)
+        logits[:, 1, :, rim:], logits[:, 0, :, :rim] = 9, 9
+        target = torch.cat([torch.full_like(image, IGNORE_LABEL), image], dim=1)
+        torch.manual_seed(0)
+        rims[rim] = float(GatedCRFLoss(WeightedDiceCELoss(), radius=2)(logits, target))
+    assert min(rims, key=rims.__getitem__) == 4
+    assert rims[4] < 0.01 < rims[3]
+
+
+def test_without_weight_or_neighbours_it_is_the_loss_alone():
+    logits = torch.randn(1, 2, 4, 4)
+    target = torch.cat([torch.randint(2, (1, 1, 4, 4)).float(), torch.randn(1, 1, 4, 4)], dim=1)
+    alone = WeightedDiceCELoss()(logits, target[:, :1])
+    for settings_ in ({"weight": 0.0}, {"radius": 0}):
+        assert torch.equal(GatedCRFLoss(WeightedDiceCELoss(), **settings_)(logits, target), alone)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"radius": -1}, {"radius": [1, -1]}, {"weight": -0.1}, {"sigma": 0}, {"pairs": 0}]
+)
+def test_neighbours_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} is"):
+        GatedCRFLoss(WeightedDiceCELoss(), **wrong)
+    with pytest.raises(InputError, match="radius is"):
+        GatedCRFLoss(WeightedDiceCELoss(), radius=[1, 1, 1])(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4))

@@ -99,6 +99,20 @@ def fake() -> tuple[Contest, dict[str, Result]]:
     return Contest("title", "setting", entries), {**results, "gone": Result(note="not installed: do")}
 
 
+def make_long_diary(diary: Path) -> Callable[[], torch.Tensor]:
+    """Work that counts as long in its process, whatever it takes."""
+    runner.WARM_BY_ITSELF = 0.0
+    return make_diary("long", diary)
+
+
+def test_long_work_is_not_done_again_to_warm_up(tmp_path):
+    diary = tmp_path / "diary"
+    contest = Contest("turns", "", {"long": Entry(partial(make_long_diary, diary), OURS)}, "off by")
+    results = runner.run(contest, 2, CPU, threads=1, least_seconds=0)
+    assert diary.read_text().split() == ["long"] * 2
+    assert len(results["long"].seconds) == 2
+
+
 def test_medians_ratios_and_shares_of_the_ceiling():
     report = runner.summary(*fake())
     rows = {row["name"]: row for row in report["entries"]}

@@ -69,13 +69,19 @@ def test_plan_of_scribbles_has_a_background_that_they_lack(organ: Path, tmp_path
         task = json.loads((tmp_path / kind / "task.json").read_text())
         assert task["labels"]["ignore"] == 255
         assert task["alpha"] == 0.5
-        assert ("spatial" in task) == planned
+        assert ("spatial" in task) == ("heads_loss" in task) == planned
     task = json.loads((tmp_path / "scribbles/task.json").read_text())
     assert [step if isinstance(step, str) else step["_target_"] for step in task["spatial"]] == [
         "scripts.transforms.FarBackgroundd",
         "scripts.transforms.CountClassesd",
         "@patch",
+        "ConcatItemsd",
     ]
+    assert task["heads_loss"]["loss"] == {
+        "_target_": "scripts.losses.GatedCRFLoss",
+        "loss": "@loss",
+        "radius": [5, 5, 3],
+    }
     assert "of the voxels are annotated, and foreground is" in task[REASONS]["spatial"]
 
 
