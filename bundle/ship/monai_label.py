@@ -1,7 +1,7 @@
 """The main.py of a MONAI Label app that hands out images as `python -m bundle suggest` ranked them.
 
 It adds the strategy "suggested" to the sample app `monaibundle`, which lies beside it under that name; see
-docs/monai-label.md. The server reads `suggested.csv` in the folder of the images anew for each sample. Nothing
+docs/monai-label.md. The server reads `suggested.csv` in the folder of the app anew for each sample. Nothing
 of this project is imported: the server's environment has none of it.
 """
 
@@ -49,5 +49,5 @@ class App(monaibundle.MyApp, MONAILabelApp):  # the server looks for a class tha
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Its strategies, "suggested" first."""
-        table = Path(self.studies) / "suggested.csv"
+        table = Path(self.app_dir) / "suggested.csv"
         return {"suggested": Suggested(table), **super().init_strategies()}
