@@ -33,6 +33,7 @@ from scripts.data.datalist import sections
 from scripts.errors import InputError
 from scripts.files import atomic_write, read_json, write_csv
 from scripts.judging.tables import read_means
+from scripts.locks import hold
 from scripts.pictures import save_figure
 from scripts.recipe import Ids
 from scripts.tables import Row, number, table
@@ -153,6 +154,7 @@ def rounds(
             warn(f"{output_dir}: {said}; what is there stands as it is")
     else:
         write_record(output_dir, made_of)
+    hold(output_dir, "rounds", rounds)  # to the end of the process
     player = Player(args_file.resolve(), experiment, ids, dataset_dir.resolve(), output_dir, split)
     with imports_once() as player.warm:
         for seed in dict.fromkeys(seeds):
@@ -185,7 +187,9 @@ def best_validation(folder: Path) -> float:
     """The best validation of a training, from its learning curve."""
     with (folder / "learning_curve.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return max(float(value) for row in rows for name, value in row.items() if name.startswith("val_") and value)
+    return max(
+        float(value) for row in rows for name, value in row.items() if name.startswith("val_") and value
+    )
 
 
 def rounds_table(rows: Sequence[Row]) -> str:

@@ -578,7 +578,8 @@ def split_images(
         count = min(max(round(held_out * len(cases)), 1), len(cases) - 1)
         split = {"training": cases[count:], "validation": cases[:count]}
     split = {
-        name: [{key: case[key] for key in ("image", "case")} for case in cases] for name, cases in split.items()
+        name: [{key: case[key] for key in ("image", "case")} for case in cases]
+        for name, cases in split.items()
     }
 
     def check(case: Mapping[str, Any]) -> list[Problem]:
@@ -587,7 +588,9 @@ def split_images(
     everything = [case for cases in split.values() for case in cases]
     checked = map_cases(check, everything, "Checking images")
     require_sound([problem for problems in checked for problem in problems])
-    logger.info("%s: %s images without labels", folder, ", ".join(f"{len(split[name])} {name}" for name in split))
+    logger.info(
+        "%s: %s images without labels", folder, ", ".join(f"{len(split[name])} {name}" for name in split)
+    )
     return split
 
 

@@ -27,7 +27,10 @@ from scripts.transforms.labels import plain
 
 
 def hidden_blocks(
-    shape: Sequence[int], block_size: Sequence[int], ratio: float, draws: np.random.Generator | np.random.RandomState
+    shape: Sequence[int],
+    block_size: Sequence[int],
+    ratio: float,
+    draws: np.random.Generator | np.random.RandomState,
 ) -> torch.Tensor:
     """Which voxels are hidden: blocks of a grid, drawn evenly.
 

@@ -349,7 +349,10 @@ def test_initial_weights_are_taken_as_far_as_they_fit(tmp_path, caplog):
         initial(tmp_path / "model.pt", network)
     assert torch.equal(network["body"].weight, other["body"].weight)
     assert torch.equal(network["head"].weight, drawn)
-    assert "2 of 4; drawn anew: head.weight ([1, 2] in the file, [5, 2] in the network), head.bias" in caplog.text
+    assert (
+        "2 of 4; drawn anew: head.weight ([1, 2] in the file, [5, 2] in the network), head.bias"
+        in caplog.text
+    )
     assert "in the file alone: extra.weight, extra.bias" in caplog.text
 
 

@@ -67,7 +67,11 @@ def test_one_hides_the_same_blocks_each_time_the_other_by_its_seed() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"ratio": 0.0}, "mask_ratio is 0.0"), ({"ratio": 1.0}, "mask_ratio is 1.0"), ({"block_size": 0}, "mask_block is 0")],
+    [
+        ({"ratio": 0.0}, "mask_ratio is 0.0"),
+        ({"ratio": 1.0}, "mask_ratio is 1.0"),
+        ({"block_size": 0}, "mask_block is 0"),
+    ],
 )
 def test_wrong_arguments_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):

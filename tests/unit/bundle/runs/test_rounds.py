@@ -32,7 +32,9 @@ def test_picture_is_drawn(tmp_path: Path) -> None:
 
 
 def test_best_validation_is_read_from_the_curve(tmp_path: Path) -> None:
-    (tmp_path / "learning_curve.csv").write_text("epoch,loss,val_mean_dice,minutes\n1,2,,1\n2,1,0.4,1\n3,1,0.3,1\n")
+    (tmp_path / "learning_curve.csv").write_text(
+        "epoch,loss,val_mean_dice,minutes\n1,2,,1\n2,1,0.4,1\n3,1,0.3,1\n"
+    )
     assert best_validation(tmp_path) == 0.4
 
 

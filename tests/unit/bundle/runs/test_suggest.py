@@ -70,7 +70,7 @@ def test_no_case_is_drawn_twice_and_no_more_than_there_are() -> None:
 
 
 def test_chance_prefers_images_that_show_the_class(tmp_path: Path) -> None:
-    """"Random" knows of the entropy nothing, and of the class whether it is found."""
+    """ "Random" knows of the entropy nothing, and of the class whether it is found."""
     table = tmp_path / "uncertainty.csv"
     rows = [("p", "a", 0.9, 0), ("p", ANY, 0.9, 8), ("q", "a", 0.1, 5), ("q", ANY, 0.1, 8)]
     lines = ["case,class,entropy,voxels", *(",".join(map(str, row)) for row in rows)]

@@ -65,7 +65,9 @@ def test_server_finds_one_class(app: Any) -> None:
 def test_next_sample_follows_the_table(app: Any, tmp_path: Path) -> None:
     strategy = app.App().init_strategies()["suggested"]
     assert list(app.App().init_strategies()) == ["suggested", "first"]
-    (tmp_path / "suggested.csv").write_text("rank,case,file,class,score\n1,b,,any,1\n2,c,,any,1\n3,x,,any,1\n")
+    (tmp_path / "suggested.csv").write_text(
+        "rank,case,file,class,score\n1,b,,any,1\n2,c,,any,1\n3,x,,any,1\n"
+    )
     assert strategy({}, datastore("a", "b", "c")) == {"id": "b"}
     assert strategy({}, datastore("a", "c")) == {"id": "c"}
     assert strategy({}, datastore("d", "a")) == {"id": "a"}  # nobody ranked them
