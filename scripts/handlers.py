@@ -579,8 +579,8 @@ class InitialWeights:
         ]
         if not taken:
             raise InputError(
-                f"initial_weights is {self.path}, of which no weight fits the network; the first: {drawn[0]}: "
-                "name weights of the same network, or give the network overlay of these weights"
+                f"initial_weights is {self.path}, of which no weight fits the network; the first: "
+                f"{drawn[0]}: name weights of the same network, or give the network overlay of these weights"
             )
         network.load_state_dict({**own, **taken})
         left = [name for name in given if name not in own]

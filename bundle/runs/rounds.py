@@ -31,7 +31,7 @@ from bundle.runs.warm import Warm, imports_once
 from scripts.data.cases import describe_cases
 from scripts.data.datalist import sections
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json, write_csv
+from scripts.files import atomic_write, write_csv
 from scripts.judging.tables import read_means
 from scripts.locks import hold
 from scripts.pictures import save_figure
@@ -140,8 +140,8 @@ def rounds(
     split = sections(dataset_dir)
     if sizes[-1] > len(split["training"]):
         raise InputError(
-            f"--size is {sizes[-1]}, and {dataset_dir / 'dataset.json'} has {len(split['training'])} training "
-            "cases to draw from: give fewer"
+            f"--size is {sizes[-1]}, and {dataset_dir / 'dataset.json'} has {len(split['training'])} "
+            "training cases to draw from: give fewer"
         )
     output_dir = output_dir.resolve()
     made_of = {

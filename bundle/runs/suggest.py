@@ -7,15 +7,16 @@ Follows
 - Lüth et al., 2025, "nnActive", arXiv 2511.19183: two of three draws for the foreground classes, in ClaSP PE
   and in the random draw that it is held against.
 
-Known from the authors' code as it was before the paper: the score of a class is the entropy times the
-probability of the class, two of three draws are shared evenly by the foreground classes and the third goes by
-the entropy whatever the class, and the noise on log(score) is of Gumbel's distribution with the scale 1 / beta.
+The text of the papers was not at hand. Known from the authors' public code as it was before the paper: the
+score of a class is the entropy times the probability of the class; two of three draws are shared evenly by
+the foreground classes, and the third goes by the entropy whatever the class; the noise on log(score) has
+Gumbel's distribution with the scale 1 / beta.
 
-A guess, or another than theirs: they choose patches of one size, by the mean over the patch; here whole images
-are annotated, of any size, so that the mean is over where the class lies (`class_entropies`). The power beta
-is 1 in the first round, which draws in proportion to the score, and BETA times as large in each further one;
-their schedules are not known to us by more than their names. Classes take turns in an order that is drawn.
-One network answers where they have the mean of five; an ensemble answers as the mean of its own.
+A guess, or another than theirs: they choose patches of one size, by the mean over the patch; here whole
+images are annotated, of any size, so that the mean is over where the class lies (`class_entropies`). The
+power beta is 1 in the first round, which draws in proportion to the score, and BETA times as large in each
+further one; of their schedules we know the names alone. Classes take turns in an order that is drawn. One
+network answers where they have the mean of several; an ensemble answers as the mean of its own.
 """
 
 from __future__ import annotations

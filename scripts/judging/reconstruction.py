@@ -24,7 +24,7 @@ class ExplainedVariance(CumulativeIterationMetric):
     def _compute_tensor(
         self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """The share for each prediction and target, (B, channels, *spatial), IGNORE_LABEL where seen: (B, 1)."""
+        """The share of each case, (B, 1); both are (B, channels, *spatial), y IGNORE_LABEL where seen."""
         assert y is not None
         shares = []
         for predicted, target in zip(y_pred, y, strict=True):

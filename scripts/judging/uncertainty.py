@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -25,7 +26,7 @@ TABLE, COLUMNS = "uncertainty.csv", ("case", "class", "entropy", "voxels")
 
 
 class CaseUncertainty:
-    """Write the entropies of every case to uncertainty.csv: a row for each class, and one for the whole image.
+    """Write the entropies of every case to uncertainty.csv: a row for each class, one for the whole image.
 
     A class has the mean entropy of where it lies, see `class_entropies`, and the voxels of which it is the
     most probable one; the whole image, ANY, the mean over its voxels and their number. The voxels are those
@@ -41,7 +42,7 @@ class CaseUncertainty:
         self.names = class_names(labels)
 
     def attach(self, evaluator: Engine) -> None:
-        """Register at every case and at the end; "pred" of the output are probabilities, (classes, *spatial)."""
+        """Register at every case, whose "pred" are probabilities, (classes, *spatial), and at the end."""
         evaluator.add_event_handler(Events.STARTED, self._open)
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         evaluator.add_event_handler(Events.COMPLETED, self._write)
@@ -49,7 +50,7 @@ class CaseUncertainty:
     def _open(self, evaluator: Engine) -> None:
         self.rows: list[Row] = []
 
-    def _collect(self, evaluator: Engine) -> None:
+    def _collect(self, evaluator: Any) -> None:
         for given, output in zip(evaluator.state.batch, evaluator.state.output, strict=True):
             probabilities = plain(output[Keys.PRED])
             case = id_of({**given, **output})

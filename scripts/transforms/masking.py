@@ -103,9 +103,9 @@ class MaskBlocksd(MapTransform):
                 label = plain(data[self.label_key])
                 if label.shape[1:] != shape:
                     raise InputError(
-                        f"{self.label_key} has {tuple(label.shape[1:])} voxels where {key} has {tuple(shape)}: "
-                        "hidden blocks are for networks that predict all that they see, without valid "
-                        "convolutions"
+                        f"{self.label_key} has {tuple(label.shape[1:])} voxels where {key} has "
+                        f"{tuple(shape)}: hidden blocks are for networks that predict all that they see, "
+                        "without valid convolutions"
                     )
                 target = torch.where(label == IGNORE_LABEL, label, target)
             out[self.label_key] = target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.workflow
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_images_teach_a_network_that_a_training_begins_with(
-    dims: int, cells: Path, organ: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    dims: int, cells: Path, organ: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data, task = (cells, "task/phantom_cells") if dims == 2 else (organ, "task/phantom_organ")
     before, after = tmp_path / "before", tmp_path / "after"
@@ -27,21 +26,20 @@ def test_images_teach_a_network_that_a_training_begins_with(
     with (before / "learning_curve.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert all(float(row["val_explained_variance"]) <= 1 for row in rows)
-    with caplog.at_level(logging.INFO):
-        run(
-            *("train", task),
-            dataset_dir=str(data),
-            output_dir=str(after),
-            initial_weights=str(before / "model.pt"),
-            learning_rate=0.0,
-            **own,
-        )
+    run(
+        *("train", task),
+        dataset_dir=str(data),
+        output_dir=str(after),
+        initial_weights=str(before / "model.pt"),
+        learning_rate=0.0,
+        **own,
+    )
     given, kept = (torch.load(folder / "model.pt", weights_only=True) for folder in (before, after))
     anew = [name for name in kept if given[name].shape != kept[name].shape]
     assert anew
     assert all(name.startswith("heads.") for name in anew)
     assert all(torch.equal(kept[name], given[name]) for name in kept if name not in anew)
-    assert f"drawn anew: {anew[0]}" in caplog.text
+    assert f"drawn anew: {anew[0]}" in "".join(capfd.readouterr())
     assert "initial_weights" not in json.loads((after / "inference.json").read_text())
 
 

@@ -31,7 +31,7 @@ RANKED = scores(
 def test_classes_take_turns_and_every_third_draw_goes_by_the_whole_image() -> None:
     """Without noise: the highest of each class, then the highest of what is left whatever the class."""
     drawn = draw(RANKED, 4, LATE, seed=0)
-    assert {case: name for case, name in drawn[:2]} == {"p": "a", "s": "b"}
+    assert dict(drawn[:2]) == {"p": "a", "s": "b"}
     assert drawn[2] == ("q", ANY)
     assert drawn[3][0] == "r"
 
