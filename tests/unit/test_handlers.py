@@ -341,16 +341,16 @@ def initial(path, network):
 
 
 def test_initial_weights_are_taken_as_far_as_they_fit(tmp_path, caplog):
-    other = nn.ModuleDict({"body": nn.Linear(3, 2), "head": nn.Linear(2, 1), "extra": nn.Linear(1, 1)})
+    other = nn.ModuleDict({"body": nn.Linear(3, 2), "top": nn.Linear(2, 1), "extra": nn.Linear(1, 1)})
     torch.save(other.state_dict(), tmp_path / "model.pt")
-    network = nn.ModuleDict({"body": nn.Linear(3, 2), "head": nn.Linear(2, 5)})
-    drawn = network["head"].weight.detach().clone()
+    network = nn.ModuleDict({"body": nn.Linear(3, 2), "top": nn.Linear(2, 5)})
+    drawn = network["top"].weight.detach().clone()
     with caplog.at_level(logging.INFO):
         initial(tmp_path / "model.pt", network)
     assert torch.equal(network["body"].weight, other["body"].weight)
-    assert torch.equal(network["head"].weight, drawn)
+    assert torch.equal(network["top"].weight, drawn)
     assert (
-        "2 of 4; drawn anew: head.weight ([1, 2] in the file, [5, 2] in the network), head.bias"
+        "2 of 4; drawn anew: top.weight ([1, 2] in the file, [5, 2] in the network), top.bias"
         in caplog.text
     )
     assert "in the file alone: extra.weight, extra.bias" in caplog.text
