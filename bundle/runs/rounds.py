@@ -38,8 +38,8 @@ from scripts.pictures import save_figure
 from scripts.recipe import Ids
 from scripts.tables import Row, number, table
 
-#: The training cases of a network, beside it: an overlay.
-CASES = "cases.json"
+#: The training cases of a network, an overlay, and what says that it is trained; both beside it.
+CASES, TRAINED = "cases.json", "trained"
 
 #: Colours of the strategies, in their order.
 COLOURS = ("#0072b2", "#d55e00")
@@ -75,16 +75,16 @@ class Player:
 
     def train(self, folder: Path, seed: int, cases: Sequence[Case]) -> float:
         """Train on some cases, unless that was done; gives the best validation."""
-        if not is_trained(folder):
+        if not (folder / TRAINED).is_file():
             say(f"{folder.relative_to(self.output_dir)}: {len(cases)} cases")
             with atomic_write(folder / CASES) as temporary:
                 temporary.write_text(json.dumps({"train::dataset::data": list(cases)}, indent=1), "utf-8")
             self._run(folder, seed, str(folder / CASES), resume=True)
-            (folder / "trained").touch()
+            (folder / TRAINED).touch()
         return best_validation(folder)
 
     def judge(self, folder: Path, seed: int) -> float | None:
-        """Dice, or what else is first of the scores, of a network on the testing cases, if there are some."""
+        """The mean Dice of a network on the testing cases, if there are some."""
         if not self.split["testing"]:
             return None
         summary = folder / "evaluation" / SUMMARY
@@ -163,7 +163,7 @@ def rounds(
 
 
 def play(player: Player, seed: int, sizes: Sequence[int], strategies: Sequence[str]) -> None:
-    """All rounds of one seed."""
+    """All rounds of one seed; what is there is not done again."""
     pool = player.split["training"]
     chosen = np.random.default_rng(seed).choice(len(pool), sizes[0], replace=False)
     first, start = [pool[index] for index in chosen], player.output_dir / f"seed{seed}" / "start"
@@ -176,11 +176,6 @@ def play(player: Player, seed: int, sizes: Sequence[int], strategies: Sequence[s
             validation = player.train(folder, seed, cases)
             testing = player.judge(folder, seed) if size == sizes[-1] else None
             player.add(strategy, seed, size, folder, validation=validation, testing=testing)
-
-
-def is_trained(folder: Path) -> bool:
-    """Whether a training has come to its end."""
-    return (folder / "trained").is_file()
 
 
 def best_validation(folder: Path) -> float:

@@ -350,8 +350,7 @@ def test_initial_weights_are_taken_as_far_as_they_fit(tmp_path, caplog):
     assert torch.equal(network["body"].weight, other["body"].weight)
     assert torch.equal(network["top"].weight, drawn)
     assert (
-        "2 of 4; drawn anew: top.weight ([1, 2] in the file, [5, 2] in the network), top.bias"
-        in caplog.text
+        "2 of 4; drawn anew: top.weight ([1, 2] in the file, [5, 2] in the network), top.bias" in caplog.text
     )
     assert "in the file alone: extra.weight, extra.bias" in caplog.text
 
