@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from scripts.errors import InputError
+from scripts.errors import InputError, few
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,8 +64,12 @@ TunedMeasure = Literal[
 #: Cases of a data set.
 Section = Literal["testing", "validation", "training"]
 
+#: How images to annotate are drawn.
+Strategy = Literal["entropy", "random"]
+
 #: Names of which several can be given, for which typer wants an enumeration.
 FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", "tensorrt", "torchscript"])
+StrategyName = StrEnum("StrategyName", ["entropy", "random"])
 Corruption = StrEnum("Corruption", "bias_field noise blur ringing inverted low_resolution ghosting motion")
 Sparse = StrEnum("Sparse", "slices planes boxes scribbles")
 ContestName = StrEnum(
@@ -510,6 +514,49 @@ def auto(
     require_together(label_names, instances, subject_pattern, subjects)
     require_minutes(minutes)
     require_memory_gb(memory_gb)
+
+
+@command(RUNS, "runs.suggest")
+def suggest(
+    recipe: Annotated[
+        Path,
+        typer.Option("--recipe", help="The inference.json beside weights, or an args file that segments"),
+    ],
+    images: Annotated[Path, typer.Option("--images", help="Folder of images")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the tables go")],
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="Folder of the labels so far; their images are left out")
+    ] = None,
+    number: Annotated[int, typer.Option("--number", min=1, help="How many images")] = 5,
+    round_number: Annotated[
+        int, typer.Option("--round", min=1, help="How often labels were added before, and one: chance falls")
+    ] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same images")] = 0,
+    strategy: Annotated[
+        Strategy, typer.Option("--strategy", help="entropy: what the network is unsure of; or by chance")
+    ] = "entropy",
+    ids: Ids = None,
+) -> None:
+    """Say which images to annotate next: those that a network trained so far is unsure of."""
+
+
+@command(RUNS, "runs.rounds")
+def rounds(
+    args_file: ArgsFile,
+    dataset_dir: DataFolder,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where runs, table and picture go")],
+    sizes: Annotated[
+        list[int], typer.Option("--size", min=1, help="One option a round: training cases with a label")
+    ] = [5, 10, 20, 30, 40],
+    seeds: Annotated[list[int], typer.Option("--seed", min=0, help="Repeatable")] = [0, 1, 2],
+    strategies: Annotated[
+        list[StrategyName], typer.Option("--strategy", help="Repeatable: what is held against each other")
+    ] = list(StrategyName),
+    ids: Ids = None,
+) -> None:
+    """Play annotation in rounds on labelled cases: is `suggest` better than chance here?"""
+    if sorted(set(sizes)) != sizes:
+        raise InputError(f"--size is {few(sizes)}: give numbers that grow from round to round")
 
 
 @command(SHIP, "ship.package")

@@ -545,6 +545,55 @@ class WeightsLoader:
             member.load_state_dict(weights)
 
 
+class InitialWeights:
+    """Begin a training with weights of another one, as far as they fit; the log names the others.
+
+    A training that goes on has its own.
+
+    Args:
+        path: a file that `read_weights` takes, of the same network but for some of its parts: a pre-training
+            has other heads.
+        network: the network to fill.
+
+    Raises:
+        InputError: when the training starts, if the file is missing or unreadable, or none of it fits.
+    """
+
+    def __init__(self, path: str, network: nn.Module) -> None:
+        self.path = Path(path)
+        self.network = network
+
+    def attach(self, trainer: Engine) -> None:
+        """Register at the start; must stand before the checkpoint."""
+        trainer.add_event_handler(Events.STARTED, self._load)
+
+    def _load(self, trainer: Engine) -> None:
+        network, given = unwrap(self.network), read_weights(self.path)
+        own = network.state_dict()
+        taken = {name: x for name, x in given.items() if name in own and x.shape == own[name].shape}
+        drawn = [
+            f"{name} ({list(given[name].shape) if name in given else 'missing'} in the file, "
+            f"{list(own[name].shape)} in the network)"
+            for name in own
+            if name not in taken
+        ]
+        if not taken:
+            raise InputError(
+                f"initial_weights is {self.path}, of which no weight fits the network; the first: "
+                f"{drawn[0]}: name weights of the same network, or give the network overlay of these weights"
+            )
+        network.load_state_dict({**own, **taken})
+        left = [name for name in given if name not in own]
+        logger.info(
+            "initial weights from %s: %d of %d; drawn anew: %s; in the file alone: %s",
+            self.path,
+            len(taken),
+            len(own),
+            few(drawn) if drawn else "none",
+            few(left) if left else "none",
+        )
+
+
 class LearningCurve:
     """Write loss, validation metric and minutes of every epoch to learning_curve.csv, and learning_curve.png.
 

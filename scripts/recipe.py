@@ -47,7 +47,7 @@ OF_EACH_RUN = (
 )
 
 #: Ids that training alone reads, null in inference: what a network began with is in its weights.
-OF_TRAINING = ("pretrained",)
+OF_TRAINING = ("pretrained", "initial_weights")
 
 #: What weights depend on, with all that these ids refer to,
 DEFINING = ("network_def", "labels", "preprocessing")
@@ -61,7 +61,8 @@ FREE = ("reader", "depth", "heads_mode")
 OF_EACH_RESUME = (
     *("minutes", "length", "max_epochs", "val_interval", "patience", "handlers"),
     *("learning_rate", "lr", "lr_scheduler"),
-    *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "pretrained", "check"),
+    *("bundle_root", "dataset_dir", "output_dir", "checkpoint", "pretrained"),
+    *("initial_weights", "check"),
     *("device", "device_ids", "memory_format", "compile", "runtime", "precision", "quantised", "memory_gb"),
     *("threads", "cache_rate", "cache_gb", "cache_dir", "progress"),
     *("num_workers", "persistent_workers", "prefetch_factor", "pin_memory"),

@@ -414,6 +414,10 @@ RULES: dict[str, Rule] = {
     "pretrained": optional(
         Rule("the path of a file of weights, without #, or the package that has them", _path)
     ),
+    "initial_weights": optional(Rule("the path of a file of weights, without #", _path)),
+    "mask_block": numbers(whole(1), "a whole number above 0, or one for each of the spatial axes"),
+    "mask_ratio": SHARE,
+    "held_out": SHARE,
     "cache_rate": number(0, 1),
     "cache_gb": number(0),
     "cache_dir": optional(Rule("a folder that can be written or made, without #", _output)),

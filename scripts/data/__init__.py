@@ -1,6 +1,6 @@
 """What goes in and out: data lists, checks of cases, seeded samples, writers."""
 
-from scripts.data.datalist import cases_of, read_images, read_split, sound_cases
+from scripts.data.datalist import cases_of, read_images, read_split, sound_cases, split_images
 from scripts.data.dataset import CachedCases, CaseDataset, CaseLoader, EpochSampler, SeededCacheDataset
 from scripts.data.labels import LoadLabeld
 from scripts.data.prepared import Prepared
@@ -22,4 +22,5 @@ __all__ = [
     "read_images",
     "read_split",
     "sound_cases",
+    "split_images",
 ]

@@ -537,6 +537,63 @@ def sound_cases(
     return _sound(cases, problems, place, work, _beside(room, inferer))
 
 
+def split_images(
+    dataset_dir: str | Path,
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    held_out: float = 0.1,
+    fold: int = 0,
+    seed: int = 0,
+) -> dict[str, list[dict[str, Any]]]:
+    """Images to learn from without labels, and those to validate on, after a look at every file.
+
+    Args:
+        dataset_dir: folder of images, see `read_images`; or folder with dataset.json, of which training and
+            validation cases are taken without their labels, and no testing cases.
+        spatial_dims: 2 or 3.
+        in_channels: channels that the network takes.
+        held_out: share of the images of a folder that validate, at least one.
+        fold: the fold that validates, see `read_split`.
+        seed: seed of the share, or of folds made on the fly.
+
+    Returns:
+        `training` and `validation`, as of `read_split`, without labels.
+
+    Raises:
+        InputError: if the folder, dataset.json or a file is not usable, or there are fewer than two images.
+    """
+    folder = _existing_folder(dataset_dir)
+    if (folder / "dataset.json").is_file():
+        listed = sections(folder, fold, seed)
+        split = {name: listed[name] for name in ("training", "validation")}
+    else:
+        cases = _found(folder, in_channels)
+        if len(cases) < 2:
+            raise InputError(
+                f"dataset_dir {folder} holds one image; one to learn from and one to validate on are needed; "
+                "put more in or hand another folder."
+            )
+        random.Random(seed).shuffle(cases)
+        count = min(max(round(held_out * len(cases)), 1), len(cases) - 1)
+        split = {"training": cases[count:], "validation": cases[:count]}
+    split = {
+        name: [{key: case[key] for key in ("image", "case")} for case in cases]
+        for name, cases in split.items()
+    }
+
+    def check(case: Mapping[str, Any]) -> list[Problem]:
+        return check_image(case, spatial_dims=spatial_dims, in_channels=in_channels)
+
+    everything = [case for cases in split.values() for case in cases]
+    checked = map_cases(check, everything, "Checking images")
+    require_sound([problem for problems in checked for problem in problems])
+    logger.info(
+        "%s: %s images without labels", folder, ", ".join(f"{len(split[name])} {name}" for name in split)
+    )
+    return split
+
+
 def _problems(
     case: Mapping[str, Any], room: Room, check: Callable[[Mapping[str, Any]], list[Problem]]
 ) -> list[Problem]:

@@ -14,6 +14,7 @@ from monai.data import ImageWriter, PILWriter
 from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
+from scripts.compute.uncertainty import predictive_entropy
 from scripts.data.datalist import id_of
 from scripts.data.grids import GRID_TOLERANCE, Grid, distance
 from scripts.data.names import output_path
@@ -195,7 +196,5 @@ class SaveSpreadd(SaveCased):
 
     def values(self, given: NdarrayOrTensor) -> NdarrayOrTensor:
         """The entropy of each voxel, (1, *spatial), float32, or uint8 for a picture."""
-        probabilities = torch.as_tensor(given).clamp(min=0)
-        entropy = -torch.xlogy(probabilities, probabilities).sum(0, keepdim=True) / math.log(len(given))
-        entropy = entropy.clamp(0, 1)
+        entropy = (predictive_entropy(torch.as_tensor(given)) / math.log(len(given))).clamp(0, 1)
         return entropy.mul(255).round().to(torch.uint8) if self.writer is PictureWriter else entropy

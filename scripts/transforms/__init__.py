@@ -14,6 +14,7 @@ from scripts.transforms.instances import (
     WatershedInstancesd,
 )
 from scripts.transforms.labels import ClassesToLabelsd, LabelsToClassesd
+from scripts.transforms.masking import MaskBlocksd, RandMaskBlocksd
 from scripts.transforms.sparse import FarBackgroundd
 from scripts.transforms.spatial import CountClassesd, RandSpatialPatchd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
@@ -35,6 +36,8 @@ __all__ = [
     "InstancesToDistancesd",
     "IsolatedSpacingd",
     "LabelsToClassesd",
+    "MaskBlocksd",
+    "RandMaskBlocksd",
     "RandSpatialPatchd",
     "SeparateInstancesd",
     "ToLabelMapd",

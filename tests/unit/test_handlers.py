@@ -16,6 +16,7 @@ from scripts import handlers
 from scripts.errors import InputError
 from scripts.handlers import (
     EarlyStopping,
+    InitialWeights,
     LastCheckpoint,
     LearningCurve,
     ProgressBar,
@@ -330,3 +331,34 @@ def test_number_of_processes_belongs_to_a_training(tmp_path, monkeypatch):
     monkeypatch.setattr(handlers, "rank_and_size", lambda: (0, 2))
     with pytest.raises(InputError, match="number of processes was 1 and is 2"):
         Training(tmp_path, resume=True).run()
+
+
+def initial(path, network):
+    """Run a training of no steps that begins with the weights of a file."""
+    trainer = Engine(lambda engine, batch: None)
+    InitialWeights(str(path), network).attach(trainer)
+    trainer.run([0], max_epochs=1)
+
+
+def test_initial_weights_are_taken_as_far_as_they_fit(tmp_path, caplog):
+    other = nn.ModuleDict({"body": nn.Linear(3, 2), "top": nn.Linear(2, 1), "extra": nn.Linear(1, 1)})
+    torch.save(other.state_dict(), tmp_path / "model.pt")
+    network = nn.ModuleDict({"body": nn.Linear(3, 2), "top": nn.Linear(2, 5)})
+    drawn = network["top"].weight.detach().clone()
+    with caplog.at_level(logging.INFO):
+        initial(tmp_path / "model.pt", network)
+    assert torch.equal(network["body"].weight, other["body"].weight)
+    assert torch.equal(network["top"].weight, drawn)
+    assert (
+        "2 of 4; drawn anew: top.weight ([1, 2] in the file, [5, 2] in the network), top.bias" in caplog.text
+    )
+    assert "in the file alone: extra.weight, extra.bias" in caplog.text
+
+
+def test_initial_weights_of_another_network_are_refused(tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "model.pt")
+    network = nn.Linear(4, 7)
+    with pytest.raises(InputError, match=r"of which no weight fits the network; the first: weight"):
+        initial(tmp_path / "model.pt", network)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        initial(tmp_path / "none.pt", network)

@@ -28,6 +28,7 @@ from scripts.data.datalist import (
     read_split,
     read_subjects,
     sections,
+    split_images,
     without_results,
 )
 from scripts.data.names import output_name, output_path
@@ -654,3 +655,31 @@ def test_results_beside_channel_files_do_not_part_them(tmp_path: Path) -> None:
         picture(tmp_path / name)
     (case,) = read_images(tmp_path, spatial_dims=2, in_channels=2, reader="PILReader").cases
     assert (case["case"], len(case["image"])) == ("a", 2)
+
+
+def test_images_to_learn_from_without_labels(tmp_path: Path) -> None:
+    """Of a folder a share validates; of a data set what it says, without labels and testing cases."""
+    folder = dataset(tmp_path)
+    kind = {"spatial_dims": 2, "in_channels": 1}
+    split = split_images(folder / "images", held_out=0.3, seed=1, **kind)
+    assert {name: len(cases) for name, cases in split.items()} == {"training": 5, "validation": 2}
+    assert sorted("".join(ids(split).values())) == list("abcdefg")
+    assert split == split_images(folder / "images", held_out=0.3, seed=1, **kind)
+    assert split != split_images(folder / "images", held_out=0.3, seed=2, **kind)
+    listed = entries(folder)
+    describe(folder, training=listed[:3], validation=listed[3:4], testing=listed[4:])
+    for label in (folder / "labels").iterdir():
+        label.unlink()
+    split = split_images(folder, **kind)
+    assert ids(split) == {"training": "abc", "validation": "d"}
+    assert not any("label" in case for cases in split.values() for case in cases)
+
+
+def test_images_to_learn_from_that_cannot_be(tmp_path: Path) -> None:
+    kind = {"spatial_dims": 2, "in_channels": 1}
+    picture(tmp_path / "images/a.png")
+    with pytest.raises(InputError, match="holds one image; one to learn from and one to validate on"):
+        split_images(tmp_path / "images", **kind)
+    (tmp_path / "images/b.png").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"b\.png"):
+        split_images(tmp_path / "images", **kind)
