@@ -1,8 +1,8 @@
 """`python -m bundle report`: what a run gave, as one HTML file that is opened without a network.
 
-`gather` reads what lies in the folder, `words` says it in sentences, `layers` makes cases ready to be looked at, and
-`page` fills in the template. Nothing is trained or scored; of a training alone three cases are segmented, as it keeps
-no segmentations.
+`gather` reads what lies in the folder, `words` says it in sentences, `layers` makes cases ready to be looked
+at, and `page` fills in the template. Nothing is trained or scored; of a training alone three cases are
+segmented, as it keeps no segmentations.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def report(run: Path, dataset_dir: Path | None, recipe: Path | None, output: Pat
         shown = list(_read(found, chosen, files))
     page = render(found, shown, told).encode()
     if len(page) > MOST_BYTES:
-        typer.echo(f"warning: the report has {len(page) / 1e6:.0f} MB, as its text and tables are long", err=True)
+        typer.echo(
+            f"warning: the report has {len(page) / 1e6:.0f} MB, as its text and tables are long", err=True
+        )
     place = (output or run / NAME).absolute()
     with atomic_write(place) as temporary:
         temporary.write_bytes(page)
@@ -117,19 +119,29 @@ def files_of(folder: Path, case: str) -> dict[str, Path]:
 
 
 def _segment(found: Found, cases: Sequence[str], judged: Judged | None, folder: Path) -> Path | None:
-    """Segment cases with the weights of a training; the folder of the results, or None where that is no use."""
+    """Segment cases with the weights of a training: the folder of the results, None where that fails."""
     training = judged.training if judged else None
     known = [found.data.cases[case] for case in cases if case in found.data.cases]
     if training is None or not training.recipe or not (training.folder / "model.pt").is_file():
         found.missing.append("no pictures of cases: there are neither segmentations nor weights to make some")
         return None
     if not known:
-        where = "gives them" if found.data.folder is None else f"is {found.data.folder}, which has other cases"
+        where = (
+            "gives them" if found.data.folder is None else f"is {found.data.folder}, which has other cases"
+        )
         found.missing.append(f"no pictures of cases, as their images are not known: --dataset_dir {where}")
         return None
-    listed = {"training": [{**case, "fold": 0} for case in known], "labels": found.data.about.get("labels", {})}
+    listed = {
+        "training": [{**case, "fold": 0} for case in known],
+        "labels": found.data.about.get("labels", {}),
+    }
     (folder / "dataset.json").write_text(json.dumps(listed), encoding="utf-8")
-    run: Row = {"section": "validation", "fold": 0, "dataset_dir": str(folder), "output_dir": str(folder / "out")}
+    run: Row = {
+        "section": "validation",
+        "fold": 0,
+        "dataset_dir": str(folder),
+        "output_dir": str(folder / "out"),
+    }
     if "save_spread" in training.recipe:  # earlier versions had none
         run["save_spread"] = True
     try:

@@ -1,7 +1,7 @@
 """What a folder of results holds, whichever command wrote it.
 
-All of it is read from files as they lie there. What should be there and is not is told (`Found.missing`): a run
-that was cut is worth a report too.
+All of it is read from files as they lie there. What should be there and is not is told (`Found.missing`): a
+run that was cut is worth a report too.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ OPTIONS = "options of plan"
 
 #: What each command leaves, for the message where nothing of it is there.
 LEFT_BY = (
-    "crossval or data (of auto), fold0 (of crossval), a folder with study.csv (of study), learning_curve.csv or "
-    "model.pt (of a training), CASE_seg files (of an inference)"
+    "crossval or data (of auto), fold0 (of crossval), a folder with study.csv (of study), learning_curve.csv "
+    "or model.pt (of a training), CASE_seg files (of an inference)"
 )
 
 
@@ -120,7 +120,11 @@ class Training:
         if not self.curve:
             yield f"{name}: no epoch is behind it, there is no learning curve"
         elif self.planned is not None and self.epochs < self.planned:
-            why = "it is still at work or was cut" if self.at_work else "it was cut, or ended as nothing improved"
+            why = (
+                "it is still at work or was cut"
+                if self.at_work
+                else "it was cut, or ended as nothing improved"
+            )
             yield f"{name}: {self.epochs} of {self.planned} epochs were trained; {why}"
         if not (self.folder / "model.pt").is_file():
             yield f"{name}: there are no weights yet (model.pt)"
@@ -157,7 +161,7 @@ class Judged:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Rows of scores.csv: "case", "class" where there are several, and numbers, NaN where there is none."""
+        """Rows of scores.csv: "case", perhaps "class", and numbers, NaN where there is none."""
         return read_rows(self.folder / "scores.csv", ("case", "class"))
 
     @property
@@ -167,7 +171,7 @@ class Judged:
 
     @cached_property
     def means(self) -> list[Row]:
-        """Of each class and score the mean and its interval, see `summarise`, with "median", "min" and "max"."""
+        """Rows of `summarise` of each class and score, with "median", "min" and "max"."""
         rest = {(row["class"], row["score"]): row for row in self.about["summary"]}
         return [
             {**{key: rest[row["class"], row["score"]][key] for key in ("median", "min", "max")}, **row}
@@ -264,7 +268,7 @@ def gather(run: Path, dataset_dir: Path | None, recipe: Path | None) -> Found:
 
     Args:
         run: output of `auto`, `crossval`, `study`, of a training, or of an inference.
-        dataset_dir: folder with dataset.json, or for an inference its images; None: that of `auto`, or unknown.
+        dataset_dir: folder with dataset.json, or for an inference its images; None: that of `auto`.
         recipe: the inference.json that segmented; None: that of the run.
 
     Raises:
@@ -284,7 +288,9 @@ def gather(run: Path, dataset_dir: Path | None, recipe: Path | None) -> Found:
         found = _crossval(run, read_data(dataset_dir))
     elif any(run.glob("*/study.csv")) or any(run.glob("*/seed*/")):
         found = _study(run, read_data(dataset_dir))
-    elif any((run / name).exists() for name in ("learning_curve.csv", "model.pt", "checkpoints", *RECIPE[:1])):
+    elif any(
+        (run / name).exists() for name in ("learning_curve.csv", "model.pt", "checkpoints", *RECIPE[:1])
+    ):
         found = _training(run, read_data(dataset_dir))
     elif segmented(run):
         given = _json(recipe) if recipe else {}
@@ -314,7 +320,9 @@ def read_data(folder: Path | None, in_channels: int = 1) -> Data:
     file = folder / "dataset.json"
     if not file.is_file():
         if not folder.is_dir():
-            raise InputError(f"--dataset_dir {folder} is no folder; it has dataset.json, or images; correct it.")
+            raise InputError(
+                f"--dataset_dir {folder} is no folder; it has dataset.json, or images; correct it."
+            )
         cases = {case["case"]: case for case in found_images(folder, in_channels)}
         return Data(folder, cases=cases, subjects={case: case for case in cases})
     listed = sections(folder)
@@ -348,8 +356,8 @@ def read_rows(path: Path, names: Sequence[str] = ()) -> list[Row]:
             ]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read ({' '.join(str(error).split())}): it is a table that a command wrote; put it "
-            "back, or have it written again"
+            f"{path} cannot be read ({' '.join(str(error).split())}): it is a table that a command wrote; "
+            "put it back, or have it written again"
         ) from error
 
 
@@ -385,7 +393,8 @@ def read_training(folder: Path, name: str, config: Row | None = None) -> Trainin
         rows,
         next((key for row in rows[:1] for key in row if key.startswith("val_")), ""),
         config,
-        *(_json(folder / part) for part in RECIPE),
+        _json(folder / RECIPE[0]),
+        _json(folder / RECIPE[1]),
         length,
         planned if isinstance(planned, int) else None,
         (folder / ".training.lock").is_file(),
@@ -401,7 +410,8 @@ def _training(run: Path, data: Data) -> Found:
         found.judged.append(_judged(file.parent.name, "", file.parent, data, training=training))
     if not found.judged:
         found.missing.append(
-            "no case was judged: the same command with configs/evaluate.json at the end of --config_file does that"
+            "no case was judged: the same command with configs/evaluate.json at the end of --config_file does"
+            " that"
         )
     return found
 
@@ -429,8 +439,8 @@ def _judged(
     about = read_json(folder / SUMMARY)
     if about.get("measure") not in MEASURES or not isinstance(about.get("summary"), list):
         raise InputError(
-            f"{folder / SUMMARY} is no summary of scores: it has 'measure' and 'summary', as an evaluation or score "
-            "writes them; have it written again"
+            f"{folder / SUMMARY} is no summary of scores: it has 'measure' and 'summary', as an evaluation "
+            "or score writes them; have it written again"
         )
     cases = [row["case"] for row in read_rows(folder / "scores.csv", ("case", "class"))]
     subjects = {row["case"]: row["subject"] for row in table} or data.subjects
@@ -449,7 +459,7 @@ def _judged(
 #: Who the cases of a section are.
 WHO = {
     "": "",
-    "training": "that the network was trained on",
+    "training": "on which the network was trained",
     "validation": "by which the epoch was chosen",
     "testing": "held out for testing, which the training has not seen",
 }
@@ -527,8 +537,9 @@ def sizes(found: Found) -> list[Row]:
         found: what the run holds; a segmentation that cannot be read is told there.
 
     Returns:
-        Rows with "case", of numbered objects "objects", for each class its amount under its name with the unit, mL of
-        volumes and pixels of pictures, and "size", all of it together; None where it could not be read.
+        Rows with "case", of numbered objects "objects", for each class its amount under its name with the
+        unit, mL of volumes and pixels of pictures, and "size", all of it together; None where it could not be
+        read.
     """
     rows: list[Row] = []
     ids = {output_name(case): case for case in found.data.cases}

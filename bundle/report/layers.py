@@ -1,7 +1,7 @@
 """Cases as they are looked at: image, truth, prediction and uncertainty on one grid, as layers for a browser.
 
-The prediction is filled, the truth is an outline, both in the colours of `scripts.pictures`, so that both are seen
-at once. Volumes become NIfTI files for a viewer, pictures PNG files that lie on each other.
+The prediction is filled, the truth is an outline, both in the colours of `scripts.pictures`, so that both are
+seen at once. Volumes become NIfTI files for a viewer, pictures PNG files that lie on each other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from scripts.data.checks import read_label
 from scripts.data.grids import Grid, turn_onto, turned
 from scripts.data.reader import columns_first, grid_of, is_picture, read_file
 from scripts.data.writers import entropy
-from scripts.errors import Fault
 from scripts.judging import Case
 from scripts.judging.files import Pair, read_classes, read_instances
 from scripts.labels import IGNORE_NAME

@@ -1,7 +1,7 @@
 """The report as one file: the template filled in, with all that it shows inside it.
 
-Nothing is loaded from elsewhere, and a Content-Security-Policy in the page forbids it: only the scripts that are
-written here run, by their hashes. What comes from files is escaped by Jinja2.
+Nothing is loaded from elsewhere, and a Content-Security-Policy in the page forbids it: only the scripts that
+are written here run, by their hashes. What comes from files is escaped by Jinja2.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import datetime
 import hashlib
 import math
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,6 @@ from scripts.files import read_json, sha256
 from scripts.labels import class_names
 from scripts.pictures import (
     CLASS_COLOURS,
-    ERROR_COLOURS,
     Panel,
     draw_found,
     draw_instances,
@@ -50,7 +50,9 @@ Row = dict[str, Any]
 FOLDER = Path(__file__).resolve().parent
 
 #: The viewer, what it is, and its licence.
-VENDORED, SCRIPT, LICENCE = (FOLDER / "vendored" / name for name in ("vendored.json", "niivue.umd.js", "LICENSE"))
+VENDORED, SCRIPT, LICENCE = (
+    FOLDER / "vendored" / name for name in ("vendored.json", "niivue.umd.js", "LICENSE")
+)
 
 #: Bytes of a report, and of them what is kept for text and tables that the pictures must leave.
 MOST_BYTES, SPARE = 25_000_000, 200_000
@@ -66,7 +68,7 @@ EXTRAS = (
     (
         "calibration",
         "Calibration",
-        "Whether probabilities mean what they say: of all voxels with a probability of 0.8 about 80 % should be right.",
+        "Whether probabilities mean what they say: of voxels of probability 0.8, 80 % should be right.",
         "calibration.csv",
         "calibration.png",
     ),
@@ -93,7 +95,8 @@ def render(found: Found, shown: Sequence[tuple[Shown, str]], section: str) -> st
         cases = [_case(case, said, Path(folder)) for case, said in shown]
     content |= {"viewer": viewer, "cases": cases, "legend": _legend(found, [case for case, _ in shown])}
     content["layers"] = [name for name in LAYERS if any(_has(case, name) for case, _ in shown)]
-    content["cases_told"], content["viewer_data"] = section, {}
+    unsure = " Uncertainty: bright is not sure." if volumes and "uncertainty" in content["layers"] else ""
+    content["cases_told"], content["viewer_data"] = section + unsure, {}
     content["sections"] = [(name, heading) for name, heading in _sections(content) if heading]
     room = MOST_BYTES - len(_page(content).encode()) - SPARE
     layers, step = fitted([case for case, _ in shown], room) if shown else ([], 1)
@@ -149,9 +152,9 @@ def vendored_script() -> str:
 def as_script(text: str) -> str:
     r"""JavaScript so that no HTML parser finds its end, or a comment, within it.
 
-    Both can only stand in texts and regular expressions of it, where a backslash before `/` or `!` says nothing.
+    Both can only stand in its texts and regular expressions, where a backslash before them says nothing.
     """
-    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return re.sub(r"<(/script|!--)", r"<\\\1", text, flags=re.IGNORECASE)
 
 
 def policy(scripts: Sequence[str]) -> str:
@@ -207,7 +210,7 @@ def _content(found: Found, folder: Path) -> Row:
         "curves": [
             {
                 "title": words.curve_title(training),
-                "source": _chart(folder, lambda path, of=training: draw_learning_curve(_gaps(of.curve), of.metric, path)),
+                "source": _chart(folder, draw_learning_curve, _gaps(training.curve), training.metric),
             }
             for training in curved[:MOST_CURVES]
         ],
@@ -247,14 +250,15 @@ def _headline(judged: Judged) -> Row:
 
 
 def _gaps(curve: Sequence[Row]) -> list[Row]:
-    """A curve with None where there is no number."""
-    return [{key: None if math.isnan(value) else value for key, value in row.items()} for row in curve]
+    """A curve with None where there is no number, and whole epochs."""
+    rows = [{key: None if math.isnan(value) else value for key, value in row.items()} for row in curve]
+    return [{**row, "epoch": int(row["epoch"] or 0)} for row in rows]
 
 
-def _chart(folder: Path, draw: Callable[[Path], object]) -> str:
-    """The address of an SVG that a function of `scripts.pictures` and the like draws."""
+def _chart(folder: Path, draw: Callable[..., object], *content: Any, **options: Any) -> str:
+    """The address of the SVG that a function draws, which takes its path after the content."""
     path = folder / "chart.svg"
-    draw(path)
+    draw(*content, path, **options)
     return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
@@ -267,13 +271,16 @@ def _compared(found: Found, folder: Path) -> list[Row]:
     parts: list[Row] = []
     own = [row for row in found.seeds if row["data"] == "own"]
     if own:
-        rows = [{"variant": row["variant"], "seed": row["seed"], **{s: row[s] for s in SHOWN[measure]}} for row in own]
+        rows = [
+            {"variant": row["variant"], "seed": row["seed"], **{s: row[s] for s in SHOWN[measure]}}
+            for row in own
+        ]
         known = [{key: None if value != value else value for key, value in row.items()} for row in rows]
         parts.append(
             {
                 "heading": "Each training, on the data set that it was made for",
                 "rows": rows,
-                "source": _chart(folder, lambda path: draw_seeds(known, SHOWN[measure], path)),
+                "source": _chart(folder, draw_seeds, known, SHOWN[measure]),
             }
         )
     if found.compared:
@@ -291,15 +298,20 @@ def _compared(found: Found, folder: Path) -> list[Row]:
         }
         said = {"True": "yes", "False": "no", "": "–", "own": "own"}
         rows = [
-            {title: said.get(row[key], row[key]) if isinstance(row[key], str) else row[key] for key, title in columns.items()}
+            {
+                title: said.get(row[key], row[key]) if isinstance(row[key], str) else row[key]
+                for key, title in columns.items()
+            }
             for row in found.compared
         ]
-        drawn = [{key: None if value != value else value for key, value in row.items()} for row in found.compared]
+        drawn = [
+            {key: None if value != value else value for key, value in row.items()} for row in found.compared
+        ]
         parts.append(
             {
-                "heading": f"Mean {words.called(score)} with its 95 % interval, and the difference from the first variant",
+                "heading": f"Mean {words.called(score)}, its 95 % interval, and the difference from the first",
                 "rows": rows,
-                "source": _chart(folder, lambda path: draw_comparison(drawn, score, path)),
+                "source": _chart(folder, draw_comparison, drawn, score),
             }
         )
     return parts
@@ -310,11 +322,19 @@ def _scores(found: Found, judged: Judged, folder: Path) -> Row:
     unit, first = words.unit_of(found), judged.scores[0]
     tables = []
     for score in judged.scores:
-        rows = [{**row, "label": "all classes" if row["class"] == "mean" else row["class"]} for row in judged.means if row["score"] == score]
+        rows = [
+            {**row, "label": "all classes" if row["class"] == "mean" else row["class"]}
+            for row in judged.means
+            if row["score"] == score
+        ]
         if "class" not in judged.rows[0]:
-            rows = [{**row, "label": "all objects" if judged.measure == "instances" else "all cells"} for row in rows]
+            rows = [
+                {**row, "label": "all objects" if judged.measure == "instances" else "all cells"}
+                for row in rows
+            ]
         tables.append(
             {
+                "first": score in SHOWN[judged.measure],
                 "name": score,
                 "called": words.called(score),
                 "meaning": words.meaning(score, judged, unit),
@@ -327,7 +347,7 @@ def _scores(found: Found, judged: Judged, folder: Path) -> Row:
     drawn = [{"class": "all", **row} for row in judged.rows]
     charts = [
         (
-            _chart(folder, lambda path: draw_scores(drawn, path, first)),
+            _chart(folder, draw_scores, drawn, score=first),
             f"{words.called(first)} of each case (points) and the mean (line)",
         )
     ]
@@ -335,7 +355,7 @@ def _scores(found: Found, judged: Judged, folder: Path) -> Row:
         shown = [row for row in judged.means if row["score"] in SHOWN[judged.measure]]
         charts.append(
             (
-                _chart(folder, lambda path: draw_intervals(shown, path)),
+                _chart(folder, draw_intervals, shown),
                 "Mean of each fold (blue), and the mean of all cases with its 95 % interval (black)",
             )
         )
@@ -352,7 +372,11 @@ def _scores(found: Found, judged: Judged, folder: Path) -> Row:
 
 
 def _has(case: Shown, layer: str) -> bool:
-    given = {"image": case.image is not None, "truth": case.judged, "uncertainty": case.uncertainty is not None}
+    given = {
+        "image": case.image is not None,
+        "truth": case.judged,
+        "uncertainty": case.uncertainty is not None,
+    }
     return given.get(layer, True)
 
 
@@ -394,18 +418,13 @@ def _plate(path: Path) -> str:
 
 
 def _legend(found: Found, shown: Sequence[Shown]) -> list[tuple[str, str]]:
-    """What is called how, and its colour."""
+    """Classes and their colours, and that of what is not sure in a picture."""
     if not shown:
         return []
     colours = CLASS_COLOURS[1:]
-    legend = []
-    if not found.instances:
-        names = class_names(found.labels)[1:]
-        legend += [(name, colours[place % len(colours)]) for place, name in enumerate(names)]
-    if any(case.judged for case in shown) and not found.instances:
-        missed, invented, wrong = ERROR_COLOURS[1:]
-        legend += [("missed (pictures, error)", missed), ("invented", invented), ("wrong class", wrong)]
-    if any(case.uncertainty is not None for case in shown):
+    names = [] if found.instances else class_names(found.labels)[1:]
+    legend = [(name, colours[place % len(colours)]) for place, name in enumerate(names)]
+    if any(case.uncertainty is not None and not case.is_volume for case in shown):
         legend.append(("not sure", "#{:02x}{:02x}{:02x}".format(*UNSURE)))
     return legend
 
@@ -449,7 +468,10 @@ def _versions(found: Found, by: Mapping[str, str]) -> list[Row]:
         "python_version": "Python",
     }
     own = {"version": by["version"], "pytorch_version": by["pytorch"]}
-    rows = [{"part": said, "results": found.facts.get(key, "–"), "report": own.get(key, "–")} for key, said in names.items()]
+    rows = [
+        {"part": said, "results": found.facts.get(key, "–"), "report": own.get(key, "–")}
+        for key, said in names.items()
+    ]
     machines = dict.fromkeys(
         machine for training in found.trainings if (machine := training.length.get("machine"))
     )
@@ -463,8 +485,8 @@ def _older(found: Found, by: Mapping[str, str]) -> str:
     if version is None or version == by["version"]:
         return ""
     return (
-        f"The weights were trained by version {version}, and this report is made by {by['version']}: what later "
-        "versions write beside weights may be missing here."
+        f"The weights were trained by version {version}, and this report is made by {by['version']}: what "
+        "later versions write beside weights may be missing here."
     )
 
 
@@ -472,13 +494,15 @@ def _data_told(found: Found) -> Sequence[str]:
     about = found.data.about
     told = []
     if found.data.folder is None:
-        return ["Where the data lie is not written beside these results: --dataset_dir says it, and adds pictures of cases."]
+        return [
+            "Where the data lie is not written beside these results: --dataset_dir says it, and adds cases."
+        ]
     told.append(f"{about.get('name', 'Data')}, in {found.data.folder}.")
     told += [str(about[key]) for key in ("description", "reference", "release") if about.get(key)]
     licence = about.get("licence") or about.get("license")
     told.append(
         f"Licence: {licence}."
         if licence
-        else "dataset.json names no licence: whose data these are, and what may be done with them, must be known from elsewhere."
+        else "dataset.json names no licence: what may be done with these data must be known from elsewhere."
     )
     return told

@@ -50,6 +50,8 @@
     const viewer = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.6, 0.7, 0.8, 0.6],
+      crosshairWidth: 0.3,
+      crosshairWidthUnit: "percent",
       dragAndDropEnabled: false,
       isColorbar: false,
       loadingText: "",

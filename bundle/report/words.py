@@ -5,9 +5,8 @@ For readers who did not train the network. Every number is one of the tables or 
 
 from __future__ import annotations
 
-import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bundle.data.datalist import told_value
@@ -21,17 +20,32 @@ Row = dict[str, Any]
 
 #: What each score says, and what the best is.
 SCORES = {
-    "dice": ("Dice", "overlap of prediction and truth: 1 where both agree in every voxel, 0 where they share none"),
+    "dice": (
+        "Dice",
+        "overlap of prediction and truth: 1 where both agree in every voxel, 0 where they share none",
+    ),
     "iou": ("IoU", "what both have in common, of all that either has; 1 is best"),
     "precision": ("precision", "how much of what was found is right; 1 is best"),
     "recall": ("recall", "how much of what is there was found; 1 is best"),
     "error": ("error", "share of all voxels that are wrong about the class; 0 is best"),
-    "hd95": ("HD95", "how far the outlines are apart where they agree least, but for the worst 5 %, in {unit}; 0 is best"),
+    "hd95": (
+        "HD95",
+        "how far the outlines are apart where they agree least, but for the worst 5 %, in {unit}; 0 is best",
+    ),
     "assd": ("ASSD", "how far the outlines are apart on average, in {unit}; 0 is best"),
-    "surface_dice": ("surface Dice", "share of both outlines that lie within {tolerance} {unit} of the other; 1 is best"),
+    "surface_dice": (
+        "surface Dice",
+        "share of both outlines that lie within {tolerance} {unit} of the other; 1 is best",
+    ),
     "auc": ("AUC", "how well the probability tells the class from all others; 1 is best, 0.5 is chance"),
-    "ap50": ("AP at IoU 0.5", "objects that were found (overlap of more than half), of all that were found, missed or invented; 1 is best"),
-    "ap75": ("AP at IoU 0.75", "the same where an object must overlap by more than three quarters; 1 is best"),
+    "ap50": (
+        "AP at IoU 0.5",
+        "objects that were found (overlap of more than half), of all found, missed or invented; 1 is best",
+    ),
+    "ap75": (
+        "AP at IoU 0.75",
+        "the same where an object must overlap by more than three quarters; 1 is best",
+    ),
     "ap": ("AP", "the same, as a mean over IoU 0.5 to 0.95; 1 is best"),
     "precision50": ("precision at IoU 0.5", "how many of the objects that were found are there; 1 is best"),
     "recall50": ("recall at IoU 0.5", "how many of the objects that are there were found; 1 is best"),
@@ -91,6 +105,9 @@ LOSSES = {
     "WeightedDiceCELoss": "a sum of soft Dice loss (weight {alpha}) and cross entropy",
 }
 
+#: How the learning rate changes, by the class that does it.
+SCHEDULES = {"CosineAnnealingLR": "half a cosine to 0"}
+
 #: Papers, by the class of the network.
 PAPERS = {
     "UNet": "U-Net (Ronneberger et al., 2015; in three dimensions Çiçek et al., 2016)",
@@ -128,7 +145,7 @@ def cases_of(judged: Judged) -> str:
     """How many cases, of how many subjects, and what cases they are."""
     cases, subjects = len(judged.cases), len(set(judged.subjects.values()))
     of = f" of {subjects} subjects" if subjects < cases else ""
-    return f"{counted(cases, 'case')}{of}" + (f" {judged.who}" if judged.who else "")
+    return f"{counted(cases, 'case')}{of}" + (f", {judged.who}" if judged.who else "")
 
 
 def counted(count: int, noun: str) -> str:
@@ -152,13 +169,13 @@ def structures(found: Found) -> str:
 def summary(found: Found) -> Iterator[str]:
     """The main things, a sentence or two each."""
     dims = found.settings.get("spatial_dims")
-    kind = {2: "pictures", 3: "volumes"}.get(dims, "images")
+    kind = {2: "pictures", 3: "volumes"}.get(dims or 0, "images")
     name = found.data.about.get("name")
     of = f" of the data set {name}" if name else ""
     done = {
-        "inference": f"{structures(found).capitalize()} were segmented in {kind}{of}. Nobody has judged how well: "
-        "there is no truth beside these results.",
-        "study": f"Variants of a training were compared: networks that find {structures(found)} in {kind}{of}.",
+        "inference": f"{structures(found).capitalize()} were segmented in {kind}{of}. Nobody has judged how "
+        "well: there is no truth beside these results.",
+        "study": f"Variants of a training were compared: networks to find {structures(found)} in {kind}{of}.",
         "training": f"A network was trained to find {structures(found)} in {kind}{of}.",
     }
     networks = counted(len(found.trainings), "network")
@@ -170,17 +187,23 @@ def summary(found: Found) -> Iterator[str]:
 
 def _judged(judged: Judged) -> Iterator[str]:
     score, main = judged.scores[0], judged.main
-    mean_of = "mean over the classes of each case, " if main["class"] == "mean" and "class" in judged.rows[0] else ""
+    mean_of = (
+        "mean over the classes of each case, "
+        if main["class"] == "mean" and "class" in judged.rows[0]
+        else ""
+    )
     yield (
         f"{cases_of(judged)}: {called(score)} is {with_interval(main)} on average ({mean_of}"
         f"{SCORES[score][1].split(';')[0]})."
     )
-    classes = [row for row in judged.means if row["score"] == score and row is not main and row["mean"] is not None]
+    classes = [
+        row for row in judged.means if row["score"] == score and row is not main and row["mean"] is not None
+    ]
     if len(classes) > 1:
         least, most = (pick(classes, key=lambda row: row["mean"]) for pick in (min, max))
         yield (
-            f"Of the classes {most['class']} is found best ({number(score, most['mean'])}) and {least['class']} "
-            f"worst ({number(score, least['mean'])})."
+            f"Of the classes {most['class']} is found best ({number(score, most['mean'])}) and "
+            f"{least['class']} worst ({number(score, least['mean'])})."
         )
     if judged.ranked:
         (worst, low), *_, (best, high) = [*judged.ranked.items()] * 2
@@ -197,8 +220,8 @@ def _compared(found: Found) -> Iterator[str]:
     differing = [row["variant"] for row in others if row["differs"] == "True"]
     best = max(own, key=lambda row: row["mean"])
     yield (
-        f"Of {counted(len(others), 'variant')} beside {first['variant']}, {len(differing)} differ from it by more "
-        f"than chance (Wilcoxon's test over the cases, Holm's correction, p below 0.05)"
+        f"Of {counted(len(others), 'variant')} beside {first['variant']}, {len(differing)} differ from it by "
+        f"more than chance (Wilcoxon's test over the cases, Holm's correction, p below 0.05)"
         + (f": {listed(differing)}." if differing else ".")
     )
     yield f"The best mean is that of {best['variant']} ({best['mean']:.4f})."
@@ -208,13 +231,13 @@ def caution(found: Found) -> Iterator[str]:
     """What the numbers do not say."""
     if found.judged:
         yield (
-            "The interval says how much the mean would change with other cases of the same kind. It says nothing of "
-            "other scanners, hospitals or stains."
+            "The interval says how much the mean would change with other cases of the same kind. It says "
+            "nothing of other scanners, hospitals or stains."
         )
     if any(judged.fold_of for judged in found.judged):
         yield (
-            "In cross-validation the epoch that was kept was chosen on the cases that it is judged by, which flatters "
-            "a little; held-out cases were used for nothing."
+            "In cross-validation the epoch that was kept was chosen on the cases that it is judged by, which "
+            "flatters a little; held-out cases were used for nothing."
         )
     yield "For research and teaching; not a medical device."
 
@@ -226,10 +249,23 @@ def plan_rows(found: Found) -> Iterator[Row]:
         own = _at(planned, name)
         value = _at(settings, name) if settings else own
         value = own if value is None else value
-        row = {"name": name, "called": CALLED.get(name, name), "value": told_value(value), "why": why, "planned": ""}
-        if settings and own is not None and told_value(own) != row["value"]:
-            row["planned"] = told_value(own)
+        row = {
+            "name": name,
+            "called": CALLED.get(name, name),
+            "value": plain(value),
+            "why": why,
+            "planned": "",
+        }
+        if settings and own is not None and plain(own) != row["value"]:
+            row["planned"] = plain(own)
         yield row
+
+
+def plain(value: Any) -> str:
+    """A value for people: numbers of a list without its brackets."""
+    if isinstance(value, list) and value and all(isinstance(part, int | float) for part in value):
+        return ", ".join(f"{part:g}" for part in value)
+    return {True: "yes", False: "no"}.get(value) if isinstance(value, bool) else told_value(value)  # type: ignore[return-value]
 
 
 def _at(config: Mapping[str, Any], name: str) -> Any:
@@ -253,7 +289,11 @@ def methods(found: Found) -> Iterator[str]:
         yield from _training(found, config)
     yield from _judging(found)
     versions = {name: found.facts.get(f"{name}_version") for name in ("monai", "pytorch", "numpy", "python")}
-    known = [f"{ {'monai': 'MONAI', 'pytorch': 'PyTorch', 'numpy': 'NumPy', 'python': 'Python'}[name]} {value}" for name, value in versions.items() if value]
+    known = [
+        f"{ {'monai': 'MONAI', 'pytorch': 'PyTorch', 'numpy': 'NumPy', 'python': 'Python'}[name] } {value}"
+        for name, value in versions.items()
+        if value
+    ]
     if known:
         yield f"Software: unet-bundle {found.facts.get('version', '')} with {listed(known)}."
 
@@ -263,7 +303,9 @@ def _network(config: Mapping[str, Any]) -> Iterator[str]:
     kind = str(network.get("_target_", "")).rpartition(".")[2] if isinstance(network, Mapping) else ""
     dims, classes = config.get("spatial_dims"), class_names(dict(config.get("labels", {})))
     channels = _at(config, "network_def::channels")
-    widths = f" with {listed([str(part) for part in channels])} feature maps in its levels" if channels else ""
+    widths = (
+        f" with {listed([str(part) for part in channels])} feature maps in its levels" if channels else ""
+    )
     yield (
         f"Images were segmented with a {dims}D network, {PAPERS.get(kind, kind)}{widths}, which tells "
         f"{counted(len(classes), 'class').replace('classs', 'classes')} apart ({', '.join(classes)})."
@@ -302,14 +344,14 @@ def _training(found: Found, config: Mapping[str, Any]) -> Iterator[str]:
             f"The optimizer was {optimizer}"
             + (f" with a learning rate of {rate:g}" if isinstance(rate, int | float) else "")
             + (f" and a weight decay of {decay:g}" if isinstance(decay, int | float) else "")
-            + (f" ({schedule})" if schedule else "")
+            + (f", which followed {SCHEDULES.get(schedule, schedule)}" if schedule else "")
             + "."
         )
     if loss := _target(config.get("loss")):
         yield f"The loss was {LOSSES.get(loss, loss).format(alpha=config.get('alpha'))}."
     yield from _augmentation(config)
     if first.best:
-        yield f"The weights of the epoch with the best {first.metric.removeprefix('val_')} on the validation cases were kept."
+        yield f"The weights of the epoch with the best {metric_of(first)} on the validation cases were kept."
 
 
 def _how_long(training: Training) -> str:
@@ -340,12 +382,14 @@ def _judging(found: Found) -> Iterator[str]:
         shown = [row for row in judged.means if row["class"] == judged.main["class"]][:4]
         folds = len(set(judged.fold_of.values()))
         how = f"By {folds}-fold cross-validation, " if folds else ""
-        scores = "; ".join(f"{called(row['score'])} {with_interval(row)}" for row in shown if row["mean"] is not None)
+        scores = "; ".join(
+            f"{called(row['score'])} {with_interval(row)}" for row in shown if row["mean"] is not None
+        )
         yield f"{how}{cases_of(judged)}: {scores}."
     if any(judged.main["low"] is not None for judged in found.judged):
         yield (
-            f"Intervals are percentiles (2.5 and 97.5) of the mean over {DRAWS:,} bootstrap samples of the subjects, "
-            "each with all its cases."
+            f"Intervals are percentiles (2.5 and 97.5) of the mean over {DRAWS:,} bootstrap samples of the "
+            "subjects, each with all its cases."
         )
 
 
@@ -360,37 +404,44 @@ def _by(sizes: Iterable[float]) -> str:
 
 def failures(found: Found) -> Iterator[Row]:
     """What was not done or not found: "case" and "what"."""
+    done = {row["case"] for row in found.sizes if row["size"] is not None}
+    if done:
+        yield from (
+            {"case": case, "what": "has no segmentation"} for case in found.data.cases if case not in done
+        )
     for judged in found.judged:
         left = found.of_which(judged)
         yield from ({"case": case, "what": "was not segmented or not scored"} for case in left)
         more = int(judged.about.get("not_scored", 0)) - len(left)
         if more > 0:
-            yield {"case": f"{more} more", "what": f"could not be scored ({judged.name}); the log of the run names them"}
+            yield {
+                "case": f"{more} more",
+                "what": f"could not be scored ({judged.name}); the log of the run names them",
+            }
         first = judged.scores[0]
         for row in judged.rows:
             if row[first] == 0:
                 of = row.get("class", "objects")
-                yield {"case": row["case"], "what": f"{called(first)} 0: no {of} found, or only where there are none"}
+                yield {
+                    "case": row["case"],
+                    "what": f"{called(first)} 0: no {of} found, or only where there are none",
+                }
 
 
 def commands(found: Found) -> Iterator[tuple[str, str]]:
     """What each command does, and the command, with the paths of this run."""
-    data = str(found.data.folder or "DATA")
-    run = str(found.run)
+    segment = "python -m monai.bundle run {} --dataset_dir NEW/IMAGES --output_dir OUT"
     if found.kind == "auto" and found.options:
-        yield "All of it, again or on where it was cut", f"python -m bundle auto {_quoted(_own(found.options))} --minutes MINUTES --output_dir {_quoted([run])}"
+        options = shlex.join([*_own(found.options), "--output_dir", str(found.run)])
+        yield "All of it, again or on where it was cut", f"python -m bundle auto {options} --minutes MINUTES"
     if found.ensemble:
-        yield (
-            "Segment new images with all networks",
-            f"python -m monai.bundle run --args_file {_quoted([str(found.ensemble)])} --dataset_dir NEW/IMAGES --output_dir OUT",
-        )
+        given = shlex.join(["--args_file", str(found.ensemble)])
+        yield "Segment new images with all networks", segment.format(given)
     elif found.kind == "training":
-        yield (
-            "Segment new images",
-            f"python -m monai.bundle run --config_file {_quoted([str(found.run / 'inference.json')])} --dataset_dir NEW/IMAGES --output_dir OUT",
-        )
-    options = ["--dataset_dir", data] if found.data.folder else []
-    yield "This report, again", f"python -m bundle report {_quoted([run, *options])}"
+        given = shlex.join(["--config_file", str(found.run / "inference.json")])
+        yield "Segment new images", segment.format(given)
+    data = ["--dataset_dir", str(found.data.folder)] if found.data.folder else []
+    yield "This report, again", f"python -m bundle report {shlex.join([str(found.run), *data])}"
 
 
 #: Options of plan that `auto` sets itself.
@@ -407,17 +458,17 @@ def _own(options: Sequence[str]) -> list[str]:
     return kept
 
 
-def _quoted(parts: Sequence[str | Path]) -> str:
-    import shlex
-
-    return shlex.join(map(str, parts))
-
-
 def curve_title(training: Training) -> str:
     """Above a learning curve."""
     best = training.best
     name = f"{training.name}: " if training.name else ""
     told = f"{name}{counted(training.epochs, 'epoch')}"
-    if best and not math.isnan(best[training.metric]):
-        told += f", best {training.metric.removeprefix('val_')} {best[training.metric]:.4f} in epoch {int(best['epoch'])}"
+    if best:
+        told += f", best {metric_of(training)} {best[training.metric]:.4f} in epoch {int(best['epoch'])}"
     return told
+
+
+def metric_of(training: Training) -> str:
+    """What its validation is called."""
+    name = training.metric.removeprefix("val_")
+    return "mean Dice" if name == "mean_dice" else called(name)

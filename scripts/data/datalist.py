@@ -50,7 +50,19 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDS = 5
 
-SIDECAR_SUFFIXES = (".json", ".txt", ".md", ".html", ".csv", ".tsv", ".bval", ".bvec", ".xml", ".yaml", ".yml")
+SIDECAR_SUFFIXES = (
+    ".json",
+    ".txt",
+    ".md",
+    ".html",
+    ".csv",
+    ".tsv",
+    ".bval",
+    ".bvec",
+    ".xml",
+    ".yaml",
+    ".yml",
+)
 """Files that often lie among images and are none."""
 
 SPLITS = {"train": "training", "val": "validation", "test": "testing"}
