@@ -83,8 +83,8 @@ def choose(found: Found) -> tuple[dict[str, str], str]:
             chosen[role] = ids[place]
     kept = {role: chosen[role] for role in roles if role in chosen}
     if not judged:
-        return kept, f"{told} Fill: what was found."
-    return kept, f"{told} Fill: prediction. Outline: truth."
+        return kept, f"{told} Filled: what was found."
+    return kept, f"{told} Filled: prediction. Outline: surface of the truth."
 
 
 def first_judged(found: Found) -> Judged | None:

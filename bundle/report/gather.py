@@ -208,6 +208,7 @@ class Found:
         judged: cases that were judged, those that tell the most first.
         config: what was learnt with, see `Training`.
         recipe: the config that segments; empty where there is none.
+        recipe_file: where it lies, if not in the run.
         facts: what lies beside it: versions, data.
         compared: rows of a study, one a variant.
         seeds: rows of a study, one a training.
@@ -225,6 +226,7 @@ class Found:
     judged: list[Judged] = field(default_factory=list)
     config: Row = field(default_factory=dict)
     recipe: Row = field(default_factory=dict)
+    recipe_file: Path | None = None
     facts: Row = field(default_factory=dict)
     compared: list[Row] = field(default_factory=list)
     seeds: list[Row] = field(default_factory=list)
@@ -238,6 +240,12 @@ class Found:
     def settings(self) -> Row:
         """What is known of the config: that of the training, else that of the inference."""
         return self.config or self.recipe
+
+    @property
+    def name(self) -> str:
+        """What the data set is called; "" where that is the name of its folder alone."""
+        name = str(self.data.about.get("name", ""))
+        return "" if self.data.folder is not None and name == self.data.folder.name else name
 
     @property
     def plan(self) -> Row:
@@ -301,6 +309,7 @@ def gather(run: Path, dataset_dir: Path | None, recipe: Path | None) -> Found:
         raise InputError(f"{run} holds nothing to report; a run has {LEFT_BY}; give the --output_dir of one.")
     if recipe is not None:
         found.recipe, found.facts = _json(recipe), _json(recipe.with_name(RECIPE[1]))
+        found.recipe_file = recipe.resolve()
     return found
 
 

@@ -11,6 +11,7 @@ import csv
 import datetime
 import hashlib
 import math
+import platform
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import monai
 import nibabel as nib
 import numpy as np
 from markupsafe import Markup
@@ -195,11 +197,10 @@ def _content(found: Found, folder: Path) -> Row:
     """What the template is filled in with, but for the cases to look at."""
     failures = list(words.failures(found))
     volumes = [{key: value for key, value in row.items() if key != "size"} for row in found.sizes]
-    name = found.data.about.get("name") or found.run.name
     by = here()
     curved = [training for training in found.trainings if training.curve]
     return {
-        "title": f"Segmentation report: {name}",
+        "title": f"Segmentation report: {found.name or found.run.name}",
         "found": found,
         "date": f"{datetime.date.today():%Y-%m-%d}",
         "version": by["version"],
@@ -309,7 +310,7 @@ def _compared(found: Found, folder: Path) -> list[Row]:
         ]
         parts.append(
             {
-                "heading": f"Mean {words.called(score)}, its 95 % interval, and the difference from the first",
+                "heading": f"Mean {words.called(score)}, its 95 % interval, the difference from the first",
                 "rows": rows,
                 "source": _chart(folder, draw_comparison, drawn, score),
             }
@@ -467,9 +468,15 @@ def _versions(found: Found, by: Mapping[str, str]) -> list[Row]:
         "numpy_version": "NumPy",
         "python_version": "Python",
     }
-    own = {"version": by["version"], "pytorch_version": by["pytorch"]}
+    own = {
+        "version": by["version"],
+        "monai_version": monai.__version__,
+        "pytorch_version": by["pytorch"],
+        "numpy_version": np.__version__,
+        "python_version": platform.python_version(),
+    }
     rows = [
-        {"part": said, "results": found.facts.get(key, "–"), "report": own.get(key, "–")}
+        {"part": said, "results": found.facts.get(key, "–"), "report": own[key]}
         for key, said in names.items()
     ]
     machines = dict.fromkeys(

@@ -12,7 +12,8 @@ from typing import Any
 from bundle.data.datalist import told_value
 from bundle.report.gather import Found, Judged, Training
 from bundle.runs.compare import DRAWS
-from scripts.judging.tables import STANDS_ON
+from scripts.compute.length import LENGTH
+from scripts.judging.tables import OVERALL, STANDS_ON
 from scripts.labels import class_names
 from scripts.tables import number
 
@@ -170,7 +171,7 @@ def summary(found: Found) -> Iterator[str]:
     """The main things, a sentence or two each."""
     dims = found.settings.get("spatial_dims")
     kind = {2: "pictures", 3: "volumes"}.get(dims or 0, "images")
-    name = found.data.about.get("name")
+    name = found.name
     of = f" of the data set {name}" if name else ""
     done = {
         "inference": f"{structures(found).capitalize()} were segmented in {kind}{of}. Nobody has judged how "
@@ -180,22 +181,18 @@ def summary(found: Found) -> Iterator[str]:
     }
     networks = counted(len(found.trainings), "network")
     yield done.get(found.kind, f"{networks} were trained to find {structures(found)} in {kind}{of}.")
-    for judged in found.judged:
-        yield from _judged(judged)
+    for place, judged in enumerate(found.judged):
+        yield from _judged(judged, explain=place == 0)
     yield from _compared(found)
 
 
-def _judged(judged: Judged) -> Iterator[str]:
+def _judged(judged: Judged, explain: bool) -> Iterator[str]:
     score, main = judged.scores[0], judged.main
-    mean_of = (
-        "mean over the classes of each case, "
-        if main["class"] == "mean" and "class" in judged.rows[0]
-        else ""
-    )
-    yield (
-        f"{cases_of(judged)}: {called(score)} is {with_interval(main)} on average ({mean_of}"
-        f"{SCORES[score][1].split(';')[0]})."
-    )
+    said = SCORES[score][1].split(";")[0]
+    if main["class"] == OVERALL and "class" in judged.rows[0]:
+        said = f"mean over the classes of each case, {said}"
+    told = f" ({said})" if explain else ""
+    yield f"{cases_of(judged)}: {called(score)} is {with_interval(main)} on average{told}."
     classes = [
         row for row in judged.means if row["score"] == score and row is not main and row["mean"] is not None
     ]
@@ -245,7 +242,10 @@ def caution(found: Found) -> Iterator[str]:
 def plan_rows(found: Found) -> Iterator[Row]:
     """Each choice of the plan: "name", "called", "value", "planned" where another was set, and "why"."""
     settings, planned = found.config, found.data.plan
+    minutes = settings.get("minutes")
     for name, why in found.plan.items():
+        if minutes and name in LENGTH:  # which has no effect then
+            continue
         own = _at(planned, name)
         value = _at(settings, name) if settings else own
         value = own if value is None else value
@@ -259,13 +259,22 @@ def plan_rows(found: Found) -> Iterator[Row]:
         if settings and own is not None and plain(own) != row["value"]:
             row["planned"] = plain(own)
         yield row
+    if minutes and found.plan:
+        row = {"name": "minutes", "called": "minutes of a training", "value": plain(minutes), "planned": ""}
+        yield {**row, "why": "as given: a training times its steps here, and plans its epochs by them"}
 
 
 def plain(value: Any) -> str:
-    """A value for people: numbers of a list without its brackets."""
+    """A value for people, without the brackets of JSON."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and value and all(isinstance(part, list) for part in value):
+        return "; ".join(map(plain, value))
     if isinstance(value, list) and value and all(isinstance(part, int | float) for part in value):
         return ", ".join(f"{part:g}" for part in value)
-    return {True: "yes", False: "no"}.get(value) if isinstance(value, bool) else told_value(value)  # type: ignore[return-value]
+    if isinstance(value, Mapping) and "_target_" not in value:
+        return ", ".join(f"{name} {part}" for name, part in value.items()) or "none"
+    return told_value(value)
 
 
 def _at(config: Mapping[str, Any], name: str) -> Any:
@@ -440,8 +449,9 @@ def commands(found: Found) -> Iterator[tuple[str, str]]:
     elif found.kind == "training":
         given = shlex.join(["--config_file", str(found.run / "inference.json")])
         yield "Segment new images", segment.format(given)
-    data = ["--dataset_dir", str(found.data.folder)] if found.data.folder else []
-    yield "This report, again", f"python -m bundle report {shlex.join([str(found.run), *data])}"
+    given = {"--dataset_dir": found.data.folder, "--recipe": found.recipe_file}
+    options = [part for name, value in given.items() if value for part in (name, str(value))]
+    yield "This report, again", f"python -m bundle report {shlex.join([str(found.run), *options])}"
 
 
 #: Options of plan that `auto` sets itself.
