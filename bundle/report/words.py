@@ -317,7 +317,7 @@ def _network(config: Mapping[str, Any]) -> Iterator[str]:
     )
     yield (
         f"Images were segmented with a {dims}D network, {PAPERS.get(kind, kind)}{widths}, which tells "
-        f"{counted(len(classes), 'class').replace('classs', 'classes')} apart ({', '.join(classes)})."
+        f"{len(classes)} classes apart ({', '.join(classes)})."
     )
     geometry = config.get("geometry")
     if dims == 3 and geometry and config.get("spacing"):
@@ -449,9 +449,9 @@ def commands(found: Found) -> Iterator[tuple[str, str]]:
     elif found.kind == "training":
         given = shlex.join(["--config_file", str(found.run / "inference.json")])
         yield "Segment new images", segment.format(given)
-    given = {"--dataset_dir": found.data.folder, "--recipe": found.recipe_file}
-    options = [part for name, value in given.items() if value for part in (name, str(value))]
-    yield "This report, again", f"python -m bundle report {shlex.join([str(found.run), *options])}"
+    places = {"--dataset_dir": found.data.folder, "--recipe": found.recipe_file}
+    named = [part for name, place in places.items() if place for part in (name, str(place))]
+    yield "This report, again", f"python -m bundle report {shlex.join([str(found.run), *named])}"
 
 
 #: Options of plan that `auto` sets itself.

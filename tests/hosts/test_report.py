@@ -126,7 +126,7 @@ def test_pictures_are_drawn_and_their_layers_go_on_and_off(page: Page) -> None:
     assert (pixels(stage) != plain).any(axis=2).mean() > 0.5
     page.get_by_role("checkbox", name="uncertainty").uncheck()
     page.get_by_role("checkbox", name="image").uncheck()
-    assert pixels(stage).max() == 0
+    assert pixels(stage)[:-20, :-20].max() == 0  # but for what scrolls it
     before = page.locator(".stack:not([hidden])").bounding_box()
     page.get_by_label("size").focus()
     page.get_by_label("size").press("End")

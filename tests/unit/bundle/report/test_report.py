@@ -135,7 +135,7 @@ def test_every_number_is_that_of_the_table(page: Page, whole: Path) -> None:
             assert found[row["case"], row["class"]][score] == text
     summary = page.texts["summary"]
     assert by_score["dice"].records()[-1]["mean"] in summary
-    assert "5 cases of 3 subjects each judged by the network that did not see it" in summary
+    assert "5 cases of 3 subjects, each judged by the network that did not see it" in summary
 
 
 def test_names_are_texts(page: Page) -> None:
