@@ -84,7 +84,7 @@ def choose(found: Found) -> tuple[dict[str, str], str]:
     kept = {role: chosen[role] for role in roles if role in chosen}
     if not judged:
         return kept, f"{told} Filled: what was found."
-    return kept, f"{told} Filled: prediction. Outline: surface of the truth."
+    return kept, f"{told} Filled: prediction. Outline: truth."
 
 
 def first_judged(found: Found) -> Judged | None:

@@ -363,7 +363,7 @@ def _scores(found: Found, judged: Judged, folder: Path) -> Row:
     return {
         "name": judged.name,
         "heading": words.cases_of(judged),
-        "of": "class" if "class" in judged.rows[0] else "of",
+        "of": "class" if "class" in judged.rows[0] else "what",
         "tables": tables,
         "charts": charts,
         "rows": by_case[:MOST_ROWS],

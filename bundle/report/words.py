@@ -268,6 +268,8 @@ def plain(value: Any) -> str:
     """A value for people, without the brackets of JSON."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, str) or value in ([], None):
+        return value or "none"
     if isinstance(value, list) and value and all(isinstance(part, list) for part in value):
         return "; ".join(map(plain, value))
     if isinstance(value, list) and value and all(isinstance(part, int | float) for part in value):
@@ -430,10 +432,10 @@ def failures(found: Found) -> Iterator[Row]:
         first = judged.scores[0]
         for row in judged.rows:
             if row[first] == 0:
-                of = row.get("class", "objects")
+                nothing = f"no {row['class']}" if "class" in row else "no object that fits"
                 yield {
                     "case": row["case"],
-                    "what": f"{called(first)} 0: no {of} found, or only where there are none",
+                    "what": f"{called(first)} 0: {nothing} was found where there is one",
                 }
 
 
