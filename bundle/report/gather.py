@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from bundle.made_of import RECORD
+from bundle.runs.budget import read_plan
 from bundle.runs.compare import read_scores
 from bundle.runs.crossval import ENSEMBLE, OUT_OF_FOLD, SCORES, TESTING, summarise
 from bundle.runs.score import MEASURES
-from bundle.runs.study import folder_name
+from bundle.runs.study import PLAN, folder_name
 from bundle.runs.trainings import SUMMARY
 from scripts.checkpoints import read_checkpoint
 from scripts.compute.length import FILE as LENGTH_FILE
@@ -374,28 +375,29 @@ def _json(path: Path) -> Row:
     return read_json(path) if path.is_file() else {}
 
 
-def read_training(folder: Path, name: str, config: Row | None = None) -> Training:
+def read_training(folder: Path, name: str, config: Row | None = None, planned: int | None = None) -> Training:
     """What a training left.
 
     Args:
         folder: of it.
         name: see `Training`.
         config: what it learns with; None: its checkpoint says.
+        planned: epochs that it should have; None: as its files say.
     """
     curve = folder / "learning_curve.csv"
     rows = read_rows(curve) if curve.is_file() else []
     length = _json(folder / LENGTH_FILE)
-    planned: Any = length.get("max_epochs")
+    epochs: Any = planned or length.get("max_epochs")
     last = folder / "checkpoints" / "last.pt"
     if config is None and last.is_file():
         state = read_checkpoint(last)
         schedule = state.get("lr_scheduler", {})
         config = {**state.get("training", {}).get("config", {})}
-        planned = planned or schedule.get("T_max")
+        epochs = epochs or schedule.get("T_max")
         if rates := schedule.get("base_lrs"):
             config["learning_rate"] = rates[0]
     config = dict(config or {})
-    planned = planned or config.get("max_epochs")
+    epochs = epochs or config.get("max_epochs")
     return Training(
         name,
         folder,
@@ -405,7 +407,7 @@ def read_training(folder: Path, name: str, config: Row | None = None) -> Trainin
         _json(folder / RECIPE[0]),
         _json(folder / RECIPE[1]),
         length,
-        planned if isinstance(planned, int) else None,
+        epochs if isinstance(epochs, int) else None,
         (folder / ".training.lock").is_file(),
     )
 
@@ -520,11 +522,13 @@ def _study(run: Path, data: Data) -> Found:
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     begun = {path.parent.name for path in run.glob("*/seed*/")}
     folders = {folder_name(variant): variant for variant in variants}
+    lengths = {folder_name(variant): costs for variant, costs in read_plan(run / PLAN).items()}
     for folder in (*folders, *sorted(begun - folders.keys())):
         config = _json(run / folder / RECORD).get("config", {})
         for seed in sorted((run / folder).glob("seed*/")):
             name = f"{folders.get(folder, folder)}, {seed.name.replace('seed', 'seed ')}"
-            training = read_training(seed, name, config)
+            planned = lengths.get(folder, {}).get("max_epochs")
+            training = read_training(seed, name, config, planned)
             found.trainings.append(training)
             found.missing += training.missing()
             if not found.judged and (seed / results / SUMMARY).is_file():

@@ -432,11 +432,10 @@ def failures(found: Found) -> Iterator[Row]:
         first = judged.scores[0]
         for row in judged.rows:
             if row[first] == 0:
-                nothing = f"no {row['class']}" if "class" in row else "no object that fits"
-                yield {
-                    "case": row["case"],
-                    "what": f"{called(first)} 0: {nothing} was found where there is one",
-                }
+                what = "no object fits one that is there"
+                if "class" in row:
+                    what = f"the {row['class']} that was found and the true one share nothing"
+                yield {"case": row["case"], "what": f"{called(first)} 0: {what}"}
 
 
 def commands(found: Found) -> Iterator[tuple[str, str]]:
