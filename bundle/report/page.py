@@ -223,11 +223,7 @@ def _content(found: Found, folder: Path) -> Row:
         "extras": list(filter(None, (_extra(found, *extra) for extra in EXTRAS))),
         "failures": failures[:MOST_LISTED],
         "failures_left": max(len(failures) - MOST_LISTED, 0),
-        "no_failures": (
-            "Every case was segmented and scored, and every class was found in every case that has it."
-            if found.judged
-            else "Nothing here says of any."
-        ),
+        "no_failures": _no_failures(found),
         "methods": list(words.methods(found)),
         "commands": list(words.commands(found)),
         "versions": _versions(found, by),
@@ -236,6 +232,15 @@ def _content(found: Found, folder: Path) -> Row:
         "vendored": read_json(VENDORED),
         "licence": LICENCE.read_text(encoding="utf-8"),
     }
+
+
+def _no_failures(found: Found) -> str:
+    """What is said where no failure is listed."""
+    if found.judged:
+        return "Every case was segmented and scored, and in each something of every class was found right."
+    if found.data.cases and found.sizes:
+        return "Every image has its segmentation."
+    return "Which cases there should be is not known here."
 
 
 def _headline(judged: Judged) -> Row:
@@ -297,14 +302,11 @@ def _compared(found: Found, folder: Path) -> list[Row]:
             "p_holm": "p, Holm",
             "differs": "differs",
         }
-        said = {"True": "yes", "False": "no", "": "–", "own": "own"}
-        rows = [
-            {
-                title: said.get(row[key], row[key]) if isinstance(row[key], str) else row[key]
-                for key, title in columns.items()
-            }
-            for row in found.compared
-        ]
+        said = {"True": "yes", "False": "no", "": "–"}
+        rows = [{title: row[key] for key, title in columns.items()} for row in found.compared]
+        for row in rows:
+            row["differs"] = said.get(row["differs"], row["differs"])
+            row["p, Holm"] = None if math.isnan(row["p, Holm"]) else f"{row['p, Holm']:.2g}"
         drawn = [
             {key: None if value != value else value for key, value in row.items()} for row in found.compared
         ]
@@ -510,6 +512,6 @@ def _data_told(found: Found) -> Sequence[str]:
     told.append(
         f"Licence: {licence}."
         if licence
-        else "dataset.json names no licence: what may be done with these data must be known from elsewhere."
+        else "No licence is named beside them: what may be done with these data must be known from elsewhere."
     )
     return told

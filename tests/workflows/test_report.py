@@ -48,7 +48,7 @@ def test_a_training_is_reported_with_its_cases(trained: Path, organ: Path, in_th
     page = Page((trained / "report.html").read_text(encoding="utf-8"))
     mean = read_means(trained / "evaluation/summary.json")["dice"]
     assert f"Dice is {number('dice', mean)} (95 % interval" in page.texts["summary"]
-    assert "2 cases held out for testing, which the training has not seen" in page.texts["summary"]
+    assert "2 cases, held out for testing, which the training has not seen" in page.texts["summary"]
     assert "Not all of it is there" not in page.texts["summary"]
     (content,) = [json.loads(text) for given, text in page.scripts if given.get("id") == "viewer-data"]
     with (trained / "evaluation/scores.csv").open() as file:
