@@ -61,7 +61,7 @@ def test_a_training_is_reported_with_its_cases(trained: Path, organ: Path, in_th
         assert set(case["layers"]) == {"image", "truth", "prediction", "uncertainty"}
     how = page.texts["how"]
     assert "for 2 epochs" in how
-    assert "a learning rate of 0.002" in how
+    assert "a learning rate of 0.003" in how
     assert "4, 8, 8 and 8 feature maps" in how
 
 

@@ -20,9 +20,9 @@ import bundle.report
 import bundle.report.layers
 import bundle.report.page
 from bundle.report.page import SCRIPT, VENDORED, as_script, vendored_script
-from bundle.runs.compare import interval
+from bundle.runs.compare import comparison, interval
 from scripts.errors import InputError
-from scripts.files import read_json, sha256
+from scripts.files import read_json, sha256, write_csv
 from scripts.tables import number
 from tests.commands import workbench
 from tests.html_page import Page
@@ -318,3 +318,31 @@ def test_a_script_does_not_end_within_itself() -> None:
     text = as_script('const a = "</script>", b = "<!-- <script>", c = "</SCRIPT>";')
     assert not re.search(r"</script|<!--", text, re.IGNORECASE)
     assert not re.search(r"</script|<!--", as_script(vendored_script()), re.IGNORECASE)
+
+
+def test_a_study_has_its_variants_side_by_side(crossval: Path, data: Path, tmp_path: Path) -> None:
+    study, cases = tmp_path / "study", {case: 0.5 + n / 20 for n, case in enumerate(CASES)}
+    for variant in ("plain", "two_by_two"):
+        write_training(study / variant / "seed0", 3 if variant == "plain" else 2)
+        written(study / variant / "made_of.json", {"config": {**CONFIG, "minutes": 2}})
+    shutil.copytree(crossval / "scores", study / "plain/seed0/training")
+    shutil.copytree(crossval / "out_of_fold", study / "plain/seed0/training", dirs_exist_ok=True)
+    scores = {"dice": 0.5, "iou": 0.25, "hd95": 4.0, "minutes": 1.0}
+    rows = [{"variant": variant, "seed": 0, "data": "own", **scores} for variant in ("plain", "two by two")]
+    write_csv(study / "training/study.csv", rows)
+    better = {case: value + 0.25 for case, value in cases.items()}
+    compared = comparison({"own": {"plain": cases, "two by two": better}}, {})
+    write_csv(study / "training/comparison.csv", compared)
+    written(study / "plan.json", {"two by two": {"max_epochs": 7}})
+    page, said = made(study, "--dataset_dir", data)
+    assert "two by two, seed 0: 2 of 7 epochs were trained" in said
+    (each, differences) = [table for table in page.tables if table.section == "compared"]
+    assert [row["variant"] for row in each.records()] == ["plain", "two by two"]
+    first, second = differences.records()
+    assert (first["mean"], first["difference"]) == ("0.6000", "–")
+    assert (second["difference"], second["low of it"]) == ("0.2500", "0.2500")
+    assert second["differs"] == ("yes" if compared[1]["differs"] else "no")
+    assert "Of 1 variant beside plain" in page.texts["summary"]
+    assert [case["role"] for case in shown_case(page)["cases"]] == ["worst", "median", "best"]
+    plan = next(table for table in page.tables if table.caption == "Choices")
+    assert "minutes of a training" in plan.rows[-1][0]
