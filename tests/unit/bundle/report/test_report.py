@@ -30,6 +30,7 @@ from tests.report_folders import (
     BAD_CASE,
     BAD_CLASS,
     CASES,
+    CONFIG,
     write_crossval,
     write_data,
     write_pictures,
@@ -254,10 +255,10 @@ def test_results_that_nobody_judged(pictures: tuple[Path, Path], tmp_path: Path)
     assert "give --recipe" in page.texts["how"]
 
 
-def test_files_of_other_commands_have_their_sections(crossval: Path, data: Path) -> None:
+def test_files_of_other_commands_have_their_sections(crossval: Path) -> None:
     (crossval / "review.csv").write_text("case,why,score\n<b>b</b>,unsure,0.25\nc,small,\n", encoding="utf-8")
     Image.new("RGB", (40, 30)).save(crossval / "scores/calibration.png")
-    page, _ = made(crossval, "--dataset_dir", data)
+    page, _ = made(crossval)
     (review,) = [table for table in page.tables if table.section == "review"]
     assert review.rows == [["case", "why", "score"], ["<b>b</b>", "unsure", "0.2500"], ["c", "small", "–"]]
     assert "calibration" in page.texts
