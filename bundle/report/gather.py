@@ -86,6 +86,7 @@ class Training:
         length: content of length.json.
         planned: epochs that it should have; None where nothing says so.
         at_work: something is at work in its folder, or was killed there.
+        broken: why its checkpoint cannot be read; "" where it can, or was not needed.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Training:
     length: Row
     planned: int | None
     at_work: bool
+    broken: str = ""
 
     @property
     def epochs(self) -> int:
@@ -118,6 +120,8 @@ class Training:
     def missing(self) -> Iterator[str]:
         """Sentences on what is not there."""
         name = self.name or "the training"
+        if self.broken:
+            yield f"{name}: how it learnt is not known, as its checkpoint cannot be read ({self.broken})"
         if not self.curve:
             yield f"{name}: no epoch is behind it, there is no learning curve"
         elif self.planned is not None and self.epochs < self.planned:
@@ -388,9 +392,12 @@ def read_training(folder: Path, name: str, config: Row | None = None, planned: i
     rows = read_rows(curve) if curve.is_file() else []
     length = _json(folder / LENGTH_FILE)
     epochs: Any = planned or length.get("max_epochs")
-    last = folder / "checkpoints" / "last.pt"
+    last, broken = folder / "checkpoints" / "last.pt", ""
     if config is None and last.is_file():
-        state = read_checkpoint(last)
+        try:
+            state = read_checkpoint(last)
+        except InputError as error:
+            state, broken = {}, str(error)
         schedule = state.get("lr_scheduler", {})
         config = {**state.get("training", {}).get("config", {})}
         epochs = epochs or schedule.get("T_max")
@@ -409,6 +416,7 @@ def read_training(folder: Path, name: str, config: Row | None = None, planned: i
         length,
         epochs if isinstance(epochs, int) else None,
         (folder / ".training.lock").is_file(),
+        broken,
     )
 
 

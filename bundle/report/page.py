@@ -106,7 +106,7 @@ def render(found: Found, shown: Sequence[tuple[Shown, str]], section: str) -> st
         case["layers"] = own
     if step > 1:
         content["cases_told"] += (
-            f" The viewer shows every {step}. voxel along each long axis, so that this file stays below "
+            f" The viewer shows one of {step} voxels along each long axis, so that this file stays below "
             f"{MOST_BYTES // 10**6} MB; scores are of all voxels."
         )
     if viewer:

@@ -189,7 +189,7 @@ def test_a_report_keeps_within_its_size(
     monkeypatch.setattr(bundle.report.page, "MOST_BYTES", most)
     page, _ = made(crossval, "--dataset_dir", data)
     assert (crossval / "report.html").stat().st_size <= most
-    assert "voxel along each long axis" in page.texts["cases"]
+    assert "voxels along each long axis" in page.texts["cases"]
 
 
 def test_a_run_that_was_cut_says_what_is_missing(crossval: Path, data: Path) -> None:
@@ -219,8 +219,10 @@ def test_a_run_that_was_cut_says_what_is_missing(crossval: Path, data: Path) -> 
 def test_a_training_alone(tmp_path: Path, crossval: Path) -> None:
     run = tmp_path / "run"
     write_training(run, 3)
+    written(run / "checkpoints/last.pt", {})  # no checkpoint
     page, _ = made(run)
     assert "no case was judged" in page.texts["summary"]
+    assert "as its checkpoint cannot be read" in page.texts["summary"]
     assert "Where the data lie is not written beside these results" in page.texts["how"]
     shutil.copytree(crossval / "scores", run / "evaluation")
     (run / "model.pt").unlink()
