@@ -63,7 +63,6 @@
     viewer.setSliceType(viewer.sliceTypeMultiplanar);
     const sliders = [...tools.querySelectorAll('input[name="slice"]')];
     let names = [];
-    let shown = -1;
     const strengths = () => names.forEach((name, index) => viewer.setOpacity(index, opacity(name)));
     const place = () => {
       viewer.scene.crosshairPos = sliders.map((slider) => Number(slider.value) / 1000);
@@ -72,7 +71,7 @@
     viewer.onLocationChange = (where) => {
       sliders.forEach((slider, axis) => (slider.value = Math.round(1000 * where.frac[axis])));
     };
-    const colours = (name) => {
+    const colours = () => {
       const table = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: [""] };
       data.palette.forEach(([red, green, blue], index) => {
         table.R.push(red);
@@ -86,7 +85,6 @@
     };
     async function load() {
       const index = chosen();
-      shown = index;
       while (viewer.volumes.length) viewer.removeVolume(viewer.volumes[viewer.volumes.length - 1]);
       const layers = data.cases[index].layers;
       names = Object.keys(layers);
@@ -99,7 +97,7 @@
           opacity: 1,
           ...(unsure ? { cal_min: 10, cal_max: 255 } : { cal_min: 0, cal_max: 255 }),
         });
-        if (name === "truth" || name === "prediction") volume.setColormapLabel(colours(name));
+        if (name === "truth" || name === "prediction") volume.setColormapLabel(colours());
         viewer.addVolume(volume);
       }
       strengths();

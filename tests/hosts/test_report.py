@@ -128,8 +128,8 @@ def test_pictures_are_drawn_and_their_layers_go_on_and_off(page: Page) -> None:
     page.get_by_role("checkbox", name="image").uncheck()
     assert pixels(stage)[:-20, :-20].max() == 0  # but for what scrolls it
     before = page.locator(".stack:not([hidden])").bounding_box()
-    page.get_by_label("size").focus()
-    page.get_by_label("size").press("End")
+    page.get_by_role("slider", name="size").focus()
+    page.get_by_role("slider", name="size").press("End")
     after = page.locator(".stack:not([hidden])").bounding_box()
     assert before is not None
     assert after is not None
