@@ -4,7 +4,7 @@
 # make test   the whole suite
 # make lint   format, lint and types
 # make test-long  what takes long for one test: several processes, kills, limits of memory, compilers
-# make test-hosts  both packages in a real MONAI Label server, in an environment of its own (2.4 GB), an archive, and OHIF
+# make test-hosts  both packages in a real MONAI Label server, in an environment of its own (2.4 GB), an archive, OHIF, and reports in Chromium
 # make test-faults  kills trainings a hundred times and fills disks; writes docs/faults.md
 # make test-mutations  a thousand broken inputs, in ten minutes on 2 cores: SEED=15 COUNT=1000; writes docs/mutations.md
 # make test-networks  every network trains, is validated and segments, in 2D and 3D

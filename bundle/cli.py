@@ -559,6 +559,28 @@ def rounds(
         raise InputError(f"--size is {few(sizes)}: give numbers that grow from round to round")
 
 
+@command(RUNS, "report")
+def report(
+    run: Annotated[
+        Path, typer.Argument(help="What auto, crossval, study, a training or an inference wrote: its folder")
+    ],
+    dataset_dir: Annotated[
+        Path | None,
+        typer.Option("--dataset_dir", help="Folder with dataset.json, or of images; auto has its own"),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="The inference.json that segmented, where the run has none"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The file to write; report.html in the folder if absent")
+    ] = None,
+) -> None:
+    """Write what a run gave as one HTML file that needs no network: scores, curves, cases, methods."""
+    if output is not None and output.suffix.lower() != ".html":
+        raise InputError(f"--output {output} does not end with .html; a report is such a file; name one.")
+
+
 @command(SHIP, "ship.package")
 def package(
     args_file: ArgsFile,

@@ -264,6 +264,30 @@ def draw_instances(image: np.ndarray, case: Case, path: str | Path) -> CellError
     return errors
 
 
+def draw_found(
+    image: np.ndarray, case: Case, uncertainty: np.ndarray | None, instances: bool, path: str | Path
+) -> None:
+    """Save an image, what was found in it and, where that is known, how unsure; volumes by the fullest slice.
+
+    Args:
+        image: `shown` of it.
+        case: class indices or object numbers, of which the prediction counts.
+        uncertainty: 0 to 1, (*spatial); None where nobody knows.
+        instances: object numbers.
+        path: the PNG to write.
+    """
+    where = _fullest(case.pred, case.pred)
+    width, height = _inches(image[where])
+    names = ["image", "found", *(["not sure"] if uncertainty is not None else [])]
+    figure = Figure(figsize=(len(names) * width, height + 0.35), layout="constrained")
+    axes = figure.subplots(1, len(names))
+    _show(axes, image[where], names)
+    _overlay(axes[1], (distinct_colours(case.pred) if instances else case.pred)[where], CLASS_COLOURS)
+    if uncertainty is not None:
+        axes[2].imshow(uncertainty[where].T, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+    save_figure(figure, path)
+
+
 def _fullest(truth: np.ndarray, pred: np.ndarray) -> tuple[Any, ...]:
     """Index of the slice along the last axis with most foreground, which runs up; of a picture of it all."""
     if truth.ndim == 2:

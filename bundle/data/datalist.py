@@ -287,7 +287,7 @@ def plan(
 def explained(task: Mapping[str, Any], minutes: float | None = None) -> str:
     """A plan as a table of choices, values and reasons; with minutes these say how long the training is."""
     rows = [
-        {"choice": name, "value": _told(task[name]), "why": why}
+        {"choice": name, "value": told_value(task[name]), "why": why}
         for name, why in task[REASONS].items()
         if minutes is None or name not in LENGTH
     ]
@@ -297,10 +297,10 @@ def explained(task: Mapping[str, Any], minutes: float | None = None) -> str:
     return table(["choice", "value", "why"], rows, names=3)
 
 
-def _told(value: Any) -> str:
+def told_value(value: Any) -> str:
     """A value for the table: of components what sets them apart."""
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        return ", ".join(map(_told, value))
+        return ", ".join(map(told_value, value))
     if isinstance(value, dict) and "_target_" in value:
         return str(value["_target_"]).rpartition(".")[2]
     return json.dumps(value)

@@ -50,7 +50,19 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDS = 5
 
-SIDECAR_SUFFIXES = (".json", ".txt", ".md", ".csv", ".tsv", ".bval", ".bvec", ".xml", ".yaml", ".yml")
+SIDECAR_SUFFIXES = (
+    ".json",
+    ".txt",
+    ".md",
+    ".html",
+    ".csv",
+    ".tsv",
+    ".bval",
+    ".bvec",
+    ".xml",
+    ".yaml",
+    ".yml",
+)
 """Files that often lie among images and are none."""
 
 SPLITS = {"train": "training", "val": "validation", "test": "testing"}
@@ -465,7 +477,7 @@ def read_images(
     else:
         folder, room = _existing_folder(dataset_dir), Room(preprocessing, classes, tile=tile)
         if section is None:
-            cases = _found(folder, in_channels)
+            cases = found_images(folder, in_channels)
         else:
             listed = cases_of(sections(folder, fold, seed), section)
             cases = [{key: case[key] for key in ("image", "case")} for case in listed]
@@ -631,8 +643,12 @@ def _sound(
     return InferenceCases(sound, list(problems), work, beside)
 
 
-def _found(folder: Path, in_channels: int) -> list[dict[str, Any]]:
-    """Cases of a folder of images."""
+def found_images(folder: Path, in_channels: int) -> list[dict[str, Any]]:
+    """Cases of a folder of images: `{"image": path or list of paths, "case": id}`, see `group_channels`.
+
+    Raises:
+        InputError: no images lie in it directly.
+    """
     inner = [name for name in ("imagesTs", "imagesTr") if (folder / name).is_dir()]
     if inner:
         raise InputError(

@@ -179,6 +179,19 @@ class SaveCased(SaveImaged):
         return given
 
 
+def entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """How unsure probabilities are, over what they are where all classes are alike.
+
+    Args:
+        probabilities: (classes, *spatial).
+
+    Returns:
+        0 sure of one class to 1 of none, (*spatial).
+    """
+    given = probabilities.clamp(min=0)
+    return (-torch.xlogy(given, given).sum(0) / math.log(len(given))).clamp(0, 1)
+
+
 class SaveSpreadd(SaveCased):
     """Write how unsure probabilities are: their entropy over that of classes that are all alike.
 
@@ -196,5 +209,5 @@ class SaveSpreadd(SaveCased):
 
     def values(self, given: NdarrayOrTensor) -> NdarrayOrTensor:
         """The entropy of each voxel, (1, *spatial), float32, or uint8 for a picture."""
-        entropy = (predictive_entropy(torch.as_tensor(given)) / math.log(len(given))).clamp(0, 1)
-        return entropy.mul(255).round().to(torch.uint8) if self.writer is PictureWriter else entropy
+        unsure = entropy(torch.as_tensor(given))[None]
+        return unsure.mul(255).round().to(torch.uint8) if self.writer is PictureWriter else unsure
