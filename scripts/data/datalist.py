@@ -580,7 +580,7 @@ def split_images(
         listed = sections(folder, fold, seed)
         split = {name: listed[name] for name in ("training", "validation")}
     else:
-        cases = _found(folder, in_channels)
+        cases = found_images(folder, in_channels)
         if len(cases) < 2:
             raise InputError(
                 f"dataset_dir {folder} holds one image; one to learn from and one to validate on are needed; "

@@ -14,7 +14,6 @@ from monai.data import ImageWriter, PILWriter
 from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy
 
-from scripts.compute.uncertainty import predictive_entropy
 from scripts.data.datalist import id_of
 from scripts.data.grids import GRID_TOLERANCE, Grid, distance
 from scripts.data.names import output_path

@@ -21,7 +21,17 @@ from tests.commands import ROOT, command, invoke
 COMMANDS = {info.callback.__name__: info.callback for info in app.registered_commands}
 GROUPS = {
     "Data": ["phantom", "datalist", "plan", "corrupt", "sparsify"],
-    "Train and judge": ["doctor", "score", "tune", "study", "crossval", "auto", "suggest", "rounds", "report"],
+    "Train and judge": [
+        "doctor",
+        "score",
+        "tune",
+        "study",
+        "crossval",
+        "auto",
+        "suggest",
+        "rounds",
+        "report",
+    ],
     "Ship": ["package", "verify", "export"],
     "DICOM": ["fetch", "store"],
     "Project": ["demo", "benchmark", "figures"],
