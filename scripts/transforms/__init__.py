@@ -16,6 +16,7 @@ from scripts.transforms.instances import (
 from scripts.transforms.labels import ClassesToLabelsd, LabelsToClassesd
 from scripts.transforms.sparse import FarBackgroundd
 from scripts.transforms.spatial import CountClassesd, RandSpatialPatchd
+from scripts.transforms.stars import InstancesFromStarsd, InstancesToStarsd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
 
 __all__ = [
@@ -30,9 +31,11 @@ __all__ = [
     "FindObjectsd",
     "InstancesFromDirectionsd",
     "InstancesFromDistancesd",
+    "InstancesFromStarsd",
     "InstancesToClassesd",
     "InstancesToDirectionsd",
     "InstancesToDistancesd",
+    "InstancesToStarsd",
     "IsolatedSpacingd",
     "LabelsToClassesd",
     "RandSpatialPatchd",
