@@ -271,22 +271,26 @@ class StarsLoss(nn.Module):
                 "rays as are named in labels the target has two channels and one for each, rays of "
                 "InstancesToStarsd"
             )
-        logits = logits.float()
-        classes, depth, distances = target[:, :1], target[:, 1], target[:, 2:]
-        deep = torch.cat([logits[:, 1:2], logits[:, BEFORE_RAYS:]], dim=1).logsumexp(1)
-        inside = torch.logaddexp(deep, logits[:, 2])
-        loss = self.foreground((inside - logits[:, 0])[:, None], classes)
-        objects = (classes[:, 0] > 0) & (classes[:, 0] != self.ignore_label)  # (B, *spatial)
-        if not objects.any():
+        classes, stars = target[:, :1], target[:, 1:]
+        background, inside = logits.split([1, BEFORE_RAYS + rays - 1], dim=1)
+        loss = self.foreground(inside.float().logsumexp(1, keepdim=True) - background, classes)
+        objects = ((classes > 0) & (classes != self.ignore_label)).flatten().nonzero()[:, 0]
+        if not len(objects):
             return loss
-        depth = depth[objects]  # (voxels,)
-        found = logits.movedim(1, 0)[:, objects]  # (3 + rays, voxels)
-        true = distances.movedim(1, 0)[:, objects]  # (rays, voxels)
-        entropy = F.binary_cross_entropy_with_logits(deep[objects] - found[2], depth)
-        ratio = found[BEFORE_RAYS:] - found[1] + math.log(RAY_UNIT) - true.abs().log()
-        error = torch.where(true > 0, ratio.abs(), (-ratio).clamp(min=0)).mean(0)
+        found, true = _voxels(logits, objects).float(), _voxels(stars, objects)
+        _, interior, border, ray = found.split([1, 1, 1, rays], dim=1)  # (voxels, 1), ray (voxels, rays)
+        depth, distances = true[:, :1], true[:, 1:]
+        deep = torch.logaddexp(interior, ray.logsumexp(1, keepdim=True))
+        entropy = F.binary_cross_entropy_with_logits(deep - border, depth)
+        ratio = ray - interior + math.log(RAY_UNIT) - distances.abs().log()
+        error = torch.where(distances > 0, ratio.abs(), (-ratio).clamp(min=0)).mean(1, keepdim=True)
         distance = (depth * error).sum() / depth.sum()
         return loss + self.depth_weight * entropy + self.distance_weight * distance
+
+
+def _voxels(maps: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Some voxels of maps (B, C, *spatial), by flat indices of (B, *spatial): (voxels, C)."""
+    return maps.movedim(1, -1).flatten(0, -2).index_select(0, chosen)
 
 
 class KnownMSELoss(nn.Module):
