@@ -149,8 +149,8 @@ def turned_classes(names: Sequence[str], flips: Collection[int], transposed: boo
         For each class the index of the one that a network finds in the turned image.
 
     Raises:
-        InputError: a direction whose opposite, or other axis, no class has; rays that are no multiple of 4, or not
-            numbered from 0 on.
+        InputError: a direction whose opposite, or other axis, no class has; rays that are no
+            multiple of 4, or not numbered from 0 on.
     """
     found = []
     rays = sum(RAY.fullmatch(name) is not None for name in names)

@@ -8,11 +8,11 @@ Source:
     a probability that is the distance to the border, radial distances, and polygons of which those that
     overlap a more probable one are dropped.
 
-Departures: 16 rays instead of 32. Everything is one map of classes, whose mean over tiles, orientations and networks means
-something: background, interior, border, and one for each ray. The probability is that of all but background
-and border, and a distance is the share of its ray against that of the interior. Rays that leave the image
-say that the border is at least as far. Rays run along digital lines. Polygons vote for the shape of an
-object, and the mask has a say in it.
+Departures: 16 rays instead of 32. Everything is one map of classes, whose mean over tiles, orientations and
+networks means something: background, interior, border, and one for each ray. The probability is that of all
+but background and border, and a distance is the share of its ray against that of the interior. Rays that
+leave the image say that the border is at least as far. Rays run along digital lines. Polygons vote for the
+shape of an object, and the mask has a say in it.
 """
 
 from __future__ import annotations
@@ -206,7 +206,9 @@ def require_rays(rays: int) -> None:
         InputError: no multiple of 4, or fewer than 8.
     """
     if rays % 4 or rays < LEAST_RAYS:
-        raise InputError(f"rays is {rays}: use a multiple of 4 from {LEAST_RAYS} on, as images are turned and mirrored")
+        raise InputError(
+            f"rays is {rays}: use a multiple of 4 from {LEAST_RAYS} on, as images are turned and mirrored"
+        )
 
 
 def require_picture(tensor: torch.Tensor, key: Hashable) -> None:
@@ -237,7 +239,9 @@ class Stars:
     def __init__(self, probabilities: np.ndarray, places: np.ndarray) -> None:
         self.shape = probabilities.shape[1:]
         self.places = places
-        self.turns = 2 * np.pi * np.arange(len(probabilities) - BEFORE_RAYS) / (len(probabilities) - BEFORE_RAYS)
+        self.turns = (
+            2 * np.pi * np.arange(len(probabilities) - BEFORE_RAYS) / (len(probabilities) - BEFORE_RAYS)
+        )
         flat = probabilities.reshape(len(probabilities), -1)[:, places]
         distances = RAY_UNIT * flat[BEFORE_RAYS:] / np.maximum(flat[1], 1e-12)
         self.distances = np.minimum(distances, sum(self.shape)).T  # (P, rays), no further than the image
@@ -288,7 +292,11 @@ class InstancesFromStarsd(MapTransform):
         min_size: int = 10,
     ) -> None:
         super().__init__(keys)
-        for name, share in (("seed_threshold", seed_threshold), ("overlap", overlap), ("threshold", threshold)):
+        for name, share in (
+            ("seed_threshold", seed_threshold),
+            ("overlap", overlap),
+            ("threshold", threshold),
+        ):
             require_within(name, share, 0, 1)
         require_within("votes", votes, 1)
         for name, value in (("grow", grow), ("max_hole", max_hole), ("min_size", min_size)):
@@ -309,7 +317,7 @@ class InstancesFromStarsd(MapTransform):
             if rays < LEAST_RAYS or rays % 4:
                 raise InputError(
                     f"{source_of(data[key], key)} has {len(data[key])} channels: give the probabilities of "
-                    "background, interior, border and 16 rays, or another multiple of 4, without argmax before"
+                    "background, interior, border and of a multiple of 4 rays, without argmax before"
                 )
             out[key] = like(self._instances(np.asarray(data[key].float().cpu())), data[key])
         return out

@@ -50,5 +50,5 @@ def test_rays_by_hand_in_a_turned_image() -> None:
     assert turned_classes(names, [0], transposed=True) == [0, 7, 8, 1, 2, 3, 4, 5, 6]
     with pytest.raises(InputError, match="a multiple of 4 rays from star_ray_0 on"):
         turned_classes(names[:-2], [], transposed=True)
-    with pytest.raises(InputError, match="labels has star_ray_1, which is star_ray_3 in a turned image"):
+    with pytest.raises(InputError, match="labels has star_ray_4, which is star_ray_0 in a turned image"):
         turned_classes(names[2:6], [0])

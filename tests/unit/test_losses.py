@@ -21,8 +21,8 @@ from scripts.losses import (
     HeadsLoss,
     HeadTerm,
     KnownMSELoss,
-    WeightedDiceCELoss,
     StarsLoss,
+    WeightedDiceCELoss,
 )
 from tests.commands import CONFIGS
 
