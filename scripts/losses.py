@@ -267,8 +267,8 @@ class StarsLoss(nn.Module):
         rays = target.shape[1] - 2
         if rays < 1 or logits.shape[1] != BEFORE_RAYS + rays:
             raise InputError(
-                f"the network gives {logits.shape[1]} channels for a target of {target.shape[1]}: name as many "
-                "rays in labels as InstancesToStarsd makes, which has one channel less beside them"
+                f"the network gives {logits.shape[1]} channels for a target of {target.shape[1]}: name in "
+                "labels as many rays as InstancesToStarsd makes, with two channels beside them"
             )
         classes, stars = target[:, :1], target[:, 1:]
         background, inside = logits.split([1, BEFORE_RAYS + rays - 1], dim=1)
