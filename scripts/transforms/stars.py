@@ -27,7 +27,6 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
-from skimage.draw import polygon
 from skimage.morphology import remove_small_holes
 from skimage.segmentation import expand_labels
 
@@ -38,6 +37,12 @@ from scripts.transforms.labels import like, source_of
 
 #: Fewer rays make no polygon of a cell.
 LEAST_RAYS = 8
+
+#: Of the interior, below which a ratio to it says nothing.
+LEAST_SHARE = 1e-12
+
+#: Of a ray, in pixels: a polygon has at least its own pixel.
+LEAST_DISTANCE = 0.1
 
 #: The interior is deeper than this share of the object's depth, the border less deep.
 INTERIOR_DEPTH = 0.5
@@ -239,20 +244,38 @@ class Stars:
     def __init__(self, probabilities: np.ndarray, places: np.ndarray) -> None:
         self.shape = probabilities.shape[1:]
         self.places = places
-        self.turns = (
-            2 * np.pi * np.arange(len(probabilities) - BEFORE_RAYS) / (len(probabilities) - BEFORE_RAYS)
-        )
         flat = probabilities.reshape(len(probabilities), -1)[:, places]
-        distances = RAY_UNIT * flat[BEFORE_RAYS:] / np.maximum(flat[1], 1e-12)
-        self.distances = np.minimum(distances, sum(self.shape)).T  # (P, rays), no further than the image
+        distances = RAY_UNIT * flat[BEFORE_RAYS:] / np.maximum(flat[1], LEAST_SHARE)
+        # (P, rays), no further than the image is long
+        self.distances = np.clip(distances, LEAST_DISTANCE, max(self.shape)).T.astype(np.float32)
+        reach = math.ceil(self.distances.max(initial=0))
+        rows, columns = np.indices((2 * reach + 1,) * 2).reshape(2, -1) - reach
+        away = np.hypot(rows, columns)
+        order = np.argsort(away, kind="stable")[: np.count_nonzero(away <= reach)]
+        self.row, self.column, self.away = rows[order], columns[order], away[order]
+        # each offset is so much of the ray before it and of the ray after it
+        rays = self.distances.shape[1]
+        turn = 2 * math.pi / rays
+        angle = np.arctan2(self.row, self.column) % (2 * math.pi) / turn
+        self.before = np.floor(angle).astype(np.int64) % rays
+        self.after = (self.before + 1) % rays
+        share = (angle - np.floor(angle)) * turn
+        self.of_before = (self.away * np.sin(turn - share) / math.sin(turn)).astype(np.float32)
+        self.of_after = (self.away * np.sin(share) / math.sin(turn)).astype(np.float32)
 
     def pixels(self, index: int) -> np.ndarray:
         """Flat indices of the image's pixels in the polygon of the pixel at an index."""
-        row, column = divmod(self.places[index], self.shape[1])
-        away = self.distances[index]
-        corners = row + away * np.sin(self.turns), column + away * np.cos(self.turns)
-        rows, columns = polygon(*corners, self.shape)
-        return rows * self.shape[1] + columns
+        distances = self.distances[index]
+        near = slice(np.searchsorted(self.away, distances.max(), side="right"))
+        part = 1 / distances
+        # on this side of the straight line between the ends of the two rays
+        inside = (
+            self.of_before[near] * part[self.before[near]] + self.of_after[near] * part[self.after[near]] <= 1
+        )
+        row, column = divmod(int(self.places[index]), self.shape[1])
+        rows, columns = row + self.row[near][inside], column + self.column[near][inside]
+        there = (rows >= 0) & (rows < self.shape[0]) & (columns >= 0) & (columns < self.shape[1])
+        return rows[there] * self.shape[1] + columns[there]
 
 
 class InstancesFromStarsd(MapTransform):

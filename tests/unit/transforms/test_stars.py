@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.draw import polygon
 
 from bundle.data.phantom import Kind, write_phantom
 from scripts.errors import InputError
 from scripts.judging import Case, instance_scores
 from scripts.labels import IGNORE_LABEL, RAY_UNIT
 from scripts.transforms import InstancesFromStarsd, InstancesToStarsd
-from scripts.transforms.stars import star_depth, star_distances
+from scripts.transforms.stars import Stars, star_depth, star_distances
 from tests.commands import SHARED_DATA
 from tests.unit.transforms.test_directions import discs
 
@@ -222,6 +223,25 @@ def test_the_mask_has_a_say_in_the_shape() -> None:
     kept = {"pred": probabilities(small)}
     areas = [(InstancesFromStarsd("pred", grow=n)(kept)["pred"] > 0).sum() for n in (0, 1, 4)]
     assert areas[0] < areas[1] < areas[2] == (ids > 0).sum()
+
+
+def test_polygons_are_those_of_scikit_image() -> None:
+    """But for pixels on their edges."""
+    generator = np.random.default_rng(4)
+    shape, rays = (50, 40), 16
+    probabilities = generator.uniform(0.2, 1, (3 + rays, *shape)).astype(np.float32)
+    probabilities[1] = 40
+    places = generator.choice(50 * 40, 30, replace=False)
+    stars = Stars(probabilities, places)
+    angles = 2 * np.pi * np.arange(rays) / rays
+    for index, place in enumerate(places):
+        row, column = divmod(place, shape[1])
+        away = RAY_UNIT * probabilities[3:, row, column] / 40
+        expected = np.zeros(shape, bool)
+        expected[polygon(row + away * np.sin(angles), column + away * np.cos(angles), shape)] = True
+        found = np.zeros(shape, bool)
+        found.flat[stars.pixels(index)] = True
+        assert (found != expected).sum() <= 2
 
 
 def test_no_object_gives_none() -> None:
