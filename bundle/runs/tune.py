@@ -104,9 +104,9 @@ GRIDS: dict[type[Any], Grid] = {
     },
     InstancesFromStarsd: {
         "seed_threshold": Values((0.3, 0.4, 0.5, 0.6, 0.7, 0.8), *SHARES),
-        "overlap": Values((0.2, 0.3, 0.4, 0.5, 0.6), *SHARES),
+        "overlap": Values((0.05, 0.1, 0.15, 0.25, 0.4), *SHARES),
         "threshold": Values((0.3, 0.4, 0.5, 0.6, 0.7, 0.8), *SHARES),
-        "grow": Values((0, 1, 2, 4), 0, 40),
+        "grow": Values((0, 2, 4, 6), 0, 40),
     },
 }
 

@@ -307,10 +307,10 @@ class InstancesFromStarsd(MapTransform):
         self,
         keys: KeysCollection,
         seed_threshold: float = 0.5,
-        overlap: float = 0.4,
+        overlap: float = 0.15,
         votes: int = 16,
         threshold: float = 0.5,
-        grow: int = 2,
+        grow: int = 4,
         max_hole: int = 0,
         min_size: int = 10,
     ) -> None:
