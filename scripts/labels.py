@@ -30,6 +30,16 @@ LARGEST_VALUE = 2**24
 #: Names of classes that say in which direction something lies: at lower or at higher indices of an axis.
 DIRECTION = re.compile(r"(lower|higher)_([0-2])")
 
+#: Names of classes that say how far it is along a ray: of n of them, number k leaves at the angle 2 pi k / n
+#: from the second axis towards the first.
+RAY = re.compile(r"star_ray_(0|[1-9][0-9]*)")
+
+#: Classes before those of the rays: background, interior and border.
+BEFORE_RAYS = 3
+
+#: A distance of so many pixels is as probable as the interior: those of objects that fit a patch are less so.
+RAY_UNIT = 1000.0
+
 #: Integer types of label maps, in the order in which they are tried.
 LABEL_TYPES = (np.uint8, np.uint16, np.int32, np.int64)
 
@@ -128,7 +138,7 @@ def count_classes(labels: dict[str, int]) -> int:
 
 
 def turned_classes(names: Sequence[str], flips: Collection[int], transposed: bool = False) -> list[int]:
-    """Where an image that was turned shows each class: itself, but for those whose name is a DIRECTION.
+    """Where an image that was turned shows each class: itself, but for a DIRECTION or a RAY.
 
     Args:
         names: of all classes, in their order.
@@ -139,9 +149,11 @@ def turned_classes(names: Sequence[str], flips: Collection[int], transposed: boo
         For each class the index of the one that a network finds in the turned image.
 
     Raises:
-        InputError: a direction whose opposite, or other axis, no class has.
+        InputError: a direction whose opposite, or other axis, no class has; rays that are no
+            multiple of 4, or not numbered from 0 on.
     """
     found = []
+    rays = sum(RAY.fullmatch(name) is not None for name in names)
     for name in names:
         shown = name
         if said := DIRECTION.fullmatch(name):
@@ -149,12 +161,25 @@ def turned_classes(names: Sequence[str], flips: Collection[int], transposed: boo
             axis = 1 - axis if transposed and axis < 2 else axis
             opposite = {"lower": "higher", "higher": "lower"}[side]
             shown = f"{opposite if axis in flips else side}_{axis}"
+        elif said := RAY.fullmatch(name):
+            shown = f"star_ray_{_turned_ray(int(said[1]), rays, flips, transposed)}"
         if shown not in names:
             raise InputError(
-                f"labels has {name}, which is {shown} in a turned image: name both directions of each axis"
+                f"labels has {name}, which is {shown} in a turned image: name both directions of each axis, "
+                "and a multiple of 4 rays from star_ray_0 on"
             )
         found.append(list(names).index(shown))
     return found
+
+
+def _turned_ray(number: int, rays: int, flips: Collection[int], transposed: bool) -> int | float:
+    """Where a ray points in an image that was turned, see `turned_classes`; a fraction where no ray does."""
+    quarter = rays / 4
+    place = quarter - number if transposed else number
+    place = -place if 0 in flips else place
+    place = 2 * quarter - place if 1 in flips else place
+    place %= rays
+    return int(place) if place == int(place) else place
 
 
 def nearest_whole(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

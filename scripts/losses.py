@@ -9,6 +9,7 @@ Sources:
     for Highly Unbalanced Object Sizes", MICCAI 2018.
     W. Zhao, D. Jiang, J. Pena Queralta, T. Westerlund, "MSS U-Net: 3D segmentation of kidneys and tumors from
     CT images with a multi-scale supervised U-Net", Informatics in Medicine Unlocked 19, 2020.
+    U. Schmidt, M. Weigert, C. Broaddus, G. Myers, "Cell Detection with Star-convex Polygons", MICCAI 2018.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from monai.networks import one_hot
 from torch import nn
 
 from scripts.errors import InputError, require_one_of, require_within
-from scripts.labels import IGNORE_LABEL
+from scripts.labels import BEFORE_RAYS, IGNORE_LABEL, RAY_UNIT
 from scripts.networks.heads import MAIN_HEAD
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -222,6 +223,77 @@ class DirectionsLoss(nn.Module):
         share = parts / parts.sum(1, keepdim=True).clamp(min=1e-6)  # the middle has none
         entropy = (share * (inside - logits[:, 1:])).sum() / objects.sum().clamp(min=1)
         return loss + self.weight * entropy
+
+
+class StarsLoss(nn.Module):
+    """A loss of the foreground, of how deep in its object a voxel lies, and of distances to the border.
+
+    Distances count by the logarithm of their ratio, so that small objects weigh as much as large ones, and
+    where a voxel lies deep. A distance that is only known to be at least so large teaches no less.
+
+    Args:
+        loss: takes logits (B, 2, *spatial) and a target (B, 1, *spatial) of the classes 0 and 1, as
+            `ForegroundLoss` gives them.
+        depth_weight: of the cross entropy of the depth, a mean over the voxels of objects, 0 or more.
+        distance_weight: of the error of the distances, a mean over these voxels and the rays, 0 or more.
+        ignore_label: class index of voxels that nobody annotated.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        depth_weight: float = 0.5,
+        distance_weight: float = 1.0,
+        ignore_label: int = IGNORE_LABEL,
+    ) -> None:
+        super().__init__()
+        require_within("depth_weight", depth_weight, 0)
+        require_within("distance_weight", distance_weight, 0)
+        self.foreground = ForegroundLoss(loss, ignore_label)
+        self.depth_weight = depth_weight
+        self.distance_weight = distance_weight
+        self.ignore_label = ignore_label
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            logits: (B, 3 + rays, *spatial), of background, interior, border and rays.
+            target: (B, 2 + rays, *spatial), class indices or ``ignore_label``; the depth, 0 to 1; and
+                distances in pixels, negative where they are at least as large.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            InputError: channels that do not fit together.
+        """
+        rays = target.shape[1] - 2
+        if rays < 1 or logits.shape[1] != BEFORE_RAYS + rays:
+            raise InputError(
+                f"the network gives {logits.shape[1]} channels for a target of {target.shape[1]}: name in "
+                "labels as many rays as InstancesToStarsd makes, with two channels beside them"
+            )
+        classes, stars = target[:, :1], target[:, 1:]
+        background, inside = logits.split([1, BEFORE_RAYS + rays - 1], dim=1)
+        loss = self.foreground(inside.float().logsumexp(1, keepdim=True) - background, classes)
+        objects = ((classes > 0) & (classes != self.ignore_label)).flatten().nonzero()[:, 0]
+        if not len(objects):
+            return loss
+        found, true = _voxels(logits, objects).float(), _voxels(stars, objects)
+        _, interior, border, ray = found.split([1, 1, 1, rays], dim=1)  # (voxels, 1), ray (voxels, rays)
+        depth, distances = true[:, :1], true[:, 1:]
+        deep = torch.logaddexp(interior, ray.logsumexp(1, keepdim=True))
+        entropy = F.binary_cross_entropy_with_logits(deep - border, depth)
+        ratio = ray - interior + math.log(RAY_UNIT) - distances.abs().log()
+        error = torch.where(distances > 0, ratio.abs(), (-ratio).clamp(min=0)).mean(1, keepdim=True)
+        distance = (depth * error).sum() / depth.sum()
+        return loss + self.depth_weight * entropy + self.distance_weight * distance
+
+
+def _voxels(maps: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Some voxels of maps (B, C, *spatial), by flat indices of (B, *spatial): (voxels, C)."""
+    return maps.movedim(1, -1).flatten(0, -2).index_select(0, chosen)
 
 
 class KnownMSELoss(nn.Module):

@@ -71,7 +71,12 @@ from scripts.pictures import save_figure
 from scripts.progress import progress
 from scripts.recipe import Ids, for_inference, read_recipe
 from scripts.tables import table
-from scripts.transforms import InstancesFromDirectionsd, InstancesFromDistancesd, WatershedInstancesd
+from scripts.transforms import (
+    InstancesFromDirectionsd,
+    InstancesFromDistancesd,
+    InstancesFromStarsd,
+    WatershedInstancesd,
+)
 from scripts.transforms.classes import Cleaning, background_holes, clean_classes
 
 #: How far thresholds may go beyond those that are tried at first.
@@ -96,6 +101,12 @@ GRIDS: dict[type[Any], Grid] = {
         "drop": Values((1.1, 1.2, 1.5, 2, 3, 5), 1.02, 40),
         "agreement": Values((0, 0.3, 0.4, 0.5, 0.6, 0.7), 0, 0.99),
         "threshold": Values((0.3, 0.4, 0.5, 0.6, 0.7, 0.8), *SHARES),
+    },
+    InstancesFromStarsd: {
+        "seed_threshold": Values((0.3, 0.4, 0.5, 0.6, 0.7, 0.8), *SHARES),
+        "overlap": Values((0.05, 0.1, 0.15, 0.25, 0.4), *SHARES),
+        "threshold": Values((0.3, 0.4, 0.5, 0.6, 0.7, 0.8), *SHARES),
+        "grow": Values((0, 2, 4, 6), 0, 40),
     },
 }
 

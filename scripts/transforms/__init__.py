@@ -17,6 +17,7 @@ from scripts.transforms.labels import ClassesToLabelsd, LabelsToClassesd
 from scripts.transforms.masking import MaskBlocksd, RandMaskBlocksd
 from scripts.transforms.sparse import FarBackgroundd
 from scripts.transforms.spatial import CountClassesd, RandSpatialPatchd
+from scripts.transforms.stars import InstancesFromStarsd, InstancesToStarsd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
 
 __all__ = [
@@ -31,9 +32,11 @@ __all__ = [
     "FindObjectsd",
     "InstancesFromDirectionsd",
     "InstancesFromDistancesd",
+    "InstancesFromStarsd",
     "InstancesToClassesd",
     "InstancesToDirectionsd",
     "InstancesToDistancesd",
+    "InstancesToStarsd",
     "IsolatedSpacingd",
     "LabelsToClassesd",
     "MaskBlocksd",

@@ -227,11 +227,12 @@ def test_overlay_resolves(base: str, file: Path) -> None:
         "network/mss": [192, 192, 48],
         **dict.fromkeys(("network/pretrained_efficientnet", "network/pretrained_resnet"), [64] * 3),
         "network/resenc": [64] * 3,
+        "network/star_convex": [64] * 2,
         "network/swinunetr": [64] * 3,
         "network/unet2015": [188] * 3,
         "network/unet3d2016": [132, 132, 116],
     }.get(name)
-    parser = merged(base, name, **({"patch_size": size} if size else {}))
+    parser = merged(base, name, **({"patch_size": size, "spatial_dims": len(size)} if size else {}))
     assert count_parameters(parser) > 1e5
     of_training = ("loss", "label_size", "augment", "targets")
     for key in ("inferer", *(of_training if base == "train" else ("to_labels",))):

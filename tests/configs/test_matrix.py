@@ -52,7 +52,7 @@ VALID: dict[str | None, dict[int, dict[str, Any]]] = {
 }
 
 #: Networks that number objects, whatever the labels of the task.
-NUMBERING = {"directions", "dual_decoder"}
+NUMBERING = {"directions", "dual_decoder", "star_convex"}
 
 #: Networks that draw samples, and write how far they lie apart.
 SAMPLING = {"diffusion"}

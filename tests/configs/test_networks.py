@@ -59,7 +59,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 #: Overlays for one number of axes alone.
-ONLY: dict[str, int] = {}
+ONLY: dict[str, int] = {"star_convex": 2}
 
 #: Overlays of networks whose dropout has another name.
 WITHOUT_DROPOUT: set[str] = set()

@@ -39,3 +39,16 @@ def test_directions_by_hand_in_a_turned_image() -> None:
     assert turned_classes(["background", "cell"], [0, 1], transposed=True) == [0, 1]
     with pytest.raises(InputError, match="labels has lower_0, which is higher_0 in a turned image"):
         turned_classes(["background", "lower_0"], [0])
+
+
+def test_rays_by_hand_in_a_turned_image() -> None:
+    names = ["background", *(f"star_ray_{k}" for k in range(8))]
+    assert turned_classes(names, []) == list(range(9))
+    assert turned_classes(names, [0]) == [0, 1, 8, 7, 6, 5, 4, 3, 2]  # right stays, down is up
+    assert turned_classes(names, [1]) == [0, 5, 4, 3, 2, 1, 8, 7, 6]
+    assert turned_classes(names, [], transposed=True) == [0, 3, 2, 1, 8, 7, 6, 5, 4]  # right is down
+    assert turned_classes(names, [0], transposed=True) == [0, 7, 8, 1, 2, 3, 4, 5, 6]
+    with pytest.raises(InputError, match="a multiple of 4 rays from star_ray_0 on"):
+        turned_classes(names[:-2], [], transposed=True)
+    with pytest.raises(InputError, match="labels has star_ray_4, which is star_ray_0 in a turned image"):
+        turned_classes(names[2:6], [0])

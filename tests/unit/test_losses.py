@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from monai.losses import DiceLoss
 
 from scripts.errors import InputError
-from scripts.labels import IGNORE_LABEL
+from scripts.labels import IGNORE_LABEL, RAY_UNIT
 from scripts.losses import (
     DirectionsLoss,
     ExpLogLoss,
@@ -23,6 +23,7 @@ from scripts.losses import (
     HeadsLoss,
     HeadTerm,
     KnownMSELoss,
+    StarsLoss,
     WeightedDiceCELoss,
 )
 from tests.commands import CONFIGS
@@ -425,3 +426,40 @@ def test_neighbours_out_of_range_are_refused(wrong):
         GatedCRFLoss(WeightedDiceCELoss(), **wrong)
     with pytest.raises(InputError, match="radius is"):
         GatedCRFLoss(WeightedDiceCELoss(), radius=[1, 1, 1])(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4))
+
+
+def test_stars_are_a_mask_a_depth_and_ratios_of_distances():
+    """Each part by itself, from probabilities, voxel by voxel."""
+    generator = torch.Generator().manual_seed(2)
+    shape, rays = (2, 1, 6, 5), 8
+    classes = torch.randint(0, 3, shape, generator=generator).float()
+    classes, ignored = with_holes(classes)
+    objects = (classes > 0) & ~ignored
+    depth = torch.rand(shape, generator=generator) * objects
+    distances = (1 + 20 * torch.rand((2, rays, 6, 5), generator=generator)) * objects
+    distances *= torch.where(torch.rand(distances.shape, generator=generator) < 0.3, -1, 1)
+    logits = torch.randn((2, 3 + rays, 6, 5), generator=generator)
+    probabilities = logits.softmax(1)
+    mask = F.binary_cross_entropy(1 - probabilities[:, :1][~ignored], (classes[~ignored] > 0).float())
+    share = 1 - probabilities[:, 2:3] / (1 - probabilities[:, :1])
+    entropy = F.binary_cross_entropy(share[objects], depth[objects])
+    total = 0.0
+    for b, row, column in objects[:, 0].nonzero().tolist():
+        found = RAY_UNIT * probabilities[b, 3:, row, column] / probabilities[b, 1, row, column]
+        true = distances[b, :, row, column]
+        error = (found.log() - true.abs().log()).abs()
+        error[(true < 0) & (found > -true)] = 0  # at least so far
+        total += float(depth[b, 0, row, column] * error.mean())
+    expected = mask + 0.3 * entropy + 0.7 * total / depth.sum()
+    target = torch.cat([classes, depth, distances], 1)
+    loss = StarsLoss(WeightedDiceCELoss(1.0), depth_weight=0.3, distance_weight=0.7)
+    torch.testing.assert_close(loss(logits, target), expected)
+    torch.testing.assert_close(loss(torch.where(ignored, logits + 7, logits), target), expected)
+
+
+def test_stars_of_other_channels_are_refused():
+    loss, logits = StarsLoss(WeightedDiceCELoss()), torch.zeros(1, 11, 4, 4)
+    for classes, channels in ((11, 9), (11, 2), (10, 10)):
+        with pytest.raises(InputError, match=f"gives {classes} channels for a target of {channels}"):
+            loss(logits[:, :classes], torch.zeros(1, channels, 4, 4))
+    assert loss(logits, torch.full((1, 10, 4, 4), float(IGNORE_LABEL))) == 0

@@ -13,6 +13,7 @@ from monai.inferers import SimpleInferer
 from scripts.compute.inferers import AveragedOrientations
 from scripts.errors import InputError
 from scripts.transforms.directions import directions
+from scripts.transforms.stars import star_distances
 
 
 def directed(x: torch.Tensor) -> torch.Tensor:
@@ -92,4 +93,23 @@ def test_directions_are_turned_with_the_image(shape: tuple[int, ...]) -> None:
     averaged = AveragedOrientations(SimpleInferer(), range(len(shape)), transpose=True, labels=labels)
     torch.testing.assert_close(averaged(image, network).softmax(1), expected)
     plain = AveragedOrientations(SimpleInferer(), range(len(shape)), transpose=True)
+    assert float((plain(image, network).softmax(1) - expected).abs().max()) > 0.1
+
+
+def test_rays_are_turned_with_the_image() -> None:
+    """Of a network that finds the exact distances in whatever version it sees, the mean is what it finds."""
+    places = np.stack(np.indices((24, 30)), -1)
+    image = torch.zeros(1, 1, 24, 30)
+    for number, centre in enumerate(([6, 7], [9, 14], [20, 28]), start=1):
+        image[0, 0][np.linalg.norm(places - centre, axis=-1) < 4.4] = number
+
+    def network(version: torch.Tensor) -> torch.Tensor:
+        distances = np.abs(star_distances(version[0, 0].numpy().astype(int), 8))
+        return torch.from_numpy(np.concatenate([np.asarray(version[0] == 0), distances]))[None].float()
+
+    labels = {name: value for value, name in enumerate(["background", *(f"star_ray_{k}" for k in range(8))])}
+    expected = network(image).softmax(1)
+    averaged = AveragedOrientations(SimpleInferer(), range(2), transpose=True, labels=labels)
+    torch.testing.assert_close(averaged(image, network).softmax(1), expected)
+    plain = AveragedOrientations(SimpleInferer(), range(2), transpose=True)
     assert float((plain(image, network).softmax(1) - expected).abs().max()) > 0.1
