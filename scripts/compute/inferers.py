@@ -7,6 +7,7 @@ volume than for a short one.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from abc import abstractmethod
@@ -27,6 +28,7 @@ from monai.inferers import Inferer
 from monai.utils import ensure_tuple, ensure_tuple_rep, fall_back_tuple
 from torch import nn
 
+from scripts.calibration import Calibration
 from scripts.checkpoints import unwrap
 from scripts.compute.exported import Exported
 from scripts.compute.memory import operations, resident_bytes
@@ -104,6 +106,7 @@ class SlabInferer(Inferer):
         output: "logits", or "labels" for the class index of each voxel, found plane by plane, so that the
             logits of the whole image never exist.
         quantised: an int8 file of the network for runtime "auto", see `scripts.compute.runtimes.Runtime`.
+        calibration: what scales the logits, see `scripts.calibration`; None: they stay.
 
     Raises:
         InputError: an argument breaks its rule.
@@ -117,6 +120,7 @@ class SlabInferer(Inferer):
         memory_gb: float | None,
         output: str,
         quantised: Path | None,
+        calibration: Calibration | None,
     ) -> None:
         super().__init__()
         if sw_batch_size < 1:
@@ -126,6 +130,7 @@ class SlabInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.output = output
         self.memory_gb = memory_gb
+        self.calibration = calibration
         self.runtime = Runtime(runtime, amp, quantised)
         self._logged = ""
         self._channels: int | None = None
@@ -269,7 +274,8 @@ class SlabInferer(Inferer):
             below = walked[index + 1] if index + 1 < len(walked) else spatial[axis]
             start, stop = max(top, 0), min(below, spatial[axis])
             ready[axis] = slice(start - top, stop - top)
-            yield start, stop, sums[(every, *ready)].div_(weights[tuple(ready)])
+            planes = sums[(every, *ready)].div_(weights[tuple(ready)])
+            yield start, stop, planes if self.calibration is None else self.calibration.calibrate_(planes)
             _move_up(sums.movedim(axis + 1, 0), below - top)
             _move_up(weights.movedim(axis, 0), below - top)
 
@@ -384,6 +390,7 @@ class SlidingWindowSlabInferer(SlabInferer):
         memory_gb: a memory budget, see `SlabInferer`.
         output: "logits" or "labels", see `SlabInferer`.
         quantised: an int8 file of the network, see `SlabInferer`.
+        calibration: of the logits, see `SlabInferer`.
 
     Raises:
         InputError: an argument breaks its rule.
@@ -400,8 +407,9 @@ class SlidingWindowSlabInferer(SlabInferer):
         memory_gb: float | None = None,
         output: str = "logits",
         quantised: Path | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised)
+        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised, calibration)
         if mode not in ("constant", "gaussian"):
             raise InputError(f"mode is {mode!r}: use 'constant' or 'gaussian'")
         if not all(0 <= share < 1 for share in ensure_tuple(overlap)):
@@ -453,6 +461,7 @@ class OverlapTileInferer(SlabInferer):
         output: "logits" or "labels", see `SlabInferer`.
         mirror: show a network with valid convolutions the mirrored image beyond its border; False: zeros.
         quantised: an int8 file of the network, see `SlabInferer`.
+        calibration: of the logits, see `SlabInferer`.
 
     Raises:
         InputError: an argument breaks its rule, the tile is illegal for the network, predicts less than the
@@ -469,8 +478,9 @@ class OverlapTileInferer(SlabInferer):
         output: str = "logits",
         mirror: bool = True,
         quantised: Path | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised)
+        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised, calibration)
         self.tile_size = tuple(int(n) for n in tile_size)
         self.mirror = mirror
         self._said = False
@@ -587,7 +597,7 @@ class AveragedOrientations(Inferer):
             logger.warning(
                 "%s say left or right: no version of the image is mirrored from left to right", few(sided)
             )
-        self.inferer = inferer
+        self.inferer, self.calibration = uncalibrated(inferer)
         self.flip_axes = tuple(axis for axis in flip_axes if not sided or axis != LEFT_RIGHT)
         self.transpose = transpose and not sided
         self.names = class_names(dict(labels or {}))
@@ -604,8 +614,8 @@ class AveragedOrientations(Inferer):
             **kwargs: further keyword arguments of the network.
 
         Returns:
-            Logarithms of the mean probabilities, which softmax turns back into them, (B, classes, *spatial),
-            with the meta data of ``inputs``.
+            Logarithms of the mean probabilities, calibrated, which softmax turns back into them,
+            (B, classes, *spatial), with the meta data of ``inputs``.
         """
         images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if max(self.flip_axes, default=0) > images.ndim - 3:
@@ -624,7 +634,23 @@ class AveragedOrientations(Inferer):
                 logits = logits[:, classes]
             total = total + (logits.transpose(2, 3) if turned else logits).softmax(1)
         mean = (total / len(versions)).clamp_min(torch.finfo(torch.float32).tiny).log()
+        if self.calibration is not None:
+            self.calibration.calibrate_(mean, 1)
         return MetaTensor(mean).copy_meta_from(inputs, copy_attr=False) if images is not inputs else mean
+
+
+def uncalibrated(inferer: Inferer) -> tuple[Inferer, Calibration | None]:
+    """An inferer that leaves logits as they are, and what scaled them: of a mean that alone is scaled.
+
+    Args:
+        inferer: predicts what enters the mean.
+    """
+    calibration = getattr(inferer, "calibration", None)
+    if calibration is None:
+        return inferer, None
+    bare = copy.copy(inferer)  # shares the runtime
+    bare.calibration = None
+    return bare, calibration
 
 
 def most_probable(logits: torch.Tensor) -> torch.Tensor:

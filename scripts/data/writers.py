@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from scripts.data.reader import is_picture
 from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.labels import label_type
+from scripts.uncertainty import predictive_entropy
 
 
 class NiftiWriter(ImageWriter):
@@ -195,7 +195,5 @@ class SaveSpreadd(SaveCased):
 
     def values(self, given: NdarrayOrTensor) -> NdarrayOrTensor:
         """The entropy of each voxel, (1, *spatial), float32, or uint8 for a picture."""
-        probabilities = torch.as_tensor(given).clamp(min=0)
-        entropy = -torch.xlogy(probabilities, probabilities).sum(0, keepdim=True) / math.log(len(given))
-        entropy = entropy.clamp(0, 1)
+        entropy = predictive_entropy(torch.as_tensor(given))
         return entropy.mul(255).round().to(torch.uint8) if self.writer is PictureWriter else entropy
