@@ -108,7 +108,7 @@ def read_calibration(calibration: Mapping[str, Any] | None, labels: Mapping[str,
         else:
             numbers = [value]
         least = 0.0 if key == TEMPERATURE else -math.inf
-        if not all(_is_number(number) and number > least for number in numbers) or (
+        if not all(is_number(number) and number > least for number in numbers) or (
             key == BIAS and not isinstance(value, Mapping)
         ):
             kind = "one number above 0, or one for each class" if key == TEMPERATURE else "a number for each class"
@@ -117,5 +117,6 @@ def read_calibration(calibration: Mapping[str, Any] | None, labels: Mapping[str,
     return Calibration(read[TEMPERATURE], read.get(BIAS, ()))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

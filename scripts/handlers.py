@@ -43,8 +43,12 @@ from scripts.progress import progress
 from scripts.recipe import WeightsWriter, other_training
 from scripts.scalars import Scalars
 from scripts.signals import DeferredSignals, end
+from scripts.transforms.versions import TOLD
 
 logger = logging.getLogger(__name__)
+
+#: The table of an inference, and its column that says what needs a look first.
+REVIEW, LOWEST = "review.csv", "lowest"
 
 
 class ProgressBar:
@@ -543,6 +547,39 @@ class WeightsLoader:
             weights = read_weights(path)
             check_weights(member, weights, path)
             member.load_state_dict(weights)
+
+
+class Review:
+    """Writes review.csv: a line for each image with what is told of it, what needs a look first.
+
+    It is written anew as images are finished, so that of a run that is cut it holds those that were done; what
+    an earlier run left is removed.
+
+    Args:
+        output_dir: where it goes.
+        first: the column that images are sorted by, lowest first; as they were finished where they lack it.
+    """
+
+    def __init__(self, output_dir: str | Path, first: str = LOWEST) -> None:
+        self.path = Path(output_dir) / REVIEW
+        self.first = first
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to an inference."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+        self.path.unlink(missing_ok=True)
+
+    def _add(self, engine: Engine) -> None:
+        pairs = zip(engine.state.batch or (), engine.state.output or (), strict=True)  # type: ignore[arg-type]
+        new = [{"case": case["case"], **output[TOLD]} for case, output in pairs if TOLD in output]
+        if new:
+            self.rows = sorted(self.rows + new, key=lambda row: row.get(self.first, 0.0))
+            write_csv(self.path, self.rows)
 
 
 class LearningCurve:

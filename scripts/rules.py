@@ -249,6 +249,20 @@ def _calibration(value: Any, config: Config) -> dict[str, Any]:
     return value
 
 
+def _review(value: Any, config: Config) -> dict[str, Any]:
+    from scripts.review import require_review
+
+    value = _read(value)
+    if isinstance(labels := config.get("labels"), dict):
+        try:
+            require_review(value, labels)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+    if "@review" not in str(config.get("restore", "@review")):
+        raise ValueError("restore of the configs makes none, as before version 0.16: leave it out")
+    return dict(value)
+
+
 def _clean(value: Any, config: Config) -> dict[str, Any]:
     from scripts.transforms.classes import CleanClassesd
 
@@ -405,6 +419,7 @@ RULES: dict[str, Rule] = {
     "calibration": optional(
         Rule("an object as bundle calibrate writes it, such as {\"temperature\": 1.3}", _calibration)
     ),
+    "review": optional(Rule("an object as bundle calibrate writes it", _review)),
     "threshold": _of_class_maps(
         optional(Rule("a probability from 0 to below 1, for background and one other class", _threshold))
     ),
@@ -464,7 +479,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             *("load", "load_label", "targets", "geometry", "normalise", "spatial", "intensity"),
-            *("cells", "weigh", "join", "restore", "to_labels", "save", "deliver"),
+            *("cells", "weigh", "join", "restore", "maps", "to_labels", "save", "deliver"),
         ),
         _TRANSFORMS,
     ),

@@ -25,6 +25,16 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from bundle.runs.review import (
+    FEWEST_SUBJECTS,
+    Observed,
+    draw_review,
+    judged_rows,
+    learn_review,
+    observe,
+    summary_rows,
+    tell_review,
+)
 from bundle.runs.search import FEWEST_CASES
 from bundle.runs.tune import opened, predict, read_predictions
 from scripts.calibration import Calibration
@@ -51,6 +61,7 @@ from scripts.tables import Row, table
 #: The overlay, what it was learnt from, its tables and picture.
 OVERLAY, FACTS = "calibration.json", "calibrate.json"
 TABLE, PICTURE = "calibration.csv", "reliability.png"
+REVIEW_TABLE, REVIEW_PICTURE = "predicted_dice.csv", "predicted_dice.png"
 
 #: Voxels of a case that are learnt from: at most so many of each class, near borders and elsewhere each.
 DRAWN = 500
@@ -274,15 +285,21 @@ def calibrate(
             group: learn([seen.sample for seen in evidence.cases if groups[seen.case] != group], classwise)
             for group in sorted(set(groups.values()))
         }
-        with progress(desc="judging", total=len(evidence.cases)) as bar:
-            judged = []
-            for seen in evidence.cases:
-                judged.append(judge(seen, groups[seen.case], of_group[groups[seen.case]]))
-                bar.update()
+        judged = [
+            judge(seen, groups[seen.case], of_group[groups[seen.case]])
+            for seen in progress(evidence.cases, "judging")
+        ]
+        rows = summarise(judged, subjects, seed)
+        helps = next(row["after"] < row["before"] for row in rows if row["measure"] == "nll")
+        observed: list[Observed] = []
+        for seen in progress(evidence.cases, "looking"):
+            found, truth = seen.read()
+            group = groups[seen.case]
+            if helps:
+                found = of_group[group].of_probabilities(torch.from_numpy(found)).numpy()
+            observed += observe(seen.case, subjects[seen.case], group, found, truth, class_names(labels))
     learnt = learn([seen.sample for seen in evidence.cases], classwise)
-    rows = summarise(judged, subjects, seed)
     folds = fold_rows(judged, of_group)
-    helps = next(row["after"] < row["before"] for row in rows if row["measure"] == "nll")
     write_csv(output_dir / TABLE, rows)
     draw(judged, class_names(labels), output_dir / PICTURE)
     people = {subjects[seen.case] for seen in evidence.cases}
@@ -297,11 +314,24 @@ def calibrate(
         "folds": list(map(plain, folds)),
     }
     of = f"learnt on {len(evidence.cases)} cases of {len(people)} subjects"
-    overlay = {"_desc_": of, "calibration": learnt.as_config(labels) if helps else None}
+    review = learn_review(observed, seed) if len(people) >= FEWEST_SUBJECTS else None
+    overlay = {"_desc_": of, "calibration": learnt.as_config(labels) if helps else None, "review": review}
+    cases = judged_rows(observed, seed) if review else []
+    if cases:
+        about["review"] = list(map(plain, summary_rows(cases)))
+        write_csv(output_dir / REVIEW_TABLE, cases)
+        draw_review(cases, output_dir / REVIEW_PICTURE)
     for name, content in ((FACTS, about), (OVERLAY, overlay)):
         with atomic_write(output_dir / name) as temporary:
             temporary.write_text(json.dumps(content, indent=4, allow_nan=False) + "\n", encoding="utf-8")
     tell(rows, folds, about)
+    if cases:
+        tell_review(about["review"], review)  # type: ignore[arg-type]
+    else:
+        typer.echo(
+            f"No predicted Dice: it takes {FEWEST_SUBJECTS} subjects or more, and enough of them in which a class "
+            f"is found, and here are {len(people)}."
+        )
     nothing = "" if helps else ", which changes nothing, as the likelihood of cases not learnt from is no better"
     typer.echo(f"Wrote {output_dir / OVERLAY}, an overlay for inference and evaluation{nothing}; {of}.")
     done.finish()

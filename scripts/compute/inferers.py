@@ -33,13 +33,15 @@ from scripts.checkpoints import unwrap
 from scripts.compute.exported import Exported
 from scripts.compute.memory import operations, resident_bytes
 from scripts.compute.runtimes import Runtime
-from scripts.errors import Fault, InputError, few
+from scripts.errors import Fault, InputError, few, require_within
 from scripts.labels import class_names, turned_classes
 from scripts.networks.blocks import Axes
+from scripts.networks.ensemble import Ensemble
 from scripts.networks.sizes import Sizes
 from scripts.process import release_memory, require_memory
 from scripts.sides import LEFT_RIGHT, sided_names
 from scripts.transforms.spatial import fold
+from scripts.uncertainty import VERSIONS, Versions
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,9 @@ MIDDLE_TILES = 8
 
 #: Voxels whose classes are compared at once.
 AT_ONCE = 1 << 18
+
+#: What leaves out activations.
+DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
 #: Norms whose statistics depend on which part of the image they see.
 LOCAL_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -563,49 +568,37 @@ class OverlapTileInferer(SlabInferer):
             )
 
 
-class AveragedOrientations(Inferer):
-    """Test-time augmentation: the mean of the probabilities over turned and mirrored versions of the image.
-
-    Source: Ronneberger, Fischer, Brox, MICCAI 2015, section 4, which averages over 7 rotated versions for the
-    EM challenge; here the 8 orientations of the square, or of a volume the 8 combinations of its flips.
+class AveragedVersions(Inferer):
+    """The mean of the probabilities of several predictions of an image, and how far they lie apart.
 
     Args:
-        inferer: predicts one version, (B, C, *spatial) to logits (B, classes, *spatial).
-        flip_axes: spatial axes that are mirrored; each doubles the number of versions.
-        transpose: also exchange the first two axes, which doubles it again; with both flips these are the
-            orientations of the square. For images with pixels as high as wide.
-        labels: the task's labels, class name to value: where names say left or right, the axis from left to
-            right is neither mirrored nor exchanged, which is told; classes whose names are directions
-            (`scripts.labels.DIRECTION`) are turned with the image.
-
-    Raises:
-        InputError: axes that are negative or named twice, or at the first image axes that it lacks.
+        inferer: predicts one version, (B, C, *spatial) to logits (B, classes, *spatial). What calibrates its
+            logits calibrates the mean.
+        spread: leave in the meta data what `scripts.uncertainty.Versions` finds.
     """
 
-    def __init__(
-        self,
-        inferer: Inferer,
-        flip_axes: Sequence[int],
-        transpose: bool = False,
-        labels: Mapping[str, int] | None = None,
-    ) -> None:
+    def __init__(self, inferer: Inferer, spread: bool = False) -> None:
         super().__init__()
-        if len(set(flip_axes)) < len(flip_axes) or min(flip_axes, default=0) < 0:
-            raise InputError(f"flip_axes is {list(flip_axes)}: name each spatial axis at most once, from 0")
-        sided = sided_names(labels or ())
-        if sided and (transpose or LEFT_RIGHT in flip_axes):
-            logger.warning(
-                "%s say left or right: no version of the image is mirrored from left to right", few(sided)
-            )
         self.inferer, self.calibration = uncalibrated(inferer)
-        self.flip_axes = tuple(axis for axis in flip_axes if not sided or axis != LEFT_RIGHT)
-        self.transpose = transpose and not sided
-        self.names = class_names(dict(labels or {}))
+        self.spread = spread
+
+    @abstractmethod
+    def versions(
+        self, images: torch.Tensor, network: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """The probabilities of each version, (B, classes, *spatial).
+
+        Args:
+            images: (B, in_channels, *spatial).
+            network: see the inferer.
+            args: further positional arguments of the network.
+            kwargs: further keyword arguments of the network.
+        """
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Predict every version, turn it back, and average.
+        """Predict every version, and average.
 
         Args:
             inputs: (B, in_channels, *spatial).
@@ -618,13 +611,69 @@ class AveragedOrientations(Inferer):
             (B, classes, *spatial), with the meta data of ``inputs``.
         """
         images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        seen = Versions(self.spread)
+        for probabilities in self.versions(images, network, args, kwargs):
+            seen.add(probabilities)
+        mean = seen.mean().clamp_min(torch.finfo(torch.float32).tiny).log()
+        if self.calibration is not None:
+            self.calibration.calibrate_(mean, 1)
+        if images is inputs:
+            return mean
+        made = MetaTensor(mean).copy_meta_from(inputs, copy_attr=False)
+        if found := seen.found():
+            made.meta = {**made.meta, VERSIONS: found}
+        return made
+
+
+class AveragedOrientations(AveragedVersions):
+    """Test-time augmentation: the mean of the probabilities over turned and mirrored versions of the image.
+
+    Source: Ronneberger, Fischer, Brox, MICCAI 2015, section 4, which averages over 7 rotated versions for the
+    EM challenge; here the 8 orientations of the square, or of a volume the 8 combinations of its flips.
+
+    Args:
+        inferer: predicts one version, see `AveragedVersions`.
+        flip_axes: spatial axes that are mirrored; each doubles the number of versions.
+        transpose: also exchange the first two axes, which doubles it again; with both flips these are the
+            orientations of the square. For images with pixels as high as wide.
+        labels: the task's labels, class name to value: where names say left or right, the axis from left to
+            right is neither mirrored nor exchanged, which is told; classes whose names are directions
+            (`scripts.labels.DIRECTION`) are turned with the image.
+        spread: see `AveragedVersions`.
+
+    Raises:
+        InputError: axes that are negative or named twice, or at the first image axes that it lacks.
+    """
+
+    def __init__(
+        self,
+        inferer: Inferer,
+        flip_axes: Sequence[int],
+        transpose: bool = False,
+        labels: Mapping[str, int] | None = None,
+        spread: bool = False,
+    ) -> None:
+        super().__init__(inferer, spread)
+        if len(set(flip_axes)) < len(flip_axes) or min(flip_axes, default=0) < 0:
+            raise InputError(f"flip_axes is {list(flip_axes)}: name each spatial axis at most once, from 0")
+        sided = sided_names(labels or ())
+        if sided and (transpose or LEFT_RIGHT in flip_axes):
+            logger.warning(
+                "%s say left or right: no version of the image is mirrored from left to right", few(sided)
+            )
+        self.flip_axes = tuple(axis for axis in flip_axes if not sided or axis != LEFT_RIGHT)
+        self.transpose = transpose and not sided
+        self.names = class_names(dict(labels or {}))
+
+    def versions(
+        self, images: torch.Tensor, network: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """The probabilities of each orientation, turned back."""
         if max(self.flip_axes, default=0) > images.ndim - 3:
             raise InputError(
                 f"flip_axes is {list(self.flip_axes)}: the images have the axes 0 to {images.ndim - 3}"
             )
-        total = torch.zeros(())
-        versions = list(product((False, True), repeat=len(self.flip_axes) + self.transpose))
-        for version in versions:
+        for version in product((False, True), repeat=len(self.flip_axes) + self.transpose):
             turned = self.transpose and version[-1]
             flips = [axis + 2 for axis, flipped in zip(self.flip_axes, version, strict=False) if flipped]
             image = images.transpose(2, 3) if turned else images
@@ -632,11 +681,101 @@ class AveragedOrientations(Inferer):
             classes = turned_classes(self.names, [axis - 2 for axis in flips], turned)
             if classes != sorted(classes):
                 logits = logits[:, classes]
-            total = total + (logits.transpose(2, 3) if turned else logits).softmax(1)
-        mean = (total / len(versions)).clamp_min(torch.finfo(torch.float32).tiny).log()
-        if self.calibration is not None:
-            self.calibration.calibrate_(mean, 1)
-        return MetaTensor(mean).copy_meta_from(inputs, copy_attr=False) if images is not inputs else mean
+            yield (logits.transpose(2, 3) if turned else logits).softmax(1)
+
+
+class AveragedMembers(AveragedVersions):
+    """The networks of an ensemble, each by itself: their mean is that of the ensemble.
+
+    Args:
+        inferer: predicts the image with one network, see `AveragedVersions`.
+    """
+
+    def __init__(self, inferer: Inferer) -> None:
+        super().__init__(inferer, spread=True)
+        self._inferers: list[Inferer] = []
+
+    def versions(
+        self, images: torch.Tensor, network: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """The probabilities of each network; of one that is no ensemble those that it gives."""
+        bare = unwrap(cast(nn.Module, network)) if isinstance(network, nn.Module) else network
+        members = list(bare.members) if isinstance(bare, Ensemble) else [network]
+        if len(self._inferers) != len(members):  # a runtime converts one network
+            self._inferers = [own_runtime(self.inferer) for _ in members] if len(members) > 1 else [self.inferer]
+        for inferer, member in zip(self._inferers, members, strict=True):
+            yield inferer(images, member, *args, **kwargs).softmax(1)
+
+
+class AveragedDropout(AveragedVersions):
+    """Monte Carlo dropout: what a network says with other activations left out each time.
+
+    PyTorch computes it, whatever the runtime.
+
+    Source: Y. Gal, Z. Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016.
+
+    Args:
+        inferer: predicts one version, see `AveragedVersions`.
+        samples: how many versions.
+        seed: of what is left out.
+        spread: see `AveragedVersions`.
+
+    Raises:
+        InputError: fewer than one sample; at the first image a network without dropout.
+    """
+
+    def __init__(self, inferer: Inferer, samples: int = 8, seed: int = 0, spread: bool = False) -> None:
+        super().__init__(own_runtime(inferer, "torch"), spread)
+        require_within("samples", samples, 1)
+        self.samples = samples
+        self.seed = seed
+
+    def versions(
+        self, images: torch.Tensor, network: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """The probabilities of each sample."""
+        modules = network.modules() if isinstance(network, nn.Module) else ()
+        dropouts = [module for module in modules if isinstance(module, DROPOUTS) and module.p > 0]
+        if not dropouts:
+            raise InputError(
+                "the network leaves nothing out, as it was made with a dropout of 0: train one with "
+                "network_def::dropout above 0, or take configs/inferer/orientations.json"
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            for _ in range(self.samples):
+                for module in dropouts:
+                    module.train()
+                try:
+                    probabilities = self.inferer(images, network, *args, **kwargs).softmax(1)
+                finally:
+                    for module in dropouts:
+                        module.eval()
+                yield probabilities
+
+
+def own_runtime(inferer: Inferer, runtime: str | None = None) -> Inferer:
+    """An inferer like another, whose runtime converts a network of its own.
+
+    Args:
+        inferer: stays as it is.
+        runtime: another one than that of the inferer, or None.
+    """
+    made = copy.copy(inferer)
+    if isinstance(made, SlabInferer):
+        made.runtime = Runtime(runtime or made.runtime.runtime, made.runtime.amp)
+        made._sizes = None
+    return made
+
+
+def of_members(inferer: Inferer, spread: bool) -> Inferer:
+    """What also says how far the networks of an ensemble lie apart, where that is asked for.
+
+    Args:
+        inferer: predicts an image.
+        spread: whether it is asked for; if not, the inferer comes back as it is.
+    """
+    return AveragedMembers(inferer) if spread else inferer
 
 
 def uncalibrated(inferer: Inferer) -> tuple[Inferer, Calibration | None]:

@@ -16,6 +16,7 @@ from scripts.transforms.instances import (
 from scripts.transforms.labels import ClassesToLabelsd, LabelsToClassesd
 from scripts.transforms.sparse import FarBackgroundd
 from scripts.transforms.spatial import CountClassesd, RandSpatialPatchd
+from scripts.transforms.versions import TakeVersionsd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "LabelsToClassesd",
     "RandSpatialPatchd",
     "SeparateInstancesd",
+    "TakeVersionsd",
     "ToLabelMapd",
     "WatershedInstancesd",
     "border_weight_map",
