@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,35 @@ def test_the_overlay_goes_into_the_recipe_that_a_package_is_made_of(tmp_path: Pa
     config = for_inference(parser_of({"config_file": ["configs/train.json", str(overlay)]}).get())
     assert config["calibration"] == {"temperature": 1.4}
     assert ConfigParser(config).get_parsed_content("window_inferer").calibration.temperature == (1.4,)
+
+
+@pytest.mark.parametrize(("dims", "ext"), [(2, ".png"), (3, ".nii.gz")])
+def test_one_setting_writes_maps_and_the_table(
+    dims: int, ext: str, cells: Path, organ: Path, tmp_path: Path
+) -> None:
+    checkpoints = [str(weights(tmp_path, dims, seed)) for seed in range(3)]
+    images = (cells if dims == 2 else organ) / "imagesTs"
+    learnt = {"intercept": 0.2, "weights": {"expected_dice": 0.7}, "half_width": 0.1, "margin": 2}
+    names = {2: "interior", 3: "anterior"}
+    review = {"coverage": 0.9, "covered": 0.99, "classes": {names[dims]: {**learnt, "look_below": 0.99}}}
+    out = segment(tmp_path / "out", images, checkpoints, dims, "ensemble", save_spread=True, review=review)
+    cases = sorted(file.name.removesuffix(f"_seg{ext}") for file in out.glob("*_seg*"))
+    assert len(cases) == 2
+    for case in cases:
+        label, spread, mutual = (read_array(out / f"{case}_{kind}{ext}") for kind in ("seg", "spread", "mutual"))
+        assert label.shape == spread.shape == mutual.shape
+        largest = 255 if dims == 2 else 1
+        assert 0 <= mutual.min() and mutual.max() <= largest
+        assert (mutual <= spread + (1 if dims == 2 else 0.05)).all()
+        assert mutual.max() > 0
+    with (out / "review.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["case"] for row in rows) == cases
+    assert [float(row["lowest"]) for row in rows] == sorted(float(row["lowest"]) for row in rows)
+    assert {row["look"] for row in rows} == {"yes"}
+    unit = "pixels" if dims == 2 else "ml"
+    assert all(float(row[f"{names[dims]} {unit} sd"]) >= 0 for row in rows)
+    assert all(row[f"{names[dims]} margin"] == "2" for row in rows)
+    segment(tmp_path / "alone", images, checkpoints[0], dims, save_spread=True)
+    assert not list((tmp_path / "alone").glob("*_mutual*"))
+    assert not (tmp_path / "alone" / "review.csv").exists()
