@@ -397,7 +397,7 @@ def read_predictions(parser: ConfigParser, folder: Path, section: str, store: Ta
         typer.echo(f"note: {len(without)} case(s) have no prediction in {folder}: {few(without)}", err=True)
     load = Compose([*parser.get_parsed_content("load_label"), *parser.get_parsed_content("targets")])
     classes, dims = (parser.get_parsed_content(key) for key in ("out_channels", "spatial_dims"))
-    calibrated = parser.get_parsed_content("calibrated")
+    calibrated = parser.get_parsed_content("calibrated") if "calibrated" in parser else None
     for case in tqdm(there.cases, desc="reading", disable=None):
         with there.attempt(case):
             pred = read_probabilities(files[case["case"]], classes, dims, is_picture(case["label"]))
