@@ -2,7 +2,7 @@
 
 `python -m bundle calibrate` learns it, the id `calibration` holds it, and the inferers apply it.
 
-Sources: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: one temperature for all classes.
+Sources: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: one temperature.
 M. Kull et al., "Beyond temperature scaling", NeurIPS 2019: class by class, on the logarithms of the
 probabilities (their Dirichlet calibration with a diagonal matrix).
 """
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scripts.errors import InputError
+from scripts.errors import InputError, few
 from scripts.labels import class_names
 
 #: What `calibration` holds.
@@ -28,8 +28,8 @@ TEMPERATURE, BIAS = "temperature", "bias"
 class Calibration:
     """Divides logits by a temperature.
 
-    One temperature keeps the order of the classes in each voxel. One for each class, with a bias, does not; it
-    scales the logarithms of the probabilities.
+    One temperature keeps the order of the classes in each voxel. One for each class, with a bias, does not:
+    it scales the logarithms of the probabilities.
 
     Attributes:
         temperature: one for all classes, or one for each; above 0.
@@ -58,12 +58,20 @@ class Calibration:
         shape[dim] = logits.shape[dim]
         if {len(self.temperature), len(self.bias) or shape[dim]} - {1, shape[dim]}:
             raise InputError(
-                f"calibration has {len(self.temperature)} temperatures, and the network {shape[dim]} classes: "
+                f"calibration has {len(self.temperature)} temperatures, the network {shape[dim]} classes: "
                 "give the one that was learnt for these weights"
             )
         logits.sub_(logits.logsumexp(dim, keepdim=True))
-        logits.div_(torch.tensor(self.temperature, device=logits.device, dtype=logits.dtype).expand(shape[dim]).view(shape))
-        return logits.add_(torch.tensor(self.bias, device=logits.device, dtype=logits.dtype).view(shape)) if self.bias else logits
+        logits.div_(
+            torch.tensor(self.temperature, device=logits.device, dtype=logits.dtype)
+            .expand(shape[dim])
+            .view(shape)
+        )
+        return (
+            logits.add_(torch.tensor(self.bias, device=logits.device, dtype=logits.dtype).view(shape))
+            if self.bias
+            else logits
+        )
 
     def of_probabilities(self, probabilities: Tensor, dim: int = 0) -> Tensor:
         """Calibrated probabilities of probabilities; the classes lie along ``dim``."""
@@ -95,14 +103,20 @@ def read_calibration(calibration: Mapping[str, Any] | None, labels: Mapping[str,
         return None
     names = class_names(dict(labels))
     fix = "give what python -m bundle calibrate wrote for these weights, or null"
-    if not isinstance(calibration, Mapping) or set(calibration) - {TEMPERATURE, BIAS} or TEMPERATURE not in calibration:
-        raise InputError(f"calibration is {calibration!r}: it has a {TEMPERATURE} and perhaps a {BIAS}; {fix}")
+    if (
+        not isinstance(calibration, Mapping)
+        or set(calibration) - {TEMPERATURE, BIAS}
+        or TEMPERATURE not in calibration
+    ):
+        raise InputError(
+            f"calibration is {calibration!r}: it has a {TEMPERATURE} and perhaps a {BIAS}; {fix}"
+        )
     read = {}
     for key, value in calibration.items():
         if isinstance(value, Mapping):
             if set(value) != set(names):
                 raise InputError(
-                    f"calibration::{key} names {', '.join(map(str, value))}, and labels {', '.join(names)}: {fix}"
+                    f"calibration::{key} names {few(list(map(str, value)))}, and labels {few(names)}: {fix}"
                 )
             numbers = [value[name] for name in names]
         else:
@@ -111,7 +125,11 @@ def read_calibration(calibration: Mapping[str, Any] | None, labels: Mapping[str,
         if not all(is_number(number) and number > least for number in numbers) or (
             key == BIAS and not isinstance(value, Mapping)
         ):
-            kind = "one number above 0, or one for each class" if key == TEMPERATURE else "a number for each class"
+            kind = (
+                "one number above 0, or one for each class"
+                if key == TEMPERATURE
+                else "a number for each class"
+            )
             raise InputError(f"calibration::{key} is {value!r}: it is {kind}; {fix}")
         read[key] = tuple(map(float, numbers))
     return Calibration(read[TEMPERATURE], read.get(BIAS, ()))

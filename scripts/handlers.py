@@ -552,8 +552,8 @@ class WeightsLoader:
 class Review:
     """Writes review.csv: a line for each image with what is told of it, what needs a look first.
 
-    It is written anew as images are finished, so that of a run that is cut it holds those that were done; what
-    an earlier run left is removed.
+    It is written anew as images are finished, so that of a run that is cut it holds those that were done.
+    What an earlier run left is removed.
 
     Args:
         output_dir: where it goes.
@@ -575,7 +575,8 @@ class Review:
         self.path.unlink(missing_ok=True)
 
     def _add(self, engine: Engine) -> None:
-        pairs = zip(engine.state.batch or (), engine.state.output or (), strict=True)  # type: ignore[arg-type]
+        state: Any = engine.state
+        pairs = zip(state.batch or (), state.output or (), strict=True)
         new = [{"case": case["case"], **output[TOLD]} for case, output in pairs if TOLD in output]
         if new:
             self.rows = sorted(self.rows + new, key=lambda row: row.get(self.first, 0.0))

@@ -22,7 +22,7 @@ from scipy import ndimage
 from skimage.measure import label as components
 
 from scripts.calibration import is_number
-from scripts.errors import InputError
+from scripts.errors import InputError, few
 from scripts.judging.reliability import NEAR
 from scripts.labels import class_names
 from scripts.transforms.versions import with_told
@@ -134,12 +134,16 @@ def require_review(review: Any, labels: Mapping[str, int]) -> None:
     """
     fix = "give what python -m bundle calibrate wrote for these weights, or null"
     parts = (COVERAGE, COVERED, CLASSES)
-    if not isinstance(review, Mapping) or set(review) != set(parts) or not isinstance(review[CLASSES], Mapping):
+    if (
+        not isinstance(review, Mapping)
+        or set(review) != set(parts)
+        or not isinstance(review[CLASSES], Mapping)
+    ):
         raise InputError(f"review has not {', '.join(parts)}: {fix}")
     names = class_names(dict(labels))[1:]
     if set(review[CLASSES]) - set(names):
         raise InputError(
-            f"review names the classes {', '.join(map(str, review[CLASSES]))}, and labels {', '.join(names)}: {fix}"
+            f"review names the classes {few(list(map(str, review[CLASSES])))}, and labels {few(names)}: {fix}"
         )
     for name, learnt in review[CLASSES].items():
         if not isinstance(learnt, Mapping) or set(learnt) != set(OF_A_CLASS):
@@ -188,8 +192,18 @@ class Reviewd(MapTransform):
         for name, learnt in self.classes.items():
             dice = predicted[name] = predicted_dice(found[name], learnt)
             low, high = np.clip([dice - learnt["half_width"], dice + learnt["half_width"]], 0, 1)
-            columns |= {f"{name} dice": dice, f"{name} dice low": float(low), f"{name} dice high": float(high)}
+            columns |= {
+                f"{name} dice": dice,
+                f"{name} dice low": float(low),
+                f"{name} dice high": float(high),
+            }
             columns[f"{name} margin"] = learnt["margin"]
         look = any(dice < self.classes[name]["look_below"] for name, dice in predicted.items())
-        rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in columns.items()}
-        return {LOOK: "yes" if look else "", LOWEST: round(min(predicted.values(), default=1.0), 4), **rounded}
+        rounded = {
+            key: round(value, 4) if isinstance(value, float) else value for key, value in columns.items()
+        }
+        return {
+            LOOK: "yes" if look else "",
+            LOWEST: round(min(predicted.values(), default=1.0), 4),
+            **rounded,
+        }

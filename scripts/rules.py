@@ -417,7 +417,7 @@ RULES: dict[str, Rule] = {
     "labels": Rule("an object of names and whole numbers of 0 or more, background first", _labels),
     "instances": FLAG,
     "calibration": optional(
-        Rule("an object as bundle calibrate writes it, such as {\"temperature\": 1.3}", _calibration)
+        Rule('an object as bundle calibrate writes it, such as {"temperature": 1.3}', _calibration)
     ),
     "review": optional(Rule("an object as bundle calibrate writes it", _review)),
     "threshold": _of_class_maps(

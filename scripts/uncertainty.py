@@ -71,5 +71,5 @@ class Versions:
 
 
 def unsure_of(values: Tensor) -> Tensor:
-    """The predictive entropy of probabilities, (classes, *spatial), as (1, *spatial); a map is such itself."""
+    """The predictive entropy of probabilities, (classes, *spatial), (1, *spatial); a map is one itself."""
     return predictive_entropy(values) if len(values) > 1 else values

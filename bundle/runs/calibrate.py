@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,8 +147,8 @@ class Evidence:
         found = np.asarray(pred.detach().cpu(), dtype=np.float32)
         truth = np.asarray(label[0].detach().cpu()).astype(np.uint8)
         files = [self.folder / f"{len(self.cases)}_{name}.npy" for name in ("pred", "truth")]
-        for file, values in zip(files, (found, truth), strict=True):
-            np.save(file, values)
+        np.save(files[0], found)
+        np.save(files[1], truth)
         self.cases.append(Seen(case, files[0], files[1], draw_voxels(found, truth, self.seed)))
 
 
@@ -238,14 +237,17 @@ def judge(seen: Seen, group: int, calibration: Calibration) -> Judged:
     calibrated = calibration.of_probabilities(torch.from_numpy(pred)).numpy()
     masks = (truth != IGNORE_LABEL, near_borders(truth))
     before, after = (
-        [Reliability.of(values[:, mask], truth[mask].astype(int)) for mask in masks] for values in (pred, calibrated)
+        [Reliability.of(values[:, mask], truth[mask].astype(int)) for mask in masks]
+        for values in (pred, calibrated)
     )
     changed = int((pred.argmax(0) != calibrated.argmax(0)).sum())
     return Judged(seen.case, group, before, after, changed)
 
 
-def groups_of(cases: Sequence[str], dataset_dir: Path, seed: int, subjects: Mapping[str, str]) -> dict[str, int]:
-    """Which cases are left out together: those of a fold, or where these are of one fold, of some subjects."""
+def groups_of(
+    cases: Sequence[str], dataset_dir: Path, seed: int, subjects: Mapping[str, str]
+) -> dict[str, int]:
+    """Which cases are left out together: those of a fold; where these are of one fold, some subjects."""
     folds = {case["case"]: fold for fold, held in read_folds(dataset_dir, seed).items() for case in held}
     groups = {case: folds[case] for case in cases if case in folds}
     if len(groups) == len(cases) and len(set(groups.values())) > 1:
@@ -329,10 +331,12 @@ def calibrate(
         tell_review(about["review"], review)  # type: ignore[arg-type]
     else:
         typer.echo(
-            f"No predicted Dice: it takes {FEWEST_SUBJECTS} subjects or more, and enough of them in which a class "
-            f"is found, and here are {len(people)}."
+            f"No predicted Dice: it takes {FEWEST_SUBJECTS} subjects or more, enough of which show a class, "
+            f"and here are {len(people)}."
         )
-    nothing = "" if helps else ", which changes nothing, as the likelihood of cases not learnt from is no better"
+    nothing = (
+        "" if helps else ", which changes nothing, as the likelihood of cases not learnt from is no better"
+    )
     typer.echo(f"Wrote {output_dir / OVERLAY}, an overlay for inference and evaluation{nothing}; {of}.")
     done.finish()
 
@@ -419,7 +423,8 @@ def draw(judged: Sequence[Judged], names: Sequence[str], path: Path) -> None:
             draw_reliability(axis, total, names)
             measures = total.measures()
             axis.set_title(
-                f"{region}, {when}: ECE {measures['ece']:.4f}, class-wise {measures['classwise']:.4f}", fontsize=9
+                f"{region}, {when}: ECE {measures['ece']:.4f}, class-wise {measures['classwise']:.4f}",
+                fontsize=9,
             )
         grid[place][0].set_ylabel("share that is right")
     for axis in grid[-1]:

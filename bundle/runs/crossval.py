@@ -399,10 +399,10 @@ def crossval(
     with imports_once() as run.warm:
         run.train({"args_file": str(args_file.resolve()), **ids, "seed": seed})
         run.judge()
-        overlays = run.calibrate(args_file, ids)
-        learnt = {"calibration": read_json(file)["calibration"] for file in overlays}
-        overlays += run.tune(args_file, {**ids, **learnt})
-        write_ensemble(output_dir / ENSEMBLE, folds, *overlays)
+        learnt, of_tune = run.calibrate(args_file, ids), dict(ids)
+        for file in learnt:
+            of_tune["calibration"] = read_json(file)["calibration"]
+        write_ensemble(output_dir / ENSEMBLE, folds, *learnt, *run.tune(args_file, of_tune))
         if testing:
             run.test()
     typer.echo(f"\nTables and picture: {output_dir / 'crossval.csv'}, .json and .png")

@@ -1,6 +1,6 @@
 """What `python -m bundle calibrate` learns to say of a new case: a predicted Dice, its interval, a margin.
 
-The regression is learnt on one half of the subjects, interval and margin on the other half. How well that does
+The regression is learnt on one half of the subjects, interval and margin on the other. How well that does
 is measured on the fold that both left out.
 """
 
@@ -113,7 +113,9 @@ def learn_class(observed: Sequence[Observed], seed: int) -> Row | None:
     mean, deviation = values.mean(0), values.std(0)
     deviation[deviation < 1e-9] = 1
     scaled = (values - mean) / deviation
-    solved = np.linalg.solve(scaled.T @ scaled + RIDGE * np.eye(len(FEATURES)), scaled.T @ (dice - dice.mean()))
+    solved = np.linalg.solve(
+        scaled.T @ scaled + RIDGE * np.eye(len(FEATURES)), scaled.T @ (dice - dice.mean())
+    )
     weights = solved / deviation
     learnt: Row = {
         "intercept": round(float(dice.mean() - weights @ mean), 6),
@@ -137,7 +139,7 @@ def learn_review(observed: Sequence[Observed], seed: int) -> Row | None:
 
 
 def judged_rows(observed: Sequence[Observed], seed: int) -> list[Row]:
-    """Each class of each case by what was learnt without its fold: predicted and true Dice, interval, margin."""
+    """Each class of each case by what was learnt without its fold."""
     rows = []
     for name, held in _by_name(observed).items():
         for group in sorted({each.group for each in held}):
@@ -150,17 +152,26 @@ def judged_rows(observed: Sequence[Observed], seed: int) -> list[Row]:
 
 def _row(each: Observed, name: str, learnt: Mapping[str, Any]) -> Row:
     value = predicted_dice(each.features, learnt)
-    low, high = (float(end) for end in np.clip([value - learnt["half_width"], value + learnt["half_width"]], 0, 1))
+    low, high = (
+        float(end) for end in np.clip([value - learnt["half_width"], value + learnt["half_width"]], 0, 1)
+    )
     margin = learnt["margin"]
     return {
-        **{"case": each.case, "class": name, "fold": each.group, "predicted": value, "low": low, "high": high},
+        **{
+            "case": each.case,
+            "class": name,
+            "fold": each.group,
+            "predicted": value,
+            "low": low,
+            "high": high,
+        },
         **{"dice": each.dice, "within": bool(low <= each.dice <= high), "margin": margin},
         **{"needed": each.margin, "covered": None if margin is None else bool(each.margin <= margin)},
     }
 
 
 def summary_rows(rows: Sequence[Row]) -> list[Row]:
-    """A row for each class: correlation of predicted and true Dice, and how often interval and margin hold."""
+    """A row for each class: correlation of predicted and true Dice, how often interval and margin hold."""
     found = []
     for name in dict.fromkeys(row["class"] for row in rows):
         held = [row for row in rows if row["class"] == name]
@@ -196,8 +207,8 @@ def tell_review(rows: Sequence[Row], review: Mapping[str, Any]) -> None:
     typer.echo("\nPredicted Dice of each fold, learnt on the others:\n")
     typer.echo(table(list(rows[0]), rows))
     typer.echo(
-        f"\nwithin: the true Dice lies in the interval, which is for {NOMINAL:.0%}; covered: the margin covers "
-        f"{SHARE:.0%} of the truth, which is for {NOMINAL:.0%}; low and high: 95 % binomial interval. "
+        f"\nwithin: the true Dice lies in the interval, made for {NOMINAL:.0%}; covered: the margin covers "
+        f"{SHARE:.0%} of the truth, made for {NOMINAL:.0%}; low and high: 95 % binomial interval. "
         + "; ".join(
             f"{name}: half width {learnt['half_width']:.3f}, margin {_voxels(learnt['margin'])}"
             for name, learnt in review[CLASSES].items()

@@ -40,6 +40,7 @@ from scripts.networks.ensemble import Ensemble
 from scripts.networks.sizes import Sizes
 from scripts.process import release_memory, require_memory
 from scripts.sides import LEFT_RIGHT, sided_names
+from scripts.transforms.labels import plain
 from scripts.transforms.spatial import fold
 from scripts.uncertainty import VERSIONS, Versions
 
@@ -619,10 +620,7 @@ class AveragedVersions(Inferer):
             self.calibration.calibrate_(mean, 1)
         if images is inputs:
             return mean
-        made = MetaTensor(mean).copy_meta_from(inputs, copy_attr=False)
-        if found := seen.found():
-            made.meta = {**made.meta, VERSIONS: found}
-        return made
+        return with_versions(MetaTensor(mean).copy_meta_from(inputs, copy_attr=False), seen)
 
 
 class AveragedOrientations(AveragedVersions):
@@ -684,27 +682,42 @@ class AveragedOrientations(AveragedVersions):
             yield (logits.transpose(2, 3) if turned else logits).softmax(1)
 
 
-class AveragedMembers(AveragedVersions):
-    """The networks of an ensemble, each by itself: their mean is that of the ensemble.
+class MembersApart(Inferer):
+    """What an inferer predicts, and how far the networks of an ensemble lie apart.
+
+    The prediction is that of the inferer. To know the networks apart each computes the image once more.
 
     Args:
-        inferer: predicts the image with one network, see `AveragedVersions`.
+        inferer: predicts the image, (B, C, *spatial) to logits (B, classes, *spatial).
     """
 
     def __init__(self, inferer: Inferer) -> None:
-        super().__init__(inferer, spread=True)
+        super().__init__()
+        self.inferer = inferer
         self._inferers: list[Inferer] = []
 
-    def versions(
-        self, images: torch.Tensor, network: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Iterator[torch.Tensor]:
-        """The probabilities of each network; of one that is no ensemble those that it gives."""
-        bare = unwrap(cast(nn.Module, network)) if isinstance(network, nn.Module) else network
-        members = list(bare.members) if isinstance(bare, Ensemble) else [network]
-        if len(self._inferers) != len(members):  # a runtime converts one network
-            self._inferers = [own_runtime(self.inferer) for _ in members] if len(members) > 1 else [self.inferer]
-        for inferer, member in zip(self._inferers, members, strict=True):
-            yield inferer(images, member, *args, **kwargs).softmax(1)
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Predict images; of an ensemble the meta data say what `scripts.uncertainty.Versions` finds.
+
+        Args:
+            inputs: (B, in_channels, *spatial).
+            network: see the inferer.
+            *args: further positional arguments of the network.
+            **kwargs: further keyword arguments of the network.
+        """
+        made: torch.Tensor = self.inferer(inputs, network, *args, **kwargs)
+        bare = unwrap(network) if isinstance(network, nn.Module) else network
+        if not isinstance(bare, Ensemble) or not isinstance(made, MetaTensor):
+            return made
+        if len(self._inferers) != len(bare.members):  # a runtime converts one network
+            self._inferers = [own_runtime(uncalibrated(self.inferer)[0]) for _ in bare.members]
+        seen = Versions(apart=True)
+        for inferer, member in zip(self._inferers, bare.members, strict=True):
+            logits: torch.Tensor = inferer(inputs, member, *args, **kwargs)
+            seen.add(plain(logits).softmax(1))
+        return with_versions(made, seen)
 
 
 class AveragedDropout(AveragedVersions):
@@ -754,6 +767,13 @@ class AveragedDropout(AveragedVersions):
                 yield probabilities
 
 
+def with_versions(prediction: MetaTensor, seen: Versions) -> MetaTensor:
+    """A prediction with what its versions say in its meta data."""
+    if found := seen.found():
+        prediction.meta = {**prediction.meta, VERSIONS: found}
+    return prediction
+
+
 def own_runtime(inferer: Inferer, runtime: str | None = None) -> Inferer:
     """An inferer like another, whose runtime converts a network of its own.
 
@@ -775,7 +795,7 @@ def of_members(inferer: Inferer, spread: bool) -> Inferer:
         inferer: predicts an image.
         spread: whether it is asked for; if not, the inferer comes back as it is.
     """
-    return AveragedMembers(inferer) if spread else inferer
+    return MembersApart(inferer) if spread else inferer
 
 
 def uncalibrated(inferer: Inferer) -> tuple[Inferer, Calibration | None]:
@@ -787,7 +807,7 @@ def uncalibrated(inferer: Inferer) -> tuple[Inferer, Calibration | None]:
     calibration = getattr(inferer, "calibration", None)
     if calibration is None:
         return inferer, None
-    bare = copy.copy(inferer)  # shares the runtime
+    bare: Any = copy.copy(inferer)  # shares the runtime
     bare.calibration = None
     return bare, calibration
 

@@ -134,8 +134,9 @@ class SaveSegmentationd(MapTransform):
 class SaveMapsd(MapTransform):
     """Write how unsure a segmentation is as a DICOM Segmentation with fractions.
 
-    The file is called after the series, `series_0123456789ab_spread.dcm`. It has a segment "predictive entropy"
-    and, where there are several versions of the prediction, "mutual information", 0 to 1 in steps of 1/255.
+    The file is called after the series, `series_0123456789ab_spread.dcm`. It has a segment "predictive
+    entropy" and, where there are several versions of the prediction, "mutual information",
+    0 to 1 in steps of 1/255.
 
     Args:
         keys: probabilities, (classes, x, y, z), or maps, (1, x, y, z), on the grid of the series; what a case

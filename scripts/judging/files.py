@@ -50,7 +50,7 @@ def find_pairs(
     """Pair two folders by name, or take two files as they are.
 
     A prediction is called as its truth, or so with `_seg` (labels) or `_prob` (probabilities) at the end. Of
-    several for one case `_seg` comes before the bare name. What ends in `_spread` or `_mutual` is no prediction.
+    several for one case `_seg` comes before the bare name. What ends in `_spread` or `_mutual` is none.
 
     Args:
         pred: folder or file.

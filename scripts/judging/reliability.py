@@ -3,8 +3,9 @@
 Voxels are put into bins by a probability. In a bin the mean probability is held against the share that is
 right. Sums of bins add up over cases, so that a bootstrap over cases is a product of matrices.
 
-Sources: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (expected and maximum calibration
-error, of the most probable class); bins and class-wise error as MONAI's CalibrationErrorMetric has them.
+Sources: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (expected and maximum error
+of calibration, of the most probable class); bins and class-wise error as MONAI's
+CalibrationErrorMetric has them.
 """
 
 from __future__ import annotations
@@ -120,7 +121,9 @@ def intervals(
     for subject, case in zip(subjects, cases, strict=True):
         own[subject] = own[subject] + case if subject in own else case
     held = list(own.values())
-    drawn = np.random.default_rng(seed).multinomial(len(held), [1 / len(held)] * len(held), draws).astype(float)
+    drawn = (
+        np.random.default_rng(seed).multinomial(len(held), [1 / len(held)] * len(held), draws).astype(float)
+    )
     bins, sums = (
         np.tensordot(drawn, np.stack([getattr(each, name) for each in held]), 1) for name in ("bins", "sums")
     )

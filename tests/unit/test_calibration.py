@@ -31,7 +31,9 @@ def test_one_temperature_divides_and_changes_no_class() -> None:
 
 def test_classes_of_their_own_scale_the_logarithms_of_the_probabilities() -> None:
     given, temperature, bias = logits(), np.array([0.5, 2.0, 1.0]), np.array([0.3, -0.2, 0.1])
-    expected = log_softmax(given.numpy(), axis=0) / temperature[:, None, None, None] + bias[:, None, None, None]
+    expected = (
+        log_softmax(given.numpy(), axis=0) / temperature[:, None, None, None] + bias[:, None, None, None]
+    )
     calibration = Calibration(tuple(temperature), tuple(bias))
     made = calibration.calibrate_(given.clone()).softmax(0)
     np.testing.assert_allclose(made, softmax(expected, axis=0), atol=1e-5)
@@ -42,7 +44,7 @@ def test_classes_of_their_own_scale_the_logarithms_of_the_probabilities() -> Non
 
 
 def test_of_other_classes_it_is_refused() -> None:
-    with pytest.raises(InputError, match="calibration has 2 temperatures, and the network 3 classes"):
+    with pytest.raises(InputError, match="calibration has 2 temperatures, the network 3 classes"):
         Calibration((1.0, 2.0)).calibrate_(logits())
 
 
@@ -54,7 +56,8 @@ def test_the_id_is_read_by_the_names_of_the_classes() -> None:
     whole = {**value, "bias": {"vessel": 0.5, "background": 0.0, "organ": -0.5}}
     read = read_calibration(whole, LABELS)
     assert read == Calibration((1.0, 2.0, 3.0), (0.0, -0.5, 0.5))
-    assert read is not None and read.as_config(LABELS) == whole
+    assert read is not None
+    assert read.as_config(LABELS) == whole
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,10 @@ def test_the_id_is_read_by_the_names_of_the_classes() -> None:
         ({"temperature": 0}, "calibration::temperature is 0: it is one number above 0"),
         ({"temperature": True}, "calibration::temperature is True"),
         ({"temperature": float("nan")}, "calibration::temperature is nan"),
-        ({"temperature": {"background": 1, "organ": 2}}, "names background, organ, and labels background, org"),
+        (
+            {"temperature": {"background": 1, "organ": 2}},
+            "names background, organ, and labels background, org",
+        ),
         ({"temperature": 1, "bias": 2}, "calibration::bias is 2: it is a number for each class"),
     ],
 )

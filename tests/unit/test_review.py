@@ -56,11 +56,12 @@ def test_what_probabilities_say_of_a_class() -> None:
 
 
 def test_the_margin_is_the_dilation_that_covers_so_much() -> None:
-    mask, truth = ball(radius=5), ball(radius=7)
+    mask, truth = np.zeros((2, 24, 24, 24), bool)
+    mask[4:12, 4:12, 4:12], truth[4:14, 4:12, 4:12] = True, True
     assert margin_needed(mask, truth, 1.0) == 2
-    truth[12, 12, 23] = True  # one voxel far away is less than a hundredth
+    truth[8, 8, 20] = True  # one voxel far away is less than a hundredth
     assert margin_needed(mask, truth, 0.99) == 2
-    assert margin_needed(mask, truth, 1.0) == 6
+    assert margin_needed(mask, truth, 1.0) == 9
     assert margin_needed(truth, mask, 1.0) == 0
     assert margin_needed(mask, mask & False, 1.0) == 0
     assert margin_needed(mask & False, mask, 0.99) == math.inf

@@ -14,7 +14,9 @@ from scripts.uncertainty import MUTUAL, VOXELS, Versions, predictive_entropy
 
 def test_entropy_is_that_of_scipy_over_its_largest() -> None:
     shares = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(0)).softmax(0)
-    np.testing.assert_allclose(predictive_entropy(shares)[0], entropy(shares.numpy(), base=4, axis=0), atol=1e-6)
+    np.testing.assert_allclose(
+        predictive_entropy(shares)[0], entropy(shares.numpy(), base=4, axis=0), atol=1e-6
+    )
     sure = torch.tensor([1.0, 0.0])[:, None]
     assert predictive_entropy(sure).item() == 0
     assert predictive_entropy(torch.full((2, 1), 0.5)).item() == pytest.approx(1)

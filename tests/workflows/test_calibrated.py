@@ -100,10 +100,13 @@ def test_one_setting_writes_maps_and_the_table(
     cases = sorted(file.name.removesuffix(f"_seg{ext}") for file in out.glob("*_seg*"))
     assert len(cases) == 2
     for case in cases:
-        label, spread, mutual = (read_array(out / f"{case}_{kind}{ext}") for kind in ("seg", "spread", "mutual"))
+        label, spread, mutual = (
+            read_array(out / f"{case}_{kind}{ext}") for kind in ("seg", "spread", "mutual")
+        )
         assert label.shape == spread.shape == mutual.shape
         largest = 255 if dims == 2 else 1
-        assert 0 <= mutual.min() and mutual.max() <= largest
+        assert mutual.min() >= 0
+        assert mutual.max() <= largest
         assert (mutual <= spread + (1 if dims == 2 else 0.05)).all()
         assert mutual.max() > 0
     with (out / "review.csv").open() as file:

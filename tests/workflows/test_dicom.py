@@ -151,7 +151,9 @@ def test_maps_of_uncertainty_lie_on_the_images(name: str, weights: Path, tmp_pat
     series = SeriesFinder().open(study)
     overlays = ("inferer/orientations",)
     segment(study, tmp_path / "dicom", weights, *overlays, "dicom", save_spread=True)
-    segment(as_nifti(series, tmp_path / "nifti"), tmp_path / "nifti_out", weights, *overlays, save_spread=True)
+    segment(
+        as_nifti(series, tmp_path / "nifti"), tmp_path / "nifti_out", weights, *overlays, save_spread=True
+    )
     (case,) = SeriesFinder().look(study).series
     endings = ("report.dcm", "report.json", "seg.dcm", "spread.dcm")
     assert written(tmp_path / "dicom") == sorted([*(f"{case}_{ending}" for ending in endings), "review.csv"])

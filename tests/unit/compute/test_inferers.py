@@ -602,7 +602,11 @@ def test_a_calibration_scales_the_logits_of_the_image(inferer: Any) -> None:
     image = torch.randn(1, 1, 30, 26, generator=torch.Generator().manual_seed(0))
     plain, scaled, labels = (
         inferer((16, 16), **more)(image, network)
-        for more in ({}, {"calibration": Calibration((1.6,))}, {"calibration": Calibration((1.6,)), "output": "labels"})
+        for more in (
+            {},
+            {"calibration": Calibration((1.6,))},
+            {"calibration": Calibration((1.6,)), "output": "labels"},
+        )
     )
     torch.testing.assert_close(scaled, plain / 1.6)
     assert torch.equal(labels[:, 0].long(), plain.argmax(1))

@@ -8,7 +8,12 @@ import torch
 from monai.data import MetaTensor, decollate_batch
 
 from scripts.calibration import Calibration
-from scripts.compute.inferers import AveragedDropout, AveragedOrientations, SlidingWindowSlabInferer, of_members
+from scripts.compute.inferers import (
+    AveragedDropout,
+    AveragedOrientations,
+    SlidingWindowSlabInferer,
+    of_members,
+)
 from scripts.errors import InputError
 from scripts.networks import Ensemble, UNet
 from scripts.transforms import TakeVersionsd
@@ -34,27 +39,29 @@ def ensemble(count: int) -> Ensemble:
 
 def image(dims: int = 2) -> MetaTensor:
     values = torch.randn((1, 1, *(20, 18, 22)[:dims]), generator=torch.Generator().manual_seed(0))
-    return MetaTensor(values, affine=torch.diag(torch.tensor([2.0, 2.0, 5.0, 1.0], dtype=torch.float64))[None])
+    return MetaTensor(
+        values, affine=torch.diag(torch.tensor([2.0, 2.0, 5.0, 1.0], dtype=torch.float64))[None]
+    )
 
 
-@pytest.mark.parametrize("runtime", ["torch", "auto"])
-def test_members_give_the_mean_of_the_ensemble_and_lie_apart(runtime: str) -> None:
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_the_networks_of_an_ensemble_lie_apart_and_it_says_what_it_said(runtime: str) -> None:
+    if runtime != "torch":
+        pytest.importorskip(runtime)
     together, given = ensemble(3), image()
     window = SlidingWindowSlabInferer((16, 16), runtime=runtime, calibration=Calibration((1.5,)))
-    expected = SlidingWindowSlabInferer((16, 16), overlap=0.25)(given, together).softmax(1)
-    found = of_members(SlidingWindowSlabInferer((16, 16), runtime=runtime), True)(given, together)
-    singles = [SlidingWindowSlabInferer((16, 16))(given, member).softmax(1) for member in together.members]
-    mean = torch.stack(singles).mean(0)
-    torch.testing.assert_close(found.softmax(1).as_tensor(), mean.as_tensor(), atol=2e-2 if runtime == "auto" else 1e-5, rtol=1e-3)
-    assert (expected - mean).abs().max() < 0.05  # windows are blended before the mean, or after
-    apart = predictive_entropy(mean, 1) - torch.stack([predictive_entropy(one, 1) for one in singles]).mean(0)
+    plain = window(given, together)
+    for _ in range(2):  # the second time by what was converted
+        found = of_members(window, True)(given, together)
+        torch.testing.assert_close(found.as_tensor(), plain.as_tensor())
+    bare = SlidingWindowSlabInferer((16, 16))
+    singles = torch.stack([bare(given, member).as_tensor().softmax(1) for member in together.members])
+    apart = predictive_entropy(singles.mean(0), 1)
+    apart -= torch.stack([predictive_entropy(one, 1) for one in singles]).mean(0)
     assert apart.max() > 0.01
-    torch.testing.assert_close(
-        found.meta[VERSIONS][MUTUAL], apart.as_tensor(), atol=2e-2 if runtime == "auto" else 1e-5, rtol=1e-3
-    )
-    if runtime == "torch":
-        scaled = of_members(window, True)(given, together)
-        torch.testing.assert_close(scaled.as_tensor(), (found / 1.5).as_tensor())
+    torch.testing.assert_close(found.meta[VERSIONS][MUTUAL], apart, atol=1e-4, rtol=1e-3)
+    counts = torch.stack([one.argmax(1).flatten().bincount(minlength=3) for one in singles])
+    assert (found.meta[VERSIONS][VOXELS][0] - counts).abs().max() <= 2
 
 
 def test_where_nobody_asks_the_inferer_stays() -> None:
@@ -65,7 +72,9 @@ def test_where_nobody_asks_the_inferer_stays() -> None:
 
 def test_orientations_lie_apart_where_that_is_asked() -> None:
     window = SlidingWindowSlabInferer((16, 16))
-    quiet, told = (AveragedOrientations(window, [0, 1], spread=spread)(image(), network()) for spread in (False, True))
+    quiet, told = (
+        AveragedOrientations(window, [0, 1], spread=spread)(image(), network()) for spread in (False, True)
+    )
     assert torch.equal(quiet.as_tensor(), told.as_tensor())
     assert VERSIONS not in quiet.meta
     assert told.meta[VERSIONS][VOXELS].shape == (1, 4, 3)
@@ -82,7 +91,9 @@ def test_dropout_draws_other_samples_and_the_same_again() -> None:
     other = AveragedDropout(window, samples=4, seed=2)(image(), leaving)
     assert not torch.equal(one.as_tensor(), other.as_tensor())
     assert window.runtime.runtime == "auto"
-    with pytest.raises(InputError, match="the network leaves nothing out, as it was made with a dropout of 0"):
+    with pytest.raises(
+        InputError, match="the network leaves nothing out, as it was made with a dropout of 0"
+    ):
         inferer(image(), network())
     with pytest.raises(InputError, match="samples is 0: use 1 or more"):
         AveragedDropout(window, samples=0)
@@ -103,7 +114,9 @@ def test_they_become_a_map_and_volumes(dims: int) -> None:
     voxels = versions[VOXELS][0, :, 1].numpy() * size
     assert case[TOLD][f"organ {unit}"] == pytest.approx(voxels.mean())
     assert case[TOLD][f"organ {unit} sd"] == pytest.approx(voxels.std(ddof=1))
-    assert list(case[TOLD]) == [f"{name} {unit}{more}" for name in ("organ", "vessel") for more in ("", " sd")]
+    assert list(case[TOLD]) == [
+        f"{name} {unit}{more}" for name in ("organ", "vessel") for more in ("", " sd")
+    ]
 
 
 def test_what_has_no_versions_stays_as_it_is() -> None:

@@ -31,7 +31,9 @@ def test_errors_of_a_class_are_those_of_monai(name: str, kind: str) -> None:
     if kind == "ece":
         assert ours.measures()["classwise"] == pytest.approx(theirs.mean(), abs=1e-6)
     # of the most probable class: one channel, right or wrong
-    best = torch.from_numpy(np.stack([probabilities.max(0), probabilities.argmax(0) == truth]).astype(np.float32))
+    best = torch.from_numpy(
+        np.stack([probabilities.max(0), probabilities.argmax(0) == truth]).astype(np.float32)
+    )
     metric = CalibrationErrorMetric(num_bins=BINS, calibration_reduction=name)
     metric(y_pred=best[None, :1], y=best[None, 1:])
     assert ours.measures()[kind] == pytest.approx(float(metric.aggregate()), abs=1e-6)
@@ -61,7 +63,8 @@ def test_intervals_hold_the_error_and_draw_whole_subjects() -> None:
     own = intervals(cases, [str(number) for number in range(30)], 500, 0)
     few = intervals(cases, [str(number % 3) for number in range(30)], 500, 0)
     for name, (low, high) in own.items():
-        assert low <= total[name] * 1.02 and total[name] * 0.98 <= high, name
+        assert low <= total[name] * 1.02, name
+        assert total[name] * 0.98 <= high, name
     assert intervals(cases, ["a"] * 30, 50, 0)["ece"] == pytest.approx((total["ece"],) * 2)
     assert few.keys() == own.keys()
 
@@ -69,7 +72,8 @@ def test_intervals_hold_the_error_and_draw_whole_subjects() -> None:
 def test_what_probabilities_say_right_has_no_error() -> None:
     exact, over = (Reliability.of(*voxels(200_000, 0, sharp)).measures() for sharp in (1.0, 2.0))
     assert exact["ece"] < 0.005 < 0.05 < over["ece"]
-    assert exact["nll"] < over["nll"] and exact["brier"] < over["brier"]
+    assert exact["nll"] < over["nll"]
+    assert exact["brier"] < over["brier"]
 
 
 def test_near_borders_are_two_voxels_on_both_sides_where_somebody_annotated() -> None:

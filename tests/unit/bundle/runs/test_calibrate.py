@@ -86,7 +86,7 @@ def predicted(tmp_path: Path) -> Path:
 def save(path: Path, probabilities: np.ndarray) -> None:
     """Probabilities, (classes, rows, columns), as `save_probabilities` writes those of a picture."""
     values = np.moveaxis(probabilities, 0, -1)[:, :, None].astype(np.float32)
-    nib.Nifti1Image(values, np.eye(4)).to_filename(path)
+    nib.Nifti1Image(values, np.eye(4)[[1, 0, 2, 3]]).to_filename(path)
 
 
 def calibrate(folder: Path, *more: str, **options: object) -> str:
