@@ -162,7 +162,7 @@ def draw_voxels(probabilities: np.ndarray, truth: np.ndarray, seed: int) -> Samp
         truth: class indices, (*spatial), IGNORE_LABEL where nobody annotated.
         seed: of the draw.
     """
-    kinds = truth.astype(int) * 2 + near_borders(truth)
+    kinds = truth.astype(int) * 2 + near_borders(probabilities.argmax(0))
     known = np.flatnonzero(truth != IGNORE_LABEL)
     rng = np.random.default_rng(seed)
     chosen, weights = [np.zeros(0, int)], [np.zeros(0)]
@@ -235,7 +235,8 @@ def judge(seen: Seen, group: int, calibration: Calibration) -> Judged:
     """Hold the probabilities of a case against its truth, before and after."""
     pred, truth = seen.read()
     calibrated = calibration.of_probabilities(torch.from_numpy(pred)).numpy()
-    masks = (truth != IGNORE_LABEL, near_borders(truth))
+    known = truth != IGNORE_LABEL
+    masks = (known, known & near_borders(pred.argmax(0)))
     before, after = (
         [Reliability.of(values[:, mask], truth[mask].astype(int)) for mask in masks]
         for values in (pred, calibrated)
@@ -401,8 +402,9 @@ def tell(rows: Sequence[Row], folds: Sequence[Row], about: Row) -> None:
     typer.echo(table(list(shown[0]), shown, 2))
     typer.echo(f"\nEach fold by what was learnt on the others:\n\n{table(list(folds[0]), folds)}\n")
     typer.echo(
-        f"calibration: {json.dumps(about['calibration'])}; voxels whose most probable class is another one: "
-        f"{about['changed_voxels']}. Near borders: up to {NEAR} voxels from where two classes meet."
+        f"calibration: {json.dumps(about['calibration'])}; voxels whose most probable class changes: "
+        f"{about['changed_voxels']}. Near borders: up to {NEAR} voxels from where two "
+        "predicted classes meet."
     )
 
 

@@ -100,13 +100,14 @@ def learn_class(observed: Sequence[Observed], seed: int) -> Row | None:
         seed: of the halves.
 
     Returns:
-        See `scripts.review.OF_A_CLASS`; None of too few subjects.
+        See `scripts.review.OF_A_CLASS`; None of too few subjects, or of what is not found in half of them.
     """
     people = np.random.default_rng(seed).permutation(sorted({each.subject for each in observed})).tolist()
     half = set(people[: len(people) // 2])
     learning = [each for each in observed if each.subject in half]
     held = [each for each in observed if each.subject not in half]
-    if len(learning) <= len(FEATURES):
+    found = [each for each in observed if each.features["log_voxels"] > 0]
+    if len(learning) <= len(FEATURES) or len(found) < len(observed) / 2:
         return None
     values = np.array([[each.features[name] for name in FEATURES] for each in learning])
     dice = np.array([each.dice for each in learning])

@@ -17,8 +17,6 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
-from scripts.labels import IGNORE_LABEL
-
 #: Bins of equal width, as many as MONAI has.
 BINS = 20
 
@@ -134,15 +132,17 @@ def intervals(
     }
 
 
-def near_borders(truth: np.ndarray) -> np.ndarray:
-    """Where two classes of a truth are at most NEAR voxels away, and somebody annotated.
+def near_borders(classes: np.ndarray) -> np.ndarray:
+    """Where two classes are at most NEAR voxels away.
+
+    Of what was found, not of the truth: of voxels that are chosen by the truth even probabilities that mean
+    what they say are not as often right as they say.
 
     Args:
-        truth: class indices, (*spatial), IGNORE_LABEL where nobody annotated.
+        classes: the most probable class, (*spatial).
 
     Returns:
         Boolean, (*spatial).
     """
-    meets = find_boundaries(truth, connectivity=1, mode="thick")
-    near = ndimage.binary_dilation(meets, iterations=NEAR - 1)
-    return near & (truth != IGNORE_LABEL)
+    meets = find_boundaries(classes, connectivity=1, mode="thick")
+    return ndimage.binary_dilation(meets, iterations=NEAR - 1)
