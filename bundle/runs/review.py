@@ -1,6 +1,6 @@
 """What `python -m bundle calibrate` learns to say of a new case: a predicted Dice, its interval, a margin.
 
-The regression is learnt on one half of the subjects, interval and margin on the other. How well that does
+The regression is learnt on two thirds of the subjects, interval and margin on the others. How well that does
 is measured on the fold that both left out.
 """
 
@@ -33,7 +33,8 @@ from scripts.tables import Row, table
 #: How often interval and margin are to hold, and how much of the truth a margin covers.
 NOMINAL, SHARE = 0.9, 0.99
 
-#: Fewer subjects leave halves of which nothing can be said.
+#: The share of the subjects that a regression is learnt on; fewer subjects leave too few others.
+TAUGHT = 2 / 3
 FEWEST_SUBJECTS = 30
 
 #: Pulls the weights of a regression on standardised features towards 0.
@@ -97,15 +98,15 @@ def learn_class(observed: Sequence[Observed], seed: int) -> Row | None:
 
     Args:
         observed: the class of several cases.
-        seed: of the halves.
+        seed: of who teaches what.
 
     Returns:
         See `scripts.review.OF_A_CLASS`; None of too few subjects, or of what is not found in half of them.
     """
     people = np.random.default_rng(seed).permutation(sorted({each.subject for each in observed})).tolist()
-    half = set(people[: len(people) // 2])
-    learning = [each for each in observed if each.subject in half]
-    held = [each for each in observed if each.subject not in half]
+    taught = set(people[: int(len(people) * TAUGHT)])
+    learning = [each for each in observed if each.subject in taught]
+    held = [each for each in observed if each.subject not in taught]
     found = [each for each in observed if each.features["log_voxels"] > 0]
     if len(learning) <= len(FEATURES) or len(found) < len(observed) / 2:
         return None

@@ -21,7 +21,7 @@ from tests.commands import ROOT, command, invoke
 COMMANDS = {info.callback.__name__: info.callback for info in app.registered_commands}
 GROUPS = {
     "Data": ["phantom", "datalist", "plan", "corrupt", "sparsify"],
-    "Train and judge": ["doctor", "score", "tune", "study", "crossval", "auto"],
+    "Train and judge": ["doctor", "score", "tune", "calibrate", "study", "crossval", "auto"],
     "Ship": ["package", "verify", "export"],
     "DICOM": ["fetch", "store"],
     "Project": ["demo", "benchmark", "figures"],

@@ -599,9 +599,9 @@ def test_process_stays_within_its_budget(settings, expected):
 @pytest.mark.parametrize("inferer", [SlidingWindowSlabInferer, OverlapTileInferer])
 def test_a_calibration_scales_the_logits_of_the_image(inferer: Any) -> None:
     network = UNet(2, 1, 3, [3, 4], norm=None).eval()
-    image = torch.randn(1, 1, 30, 26, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 1, 44, 52, generator=torch.Generator().manual_seed(0))
     plain, scaled, labels = (
-        inferer((16, 16), **more)(image, network)
+        inferer((32, 32), **more)(image, network)
         for more in (
             {},
             {"calibration": Calibration((1.6,))},
@@ -610,7 +610,7 @@ def test_a_calibration_scales_the_logits_of_the_image(inferer: Any) -> None:
     )
     torch.testing.assert_close(scaled, plain / 1.6)
     assert torch.equal(labels[:, 0].long(), plain.argmax(1))
-    classwise = inferer((16, 16), calibration=Calibration((1.0, 2.0, 3.0), (0.0, 0.5, -0.5)))(image, network)
+    classwise = inferer((32, 32), calibration=Calibration((1.0, 2.0, 3.0), (0.0, 0.5, -0.5)))(image, network)
     expected = plain.log_softmax(1) / torch.tensor([1.0, 2, 3]).view(3, 1, 1)
     torch.testing.assert_close(classwise, expected + torch.tensor([0.0, 0.5, -0.5]).view(3, 1, 1))
 
