@@ -43,12 +43,12 @@ from scripts.progress import progress
 from scripts.recipe import WeightsWriter, other_training
 from scripts.scalars import Scalars
 from scripts.signals import DeferredSignals, end
-from scripts.transforms.versions import TOLD
+from scripts.transforms.versions import LOWEST, TOLD
 
 logger = logging.getLogger(__name__)
 
-#: The table of an inference, and its column that says what needs a look first.
-REVIEW, LOWEST = "review.csv", "lowest"
+#: The table of an inference.
+REVIEW = "review.csv"
 
 
 class ProgressBar:
@@ -553,16 +553,14 @@ class Review:
     """Writes review.csv: a line for each image with what is told of it, what needs a look first.
 
     It is written anew as images are finished, so that of a run that is cut it holds those that were done.
-    What an earlier run left is removed.
+    What an earlier run left is removed. Images are sorted by LOWEST, or as they were finished without it.
 
     Args:
         output_dir: where it goes.
-        first: the column that images are sorted by, lowest first; as they were finished where they lack it.
     """
 
-    def __init__(self, output_dir: str | Path, first: str = LOWEST) -> None:
+    def __init__(self, output_dir: str | Path) -> None:
         self.path = Path(output_dir) / REVIEW
-        self.first = first
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -579,7 +577,7 @@ class Review:
         pairs = zip(state.batch or (), state.output or (), strict=True)
         new = [{"case": case["case"], **output[TOLD]} for case, output in pairs if TOLD in output]
         if new:
-            self.rows = sorted(self.rows + new, key=lambda row: row.get(self.first, 0.0))
+            self.rows = sorted(self.rows + new, key=lambda row: row.get(LOWEST, 0.0))
             write_csv(self.path, self.rows)
 
 

@@ -25,7 +25,7 @@ from scripts.calibration import is_number
 from scripts.errors import InputError, few
 from scripts.judging.reliability import NEAR
 from scripts.labels import class_names
-from scripts.transforms.versions import with_told
+from scripts.transforms.versions import LOWEST, with_told
 from scripts.uncertainty import predictive_entropy
 
 #: What a predicted Dice is made of: see `features`.
@@ -35,8 +35,8 @@ FEATURES = ("expected_dice", "border_entropy", "largest_piece", "log_voxels", "l
 COVERAGE, COVERED, CLASSES = "coverage", "covered", "classes"
 OF_A_CLASS = ("intercept", "weights", "half_width", "margin", "look_below")
 
-#: Columns of a case in the table: the lowest predicted Dice of its classes, and whether it needs a look.
-LOWEST, LOOK = "lowest", "look"
+#: Column of the table: whether a case needs a look.
+LOOK = "look"
 
 
 def features(probabilities: np.ndarray) -> list[dict[str, float]]:

@@ -15,8 +15,9 @@ from scripts.labels import class_names
 from scripts.transforms.labels import like
 from scripts.uncertainty import MUTUAL, VERSIONS, VOXELS
 
-#: Key under which a case has its line of the table that `scripts.handlers.Review` writes.
-TOLD = "told"
+#: Key under which a case has its line of the table that `scripts.handlers.Review` writes, and the column by
+#: which that is sorted, lowest first.
+TOLD, LOWEST = "told", "lowest"
 
 #: mm3 in a mL.
 ML = 1000.0
