@@ -574,7 +574,8 @@ class Review:
 
     def _add(self, engine: Engine) -> None:
         state: Any = engine.state
-        pairs = zip(state.batch or (), state.output or (), strict=True)
+        outputs = state.output or []  # none of volumes from disk to disk
+        pairs = zip(state.batch, outputs, strict=True) if outputs else ()
         new = [{"case": case["case"], **output[TOLD]} for case, output in pairs if TOLD in output]
         if new:
             self.rows = sorted(self.rows + new, key=lambda row: row.get(LOWEST, 0.0))
