@@ -33,10 +33,13 @@ FEATURES = ("expected_dice", "border_entropy", "largest_piece", "log_voxels", "l
 
 #: Content of the id `review`, and of each of its classes.
 COVERAGE, COVERED, CLASSES = "coverage", "covered", "classes"
-OF_A_CLASS = ("intercept", "weights", "half_width", "margin", "look_below")
+OF_A_CLASS = ("intercept", "weights", "ranges", "half_width", "margin", "look_below")
 
-#: Column of the table: whether a case needs a look.
-LOOK = "look"
+#: Column of the table: why a case needs a look, its low predicted Dice or that it is unlike those learnt from.
+LOOK, LOW, UNLIKE = "look", "low", "unlike"
+
+#: How far beyond the range of the cases learnt from features may lie, as a share of that range.
+BEYOND = 0.5
 
 
 def features(probabilities: np.ndarray) -> list[dict[str, float]]:
@@ -115,11 +118,20 @@ def predicted_dice(found: Mapping[str, float], learnt: Mapping[str, Any]) -> flo
     """The Dice that features speak for, 0 to 1.
 
     Args:
-        found: see `features`.
-        learnt: "intercept" and "weights" by feature.
+        found: see `features`; what lies beyond the cases learnt from counts as their end.
+        learnt: "intercept", and by feature "weights" and "ranges", the lowest and highest of those cases.
     """
-    value = learnt["intercept"] + sum(weight * found[name] for name, weight in learnt["weights"].items())
+    within = {name: float(np.clip(found[name], *ends)) for name, ends in learnt["ranges"].items()}
+    value = learnt["intercept"] + sum(weight * within[name] for name, weight in learnt["weights"].items())
     return float(np.clip(value, 0, 1))
+
+
+def is_unlike(found: Mapping[str, float], learnt: Mapping[str, Any]) -> bool:
+    """Whether a feature lies far beyond those of the cases learnt from, see BEYOND."""
+    return any(
+        not low - BEYOND * (high - low) <= found[name] <= high + BEYOND * (high - low)
+        for name, (low, high) in learnt["ranges"].items()
+    )
 
 
 def require_review(review: Any, labels: Mapping[str, int]) -> None:
@@ -150,8 +162,11 @@ def require_review(review: Any, labels: Mapping[str, int]) -> None:
             raise InputError(f"review::{CLASSES}::{name} has not {', '.join(OF_A_CLASS)}: {fix}")
         weights = learnt["weights"]
         numbers = [learnt[key] for key in ("intercept", "half_width", "look_below")]
-        if not isinstance(weights, Mapping) or set(weights) - set(FEATURES):
-            raise InputError(f"review::{CLASSES}::{name}::weights may name {', '.join(FEATURES)}: {fix}")
+        ranges = learnt["ranges"]
+        for key in ("weights", "ranges"):
+            if not isinstance(learnt[key], Mapping) or set(learnt[key]) != set(FEATURES):
+                raise InputError(f"review::{CLASSES}::{name}::{key} has not {', '.join(FEATURES)}: {fix}")
+        numbers += [end for ends in ranges.values() for end in (ends if isinstance(ends, list) else [None])]
         margin = [] if learnt["margin"] is None else [learnt["margin"]]
         if not all(map(is_number, [*numbers, *margin, *weights.values()])):
             raise InputError(f"review::{CLASSES}::{name} holds what is no number: {fix}")
@@ -161,7 +176,8 @@ class Reviewd(MapTransform):
     """Put into the table how good a segmentation is likely to be, class by class.
 
     Columns: of each class the predicted Dice, the ends of its interval, and the margin in voxels; the lowest
-    predicted Dice of all; and whether any is so low as in the tenth of cases that were predicted worst.
+    predicted Dice of all; and why it needs a look: UNLIKE the cases learnt from, for which no interval holds,
+    or LOW, as in the tenth of cases that were predicted worst.
 
     Args:
         keys: calibrated probabilities, (classes, *spatial), on the grid of the file.
@@ -198,12 +214,15 @@ class Reviewd(MapTransform):
                 f"{name} dice high": float(high),
             }
             columns[f"{name} margin"] = learnt["margin"]
-        look = any(dice < self.classes[name]["look_below"] for name, dice in predicted.items())
+        look = LOW if any(dice < self.classes[name]["look_below"] for name, dice in predicted.items()) else ""
+        look = (
+            UNLIKE if any(is_unlike(found[name], learnt) for name, learnt in self.classes.items()) else look
+        )
         rounded = {
             key: round(value, 4) if isinstance(value, float) else value for key, value in columns.items()
         }
         return {
-            LOOK: "yes" if look else "",
+            LOOK: look,
             LOWEST: round(min(predicted.values(), default=1.0), 4),
             **rounded,
         }

@@ -122,6 +122,10 @@ def learn_class(observed: Sequence[Observed], seed: int) -> Row | None:
     learnt: Row = {
         "intercept": round(float(dice.mean() - weights @ mean), 6),
         "weights": {name: round(float(weight), 6) for name, weight in zip(FEATURES, weights, strict=True)},
+        "ranges": {
+            name: [round(float(low), 6), round(float(high), 6)]
+            for name, low, high in zip(FEATURES, values.min(0), values.max(0), strict=True)
+        },
     }
     predicted = [predicted_dice(each.features, learnt) for each in held]
     apart = [abs(each.dice - value) for each, value in zip(held, predicted, strict=True)]

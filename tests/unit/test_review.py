@@ -126,7 +126,7 @@ def test_the_table_has_a_line_for_a_case() -> None:
     assert told["organ dice"] == told["lowest"] == pytest.approx(dice, abs=1e-4)
     assert told["organ dice low"] == pytest.approx(max(dice - learnt["half_width"], 0), abs=1e-4)
     assert told["organ margin"] == learnt["margin"]
-    assert told["look"] == ("yes" if dice < learnt["look_below"] else "")
+    assert told["look"] == "unlike"  # nothing of it is like the noise that was learnt from
 
 
 def test_a_review_of_other_classes_is_refused() -> None:
@@ -138,7 +138,11 @@ def test_a_review_of_other_classes_is_refused() -> None:
         ({}, LABELS, "review has not coverage, covered, classes"),
         (review, others, "review names the classes organ, and labels liver"),
         (broken, LABELS, "review::classes::organ holds what is no number"),
-        ({**review, "classes": {"organ": strange}}, LABELS, "review::classes::organ::weights may name"),
+        (
+            {**review, "classes": {"organ": strange}},
+            LABELS,
+            "review::classes::organ::weights has not expected_dice",
+        ),
         ({**review, "classes": {"organ": {}}}, LABELS, "review::classes::organ has not intercept"),
     ]:
         with pytest.raises(InputError, match=re.escape(said)):

@@ -16,6 +16,7 @@ from scipy.special import softmax
 
 from bundle.runs.experiments import parser_of
 from scripts.recipe import for_inference
+from scripts.review import FEATURES
 from tests.commands import TINY, read_array, run
 
 pytestmark = pytest.mark.workflow
@@ -93,7 +94,9 @@ def test_one_setting_writes_maps_and_the_table(
 ) -> None:
     checkpoints = [str(weights(tmp_path, dims, seed)) for seed in range(3)]
     images = (cells if dims == 2 else organ) / "imagesTs"
-    learnt = {"intercept": 0.2, "weights": {"expected_dice": 0.7}, "half_width": 0.1, "margin": 2}
+    weighed = {**dict.fromkeys(FEATURES, 0.0), "expected_dice": 0.7}
+    ranges = {name: [-20.0, 20.0] for name in FEATURES}
+    learnt = {"intercept": 0.2, "weights": weighed, "ranges": ranges, "half_width": 0.1, "margin": 2}
     names = {2: "interior", 3: "anterior"}
     review = {"coverage": 0.9, "covered": 0.99, "classes": {names[dims]: {**learnt, "look_below": 0.99}}}
     out = segment(tmp_path / "out", images, checkpoints, dims, "ensemble", save_spread=True, review=review)
@@ -113,7 +116,7 @@ def test_one_setting_writes_maps_and_the_table(
         rows = list(csv.DictReader(file))
     assert sorted(row["case"] for row in rows) == cases
     assert [float(row["lowest"]) for row in rows] == sorted(float(row["lowest"]) for row in rows)
-    assert {row["look"] for row in rows} == {"yes"}
+    assert {row["look"] for row in rows} == {"low"}
     unit = "pixels" if dims == 2 else "ml"
     assert all(float(row[f"{names[dims]} {unit} sd"]) >= 0 for row in rows)
     assert all(row[f"{names[dims]} margin"] == "2" for row in rows)
