@@ -35,7 +35,7 @@ FEATURES = ("expected_dice", "border_entropy", "largest_piece", "log_voxels", "l
 COVERAGE, COVERED, CLASSES = "coverage", "covered", "classes"
 OF_A_CLASS = ("intercept", "weights", "ranges", "half_width", "margin", "look_below")
 
-#: Column of the table: why a case needs a look, its low predicted Dice or that it is unlike those learnt from.
+#: Column of the table: why a case needs a look, its low predicted Dice or being unlike those learnt from.
 LOOK, LOW, UNLIKE = "look", "low", "unlike"
 
 #: How far beyond the range of the cases learnt from features may lie, as a share of that range.
