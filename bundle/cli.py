@@ -270,6 +270,21 @@ def plan(
     require_memory_gb(memory_gb)
 
 
+def require_predictions(checkpoint: Path | None, pred: Path | None, section: str | None) -> None:
+    """Refuse no predictions, or two kinds of them.
+
+    Raises:
+        InputError: both a checkpoint and predictions, or none; a section of what is predicted now.
+    """
+    if (checkpoint is None) == (pred is None):
+        given = "are both given" if pred else "are both absent"
+        raise InputError(f"--checkpoint and --pred {given}; predictions come from one; give one of them.")
+    if section and not pred:
+        raise InputError(
+            f"--section {section} goes with --pred; a --checkpoint predicts validation cases; drop it."
+        )
+
+
 def require_minutes(minutes: float | None) -> None:
     """Refuse minutes that no training takes.
 
@@ -430,15 +445,39 @@ def tune(
     """Choose on validation cases how objects are numbered and classes cleaned, or with --speed inference."""
     if speed and measure:
         raise InputError(f"--measure {measure} is of post-processing; --speed judges by Dice; drop one.")
-    if (checkpoint is None) == (pred is None):
-        given = "are both given" if pred else "are both absent"
-        raise InputError(f"--checkpoint and --pred {given}; predictions come from one; give one of them.")
+    require_predictions(checkpoint, pred, section)
     if speed and pred:
         raise InputError(f"--pred {pred} holds predictions; --speed makes some; give --checkpoint instead.")
-    if section and not pred:
-        raise InputError(f"--section {section} goes with --pred; tune predicts validation cases; drop it.")
     if cases and not speed:
         raise InputError(f"--cases {cases} goes with --speed; tune takes all cases; drop it.")
+
+
+@command(RUNS, "runs.calibrate")
+def calibrate(
+    args_file: ArgsFile,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where overlay, tables and picture go")],
+    dataset_dir: Annotated[
+        Path | None,
+        typer.Option("--dataset_dir", help="Folder with dataset.json; that of the experiment if absent"),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="The model.pt of the training")
+    ] = None,
+    pred: Annotated[
+        Path | None,
+        typer.Option("--pred", help="Folder of CASE_prob.nii.gz to judge, in place of a --checkpoint"),
+    ] = None,
+    section: Annotated[
+        Literal["training", "validation"] | None,
+        typer.Option("--section", help="With --pred: whose cases; validation unless given"),
+    ] = None,
+    classwise: Annotated[
+        bool, typer.Option("--classwise", help="A temperature and a bias for each class, not one temperature")
+    ] = False,
+    ids: Ids = None,
+) -> None:
+    """Learn on cases that a network did not see how to scale its probabilities so that they are right."""
+    require_predictions(checkpoint, pred, section)
 
 
 @command(RUNS, "runs.study")

@@ -43,8 +43,12 @@ from scripts.progress import progress
 from scripts.recipe import WeightsWriter, other_training
 from scripts.scalars import Scalars
 from scripts.signals import DeferredSignals, end
+from scripts.transforms.versions import LOWEST, TOLD
 
 logger = logging.getLogger(__name__)
+
+#: The table of an inference.
+REVIEW = "review.csv"
 
 
 class ProgressBar:
@@ -592,6 +596,39 @@ class InitialWeights:
             few(drawn) if drawn else "none",
             few(left) if left else "none",
         )
+
+
+class Review:
+    """Writes review.csv: a line for each image with what is told of it, what needs a look first.
+
+    It is written anew as images are finished, so that of a run that is cut it holds those that were done.
+    What an earlier run left is removed. Images are sorted by LOWEST, or as they were finished without it.
+
+    Args:
+        output_dir: where it goes.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.path = Path(output_dir) / REVIEW
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to an inference."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+        self.path.unlink(missing_ok=True)
+
+    def _add(self, engine: Engine) -> None:
+        state: Any = engine.state
+        outputs = state.output or []  # none of volumes from disk to disk
+        pairs = zip(state.batch, outputs, strict=True) if outputs else ()
+        new = [{"case": case["case"], **output[TOLD]} for case, output in pairs if TOLD in output]
+        if new:
+            self.rows = sorted(self.rows + new, key=lambda row: row.get(LOWEST, 0.0))
+            write_csv(self.path, self.rows)
 
 
 class LearningCurve:

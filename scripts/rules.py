@@ -18,6 +18,7 @@ import monai.data
 import torch
 from monai.bundle.utils import ID_SEP_KEY
 
+from scripts.calibration import read_calibration
 from scripts.errors import InputError, brief, nearest
 from scripts.labels import class_names
 
@@ -232,6 +233,36 @@ def _threshold(value: Any, config: Config) -> float:
     return float(found)
 
 
+def _calibration(value: Any, config: Config) -> dict[str, Any]:
+    if not isinstance(value := _read(value), dict):
+        raise ValueError
+    if isinstance(labels := config.get("labels"), dict):
+        try:
+            read_calibration(value, labels)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+    if "@calibrated" not in str(config.get("window_inferer", "@calibrated")):
+        raise ValueError(
+            "window_inferer of the configs has no calibration, as before version 0.16: segment with "
+            "configs/inference.json and the overlays of the training, or leave it out"
+        )
+    return value
+
+
+def _review(value: Any, config: Config) -> dict[str, Any]:
+    from scripts.review import require_review
+
+    value = _read(value)
+    if isinstance(labels := config.get("labels"), dict):
+        try:
+            require_review(value, labels)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+    if "@review" not in str(config.get("restore", "@review")):
+        raise ValueError("restore of the configs makes none, as before version 0.16: leave it out")
+    return dict(value)
+
+
 def _clean(value: Any, config: Config) -> dict[str, Any]:
     from scripts.transforms.classes import CleanClassesd
 
@@ -385,6 +416,10 @@ RULES: dict[str, Rule] = {
     "resume": FLAG,
     "labels": Rule("an object of names and whole numbers of 0 or more, background first", _labels),
     "instances": FLAG,
+    "calibration": optional(
+        Rule('an object as bundle calibrate writes it, such as {"temperature": 1.3}', _calibration)
+    ),
+    "review": optional(Rule("an object as bundle calibrate writes it", _review)),
     "threshold": _of_class_maps(
         optional(Rule("a probability from 0 to below 1, for background and one other class", _threshold))
     ),
@@ -448,7 +483,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             *("load", "load_label", "targets", "geometry", "normalise", "spatial", "intensity"),
-            *("cells", "weigh", "join", "restore", "to_labels", "save", "deliver"),
+            *("cells", "weigh", "join", "restore", "maps", "to_labels", "save", "deliver"),
         ),
         _TRANSFORMS,
     ),

@@ -26,11 +26,11 @@ from skimage.segmentation import find_boundaries
 from scripts.data.checks import read_label
 from scripts.data.grids import Grid, turn_onto, turned
 from scripts.data.reader import columns_first, grid_of, is_picture, read_file
-from scripts.data.writers import entropy
 from scripts.judging import Case
 from scripts.judging.files import Pair, read_classes, read_instances
 from scripts.labels import IGNORE_NAME
 from scripts.pictures import CLASS_COLOURS, distinct_colours, shown
+from scripts.uncertainty import predictive_entropy
 
 Row = dict[str, Any]
 
@@ -143,7 +143,7 @@ def _uncertainty(files: Mapping[str, Path], grid: Grid) -> np.ndarray | None:
     if "prob" in files:
         values = _onto(files["prob"], grid).astype(np.float32)
         both = values if len(values) > 1 else np.concatenate([1 - values, values])
-        return entropy(torch.from_numpy(both)).numpy()
+        return predictive_entropy(torch.from_numpy(both))[0].numpy()
     return None
 
 

@@ -32,6 +32,7 @@ from bundle.made_of import RECORD, require_same, was_made_of, write_record
 from bundle.runs.commands import run_bundle, run_python, say
 from bundle.runs.compare import interval, read_scores
 from bundle.runs.experiments import parser_of, read_experiment
+from bundle.runs.search import FEWEST_CASES
 from bundle.runs.trainings import SHOWN, SUMMARY, config_of, minutes_of, score_section, warn
 from bundle.runs.warm import Warm, imports_once
 from scripts.data.cases import describe_cases, problem_of
@@ -48,7 +49,8 @@ from scripts.settings import CONFIGS
 from scripts.tables import Row, number, table
 
 #: Folders below the output folder: predictions of all folds, their scores, those of held-out cases.
-OUT_OF_FOLD, SCORES, TESTING, TUNED = "out_of_fold", "scores", "testing", "tuned"
+OUT_OF_FOLD, SCORES, TESTING = "out_of_fold", "scores", "testing"
+CALIBRATED, TUNED = "calibrated", "tuned"
 
 #: The args file that segments with the networks of all folds, below the output folder.
 ENSEMBLE = "ensemble.json"
@@ -245,8 +247,8 @@ class Crossval:
         typer.echo(f"\n{self.describe(list(fold_of))}, each judged by the network that did not see it:\n")
         typer.echo(f"{intervals_table(rows)}\n\n{folds_table(rows)}\n\n{worst_table(worst)}")
 
-    def tune(self, args_file: Path, ids: Mapping[str, Any]) -> list[Path]:
-        """Choose the post-processing on all cases, unless that was done.
+    def calibrate(self, args_file: Path, ids: Mapping[str, Any]) -> list[Path]:
+        """Learn on all cases how to scale the probabilities; of few subjects nothing is learnt.
 
         Args:
             args_file: of the trainings.
@@ -255,24 +257,56 @@ class Crossval:
         Returns:
             An overlay for inference, or none where that fails, which is told at the end.
         """
-        tuned = self.output_dir / TUNED
-        overlay = tuned / "postprocessing.json"
+        if len({self.subjects[case["case"]] for fold in self.folds for case in fold.cases}) < FEWEST_CASES:
+            warn(f"of fewer than {FEWEST_CASES} subjects no calibration is learnt")
+            return []
+        return self.choose("calibrate", "calibration", CALIBRATED, args_file, ids)
+
+    def tune(self, args_file: Path, ids: Mapping[str, Any]) -> list[Path]:
+        """Choose the post-processing on all cases.
+
+        Args:
+            args_file: of the trainings.
+            ids: of the trainings, and the calibration.
+
+        Returns:
+            An overlay for inference, or none where that fails, which is told at the end.
+        """
+        return self.choose("tune", "postprocessing", TUNED, args_file, ids)
+
+    def choose(
+        self, command: str, chosen: str, folder: str, args_file: Path, ids: Mapping[str, Any]
+    ) -> list[Path]:
+        """Have a command choose something by the predictions of all folds, unless that was done.
+
+        Args:
+            command: of the workbench, which takes `--pred`.
+            chosen: the name of its overlay.
+            folder: below the output folder.
+            args_file: of the trainings.
+            ids: of its configs.
+
+        Returns:
+            The overlay, or none where the command fails, which is told at the end.
+        """
+        output_dir = self.output_dir / folder
+        overlay = output_dir / f"{chosen}.json"
         cases = [case for fold in self.folds for case in fold.cases]
-        made_of = {"cases": describe_cases(cases), "weights": weights_of(self.folds)}
-        if not overlay.is_file() or not was_made_of(tuned, made_of):
-            say("choosing the post-processing on the predictions of all folds")
+        made_of = {"cases": describe_cases(cases), "weights": weights_of(self.folds), "ids": dict(ids)}
+        if not overlay.is_file() or not was_made_of(output_dir, made_of):
+            say(f"choosing the {chosen} on the predictions of all folds")
             try:
                 run_python(
-                    *("-m", "bundle", "tune", "--args_file", str(args_file.resolve())),
+                    *("-m", "bundle", command, "--args_file", str(args_file.resolve())),
                     *("--dataset_dir", str(self.dataset_dir), "--pred", str(self.output_dir / OUT_OF_FOLD)),
-                    *("--section", "training", "--output_dir", str(tuned)),
+                    *("--section", "training", "--output_dir", str(output_dir)),
                     *(part for key, value in ids.items() for part in (f"--{key}", str(value))),
                     warm=self.warm,
                 )
             except InputError as error:
-                self.failed.append(f"no post-processing was chosen: {error}")
+                self.failed.append(f"no {chosen} was chosen: {error}")
                 return []
-            write_record(tuned, made_of)
+            write_record(output_dir, made_of)
         return [overlay]
 
     def test(self) -> None:
@@ -365,7 +399,10 @@ def crossval(
     with imports_once() as run.warm:
         run.train({"args_file": str(args_file.resolve()), **ids, "seed": seed})
         run.judge()
-        write_ensemble(output_dir / ENSEMBLE, folds, *run.tune(args_file, ids))
+        learnt, of_tune = run.calibrate(args_file, ids), dict(ids)
+        for file in learnt:
+            of_tune["calibration"] = read_json(file)["calibration"]
+        write_ensemble(output_dir / ENSEMBLE, folds, *learnt, *run.tune(args_file, of_tune))
         if testing:
             run.test()
     typer.echo(f"\nTables and picture: {output_dir / 'crossval.csv'}, .json and .png")

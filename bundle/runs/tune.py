@@ -22,7 +22,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -147,6 +147,21 @@ class Predicted:
     def judged(self, found: np.ndarray) -> Case:
         """The case with what was made of the prediction, (*spatial)."""
         return objects_of(self.case, found, np.load(self.truth), self.spacing)
+
+
+class Taker(Protocol):
+    """Takes predicted cases.
+
+    Attributes:
+        objects: probabilities are wanted, not class maps.
+        numbered: the truth is to number objects.
+    """
+
+    objects: bool
+    numbered: bool
+
+    def put(self, case: str, pred: torch.Tensor, label: torch.Tensor) -> None:
+        """Take a case, see `Store.put`."""
 
 
 @dataclass
@@ -286,7 +301,7 @@ def judge_class(cases: Sequence[Predicted], index: int, measure: str, parameters
     return Trial(parameters, tuple(scores), aside, {"false positive voxels": invented})
 
 
-def predict(parser: ConfigParser, store: Store) -> InferenceCases:
+def predict(parser: ConfigParser, store: Taker) -> InferenceCases:
     """Predict the validation cases, on the grid of their files.
 
     Bad cases are logged and left out.
@@ -341,7 +356,7 @@ def predict(parser: ConfigParser, store: Store) -> InferenceCases:
         "validate::key_metric": None,
         "validate::handlers": [weights, {"_target_": "scripts.handlers.ProgressBar", "desc": "predicting"}],
     }
-    if instances:
+    if store.numbered:
         changes["targets"] = []
     for key, value in changes.items():
         parser[key] = value
@@ -356,14 +371,15 @@ def predict(parser: ConfigParser, store: Store) -> InferenceCases:
     return parser.get_parsed_content("cases")
 
 
-def read_predictions(parser: ConfigParser, folder: Path, section: str, store: Store) -> InferenceCases:
+def read_predictions(parser: ConfigParser, folder: Path, section: str, store: Taker) -> InferenceCases:
     """Read the probabilities of cases that were predicted before.
 
     Bad cases are logged and left out. A case without a file is passed over.
 
     Args:
         parser: the configs of the training.
-        folder: of CASE_prob.nii.gz, as `save_probabilities` writes them.
+        folder: of CASE_prob.nii.gz, as `save_probabilities` writes them; `calibration` of the configs scales
+            them.
         section: "validation", or "training": with those that validate, what folds are made of.
         store: gets the cases.
 
@@ -392,9 +408,12 @@ def read_predictions(parser: ConfigParser, folder: Path, section: str, store: St
         typer.echo(f"note: {len(without)} case(s) have no prediction in {folder}: {few(without)}", err=True)
     load = Compose([*parser.get_parsed_content("load_label"), *parser.get_parsed_content("targets")])
     classes, dims = (parser.get_parsed_content(key) for key in ("out_channels", "spatial_dims"))
+    calibrated = parser.get_parsed_content("calibrated") if "calibrated" in parser else None
     for case in tqdm(there.cases, desc="reading", disable=None):
         with there.attempt(case):
             pred = read_probabilities(files[case["case"]], classes, dims, is_picture(case["label"]))
+            if calibrated is not None:
+                pred = calibrated.of_probabilities(pred)
             _require_grid(pred, files[case["case"]], case["label"])
             label = load({Keys.LABEL: case["label"], Keys.IMAGE: pred})[Keys.LABEL]
             keep = store.objects or classes == 2
@@ -427,9 +446,9 @@ def read_probabilities(path: Path, classes: int, dims: int, of_picture: bool = F
             path,
         )
     pred = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float32))
-    if not ((pred.sum(0) - 1).abs().max() < SUM_TOLERANCE):
+    if not ((pred.sum(0) - 1).abs().max() < SUM_TOLERANCE and pred.min() > -SUM_TOLERANCE):
         raise Fault(
-            "channels that do not add up to 1",
+            "channels that do not add up to 1, or are below 0",
             "they are the probabilities of the classes",
             "segment the case again with --save_probabilities True",
             path,
@@ -461,19 +480,21 @@ def _require_grid(pred: MetaTensor, path: Path, label: str) -> None:
         ) from None
 
 
-def tune(
-    args_file: Path,
-    output_dir: Path,
-    dataset_dir: Path | None,
-    checkpoint: Path | None,
-    pred: Path | None,
-    section: str | None,
-    measure: str | None,
-    speed: bool,
-    cases: int | None,
-    ids: Ids,
-) -> None:
-    """Carry out `bundle.cli.tune`, whose arguments these are."""
+def opened(
+    args_file: Path, output_dir: Path, dataset_dir: Path | None, checkpoint: Path | None, ids: Ids
+) -> tuple[Ids, ConfigParser, Path]:
+    """The experiment of a training whose predictions are to be judged, its configs, and the data folder.
+
+    Args:
+        args_file: the experiment.
+        output_dir: is made.
+        dataset_dir: that of the experiment if None.
+        checkpoint: held against the configs; None where predictions are there.
+        ids: of the experiment.
+
+    Raises:
+        InputError: configs of no training, a checkpoint of another one, a file in place of the folder.
+    """
     experiment = read_experiment(args_file, ids)
     parser = parser_of(experiment)
     missing = sorted({"set_up", "split", "validate", "network_def"} - parser.get().keys())
@@ -489,13 +510,30 @@ def tune(
         raise InputError(f"--output_dir {output_dir} is a file: give a folder")
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset_dir = dataset_dir or Path(parser.get_parsed_content("dataset_dir"))
+    for key, path in {"dataset_dir": dataset_dir, "checkpoint": checkpoint, "output_dir": output_dir}.items():
+        if path is not None:
+            parser[key] = str(path)
+    return experiment, parser, dataset_dir
+
+
+def tune(
+    args_file: Path,
+    output_dir: Path,
+    dataset_dir: Path | None,
+    checkpoint: Path | None,
+    pred: Path | None,
+    section: str | None,
+    measure: str | None,
+    speed: bool,
+    cases: int | None,
+    ids: Ids,
+) -> None:
+    """Carry out `bundle.cli.tune`, whose arguments these are."""
+    experiment, parser, dataset_dir = opened(args_file, output_dir, dataset_dir, checkpoint, ids)
     if speed and checkpoint is not None:
         tune_speed(experiment, dataset_dir, checkpoint, output_dir, cases)
         return
     places = {"dataset_dir": dataset_dir, "checkpoint": checkpoint, "output_dir": output_dir}
-    for key, path in places.items():
-        if path is not None:
-            parser[key] = str(path)
     parser.get_parsed_content("set_up")
     configured = list(parser.get_parsed_content("to_labels"))
     measure, objects = choose_measure(parser, configured, measure)

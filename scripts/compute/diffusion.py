@@ -20,7 +20,7 @@ from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor, nn
 
 from scripts.checkpoints import unwrap
-from scripts.compute.inferers import SlabInferer
+from scripts.compute.inferers import SlabInferer, uncalibrated
 from scripts.compute.memory import resident_bytes
 from scripts.errors import Fault, InputError, require_within
 from scripts.labels import IGNORE_LABEL
@@ -101,7 +101,7 @@ class SampledSegmentation(Inferer):
                 f"runtime is {runtime!r}, and a diffusion network, which answers in many steps, is computed "
                 "by PyTorch alone: use 'torch' or 'auto'"
             )
-        self.inferer = inferer
+        self.inferer, self.calibration = uncalibrated(inferer)
         self.samples = samples
         self.steps = steps
         self.seed = seed
@@ -116,8 +116,8 @@ class SampledSegmentation(Inferer):
             **kwargs: not used.
 
         Returns:
-            Logarithms of the mean probabilities, which softmax turns back into them, (B, classes, *spatial),
-            with the meta data of ``inputs``.
+            Logarithms of the mean probabilities, calibrated, which softmax turns back into them,
+            (B, classes, *spatial), with the meta data of ``inputs``.
 
         Raises:
             Fault: an image whose label maps take more memory than there is, or than the inferer may take.
@@ -144,6 +144,8 @@ class SampledSegmentation(Inferer):
                 mean = mean + (drawn + 1).div_(2 * self.samples)
             means.append(mean.clamp_min_(torch.finfo(torch.float32).tiny).log_())
         found = torch.cat(means)
+        if self.calibration is not None:
+            self.calibration.calibrate_(found, 1)
         return MetaTensor(found).copy_meta_from(inputs, copy_attr=False) if images is not inputs else found
 
     def _denoise(

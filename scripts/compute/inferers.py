@@ -7,6 +7,7 @@ volume than for a short one.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from abc import abstractmethod
@@ -27,17 +28,21 @@ from monai.inferers import Inferer
 from monai.utils import ensure_tuple, ensure_tuple_rep, fall_back_tuple
 from torch import nn
 
+from scripts.calibration import Calibration
 from scripts.checkpoints import unwrap
 from scripts.compute.exported import Exported
 from scripts.compute.memory import operations, resident_bytes
 from scripts.compute.runtimes import Runtime
-from scripts.errors import Fault, InputError, few
+from scripts.errors import Fault, InputError, few, require_within
 from scripts.labels import class_names, turned_classes
 from scripts.networks.blocks import Axes
+from scripts.networks.ensemble import Ensemble
 from scripts.networks.sizes import Sizes
 from scripts.process import release_memory, require_memory
 from scripts.sides import LEFT_RIGHT, sided_names
+from scripts.transforms.labels import plain
 from scripts.transforms.spatial import fold
+from scripts.uncertainty import VERSIONS, Versions
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,9 @@ MIDDLE_TILES = 8
 
 #: Voxels whose classes are compared at once.
 AT_ONCE = 1 << 18
+
+#: What leaves out activations.
+DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
 #: Norms whose statistics depend on which part of the image they see.
 LOCAL_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -104,6 +112,7 @@ class SlabInferer(Inferer):
         output: "logits", or "labels" for the class index of each voxel, found plane by plane, so that the
             logits of the whole image never exist.
         quantised: an int8 file of the network for runtime "auto", see `scripts.compute.runtimes.Runtime`.
+        calibration: what scales the logits, see `scripts.calibration`; None: they stay.
 
     Raises:
         InputError: an argument breaks its rule.
@@ -117,6 +126,7 @@ class SlabInferer(Inferer):
         memory_gb: float | None,
         output: str,
         quantised: Path | None,
+        calibration: Calibration | None,
     ) -> None:
         super().__init__()
         if sw_batch_size < 1:
@@ -126,6 +136,7 @@ class SlabInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.output = output
         self.memory_gb = memory_gb
+        self.calibration = calibration
         self.runtime = Runtime(runtime, amp, quantised)
         self._logged = ""
         self._channels: int | None = None
@@ -269,7 +280,8 @@ class SlabInferer(Inferer):
             below = walked[index + 1] if index + 1 < len(walked) else spatial[axis]
             start, stop = max(top, 0), min(below, spatial[axis])
             ready[axis] = slice(start - top, stop - top)
-            yield start, stop, sums[(every, *ready)].div_(weights[tuple(ready)])
+            planes = sums[(every, *ready)].div_(weights[tuple(ready)])
+            yield start, stop, planes if self.calibration is None else self.calibration.calibrate_(planes)
             _move_up(sums.movedim(axis + 1, 0), below - top)
             _move_up(weights.movedim(axis, 0), below - top)
 
@@ -384,6 +396,7 @@ class SlidingWindowSlabInferer(SlabInferer):
         memory_gb: a memory budget, see `SlabInferer`.
         output: "logits" or "labels", see `SlabInferer`.
         quantised: an int8 file of the network, see `SlabInferer`.
+        calibration: of the logits, see `SlabInferer`.
 
     Raises:
         InputError: an argument breaks its rule.
@@ -400,8 +413,9 @@ class SlidingWindowSlabInferer(SlabInferer):
         memory_gb: float | None = None,
         output: str = "logits",
         quantised: Path | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised)
+        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised, calibration)
         if mode not in ("constant", "gaussian"):
             raise InputError(f"mode is {mode!r}: use 'constant' or 'gaussian'")
         if not all(0 <= share < 1 for share in ensure_tuple(overlap)):
@@ -453,6 +467,7 @@ class OverlapTileInferer(SlabInferer):
         output: "logits" or "labels", see `SlabInferer`.
         mirror: show a network with valid convolutions the mirrored image beyond its border; False: zeros.
         quantised: an int8 file of the network, see `SlabInferer`.
+        calibration: of the logits, see `SlabInferer`.
 
     Raises:
         InputError: an argument breaks its rule, the tile is illegal for the network, predicts less than the
@@ -469,8 +484,9 @@ class OverlapTileInferer(SlabInferer):
         output: str = "logits",
         mirror: bool = True,
         quantised: Path | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised)
+        super().__init__(sw_batch_size, runtime, amp, memory_gb, output, quantised, calibration)
         self.tile_size = tuple(int(n) for n in tile_size)
         self.mirror = mirror
         self._said = False
@@ -553,20 +569,75 @@ class OverlapTileInferer(SlabInferer):
             )
 
 
-class AveragedOrientations(Inferer):
+class AveragedVersions(Inferer):
+    """The mean of the probabilities of several predictions of an image, and how far they lie apart.
+
+    Args:
+        inferer: predicts one version, (B, C, *spatial) to logits (B, classes, *spatial). What calibrates its
+            logits calibrates the mean.
+        spread: leave in the meta data what `scripts.uncertainty.Versions` finds.
+    """
+
+    def __init__(self, inferer: Inferer, spread: bool = False) -> None:
+        super().__init__()
+        self.inferer, self.calibration = uncalibrated(inferer)
+        self.spread = spread
+
+    @abstractmethod
+    def versions(
+        self, images: torch.Tensor, network: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """The probabilities of each version, (B, classes, *spatial).
+
+        Args:
+            images: (B, in_channels, *spatial).
+            network: see the inferer.
+            args: further positional arguments of the network.
+            kwargs: further keyword arguments of the network.
+        """
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Predict every version, and average.
+
+        Args:
+            inputs: (B, in_channels, *spatial).
+            network: see the inferer.
+            *args: further positional arguments of the network.
+            **kwargs: further keyword arguments of the network.
+
+        Returns:
+            Logarithms of the mean probabilities, calibrated, which softmax turns back into them,
+            (B, classes, *spatial), with the meta data of ``inputs``.
+        """
+        images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        seen = Versions(self.spread)
+        for probabilities in self.versions(images, network, args, kwargs):
+            seen.add(probabilities)
+        mean = seen.mean().clamp_min(torch.finfo(torch.float32).tiny).log()
+        if self.calibration is not None:
+            self.calibration.calibrate_(mean, 1)
+        if images is inputs:
+            return mean
+        return with_versions(MetaTensor(mean).copy_meta_from(inputs, copy_attr=False), seen)
+
+
+class AveragedOrientations(AveragedVersions):
     """Test-time augmentation: the mean of the probabilities over turned and mirrored versions of the image.
 
     Source: Ronneberger, Fischer, Brox, MICCAI 2015, section 4, which averages over 7 rotated versions for the
     EM challenge; here the 8 orientations of the square, or of a volume the 8 combinations of its flips.
 
     Args:
-        inferer: predicts one version, (B, C, *spatial) to logits (B, classes, *spatial).
+        inferer: predicts one version, see `AveragedVersions`.
         flip_axes: spatial axes that are mirrored; each doubles the number of versions.
         transpose: also exchange the first two axes, which doubles it again; with both flips these are the
             orientations of the square. For images with pixels as high as wide.
         labels: the task's labels, class name to value: where names say left or right, the axis from left to
             right is neither mirrored nor exchanged, which is told; classes whose names are directions
             (`scripts.labels.DIRECTION`) are turned with the image.
+        spread: see `AveragedVersions`.
 
     Raises:
         InputError: axes that are negative or named twice, or at the first image axes that it lacks.
@@ -578,8 +649,9 @@ class AveragedOrientations(Inferer):
         flip_axes: Sequence[int],
         transpose: bool = False,
         labels: Mapping[str, int] | None = None,
+        spread: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(inferer, spread)
         if len(set(flip_axes)) < len(flip_axes) or min(flip_axes, default=0) < 0:
             raise InputError(f"flip_axes is {list(flip_axes)}: name each spatial axis at most once, from 0")
         sided = sided_names(labels or ())
@@ -587,34 +659,19 @@ class AveragedOrientations(Inferer):
             logger.warning(
                 "%s say left or right: no version of the image is mirrored from left to right", few(sided)
             )
-        self.inferer = inferer
         self.flip_axes = tuple(axis for axis in flip_axes if not sided or axis != LEFT_RIGHT)
         self.transpose = transpose and not sided
         self.names = class_names(dict(labels or {}))
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Predict every version, turn it back, and average.
-
-        Args:
-            inputs: (B, in_channels, *spatial).
-            network: see the inferer.
-            *args: further positional arguments of the network.
-            **kwargs: further keyword arguments of the network.
-
-        Returns:
-            Logarithms of the mean probabilities, which softmax turns back into them, (B, classes, *spatial),
-            with the meta data of ``inputs``.
-        """
-        images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+    def versions(
+        self, images: torch.Tensor, network: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """The probabilities of each orientation, turned back."""
         if max(self.flip_axes, default=0) > images.ndim - 3:
             raise InputError(
                 f"flip_axes is {list(self.flip_axes)}: the images have the axes 0 to {images.ndim - 3}"
             )
-        total = torch.zeros(())
-        versions = list(product((False, True), repeat=len(self.flip_axes) + self.transpose))
-        for version in versions:
+        for version in product((False, True), repeat=len(self.flip_axes) + self.transpose):
             turned = self.transpose and version[-1]
             flips = [axis + 2 for axis, flipped in zip(self.flip_axes, version, strict=False) if flipped]
             image = images.transpose(2, 3) if turned else images
@@ -622,9 +679,137 @@ class AveragedOrientations(Inferer):
             classes = turned_classes(self.names, [axis - 2 for axis in flips], turned)
             if classes != sorted(classes):
                 logits = logits[:, classes]
-            total = total + (logits.transpose(2, 3) if turned else logits).softmax(1)
-        mean = (total / len(versions)).clamp_min(torch.finfo(torch.float32).tiny).log()
-        return MetaTensor(mean).copy_meta_from(inputs, copy_attr=False) if images is not inputs else mean
+            yield (logits.transpose(2, 3) if turned else logits).softmax(1)
+
+
+class MembersApart(Inferer):
+    """What an inferer predicts, and how far the networks of an ensemble lie apart.
+
+    The prediction is that of the inferer. To know the networks apart each computes the image once more.
+
+    Args:
+        inferer: predicts the image, (B, C, *spatial) to logits (B, classes, *spatial).
+    """
+
+    def __init__(self, inferer: Inferer) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self._inferers: list[Inferer] = []
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Predict images; of an ensemble the meta data say what `scripts.uncertainty.Versions` finds.
+
+        Args:
+            inputs: (B, in_channels, *spatial).
+            network: see the inferer.
+            *args: further positional arguments of the network.
+            **kwargs: further keyword arguments of the network.
+        """
+        made: torch.Tensor = self.inferer(inputs, network, *args, **kwargs)
+        bare = unwrap(network) if isinstance(network, nn.Module) else network
+        if not isinstance(bare, Ensemble) or not isinstance(made, MetaTensor):
+            return made
+        if len(self._inferers) != len(bare.members):  # a runtime converts one network
+            self._inferers = [own_runtime(uncalibrated(self.inferer)[0]) for _ in bare.members]
+        seen = Versions(apart=True)
+        for inferer, member in zip(self._inferers, bare.members, strict=True):
+            logits: torch.Tensor = inferer(inputs, member, *args, **kwargs)
+            seen.add(plain(logits).softmax(1))
+        return with_versions(made, seen)
+
+
+class AveragedDropout(AveragedVersions):
+    """Monte Carlo dropout: what a network says with other activations left out each time.
+
+    PyTorch computes it, whatever the runtime.
+
+    Source: Y. Gal, Z. Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016.
+
+    Args:
+        inferer: predicts one version, see `AveragedVersions`.
+        samples: how many versions.
+        seed: of what is left out.
+        spread: see `AveragedVersions`.
+
+    Raises:
+        InputError: fewer than one sample; at the first image a network without dropout.
+    """
+
+    def __init__(self, inferer: Inferer, samples: int = 8, seed: int = 0, spread: bool = False) -> None:
+        super().__init__(own_runtime(inferer, "torch"), spread)
+        require_within("samples", samples, 1)
+        self.samples = samples
+        self.seed = seed
+
+    def versions(
+        self, images: torch.Tensor, network: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """The probabilities of each sample."""
+        modules = network.modules() if isinstance(network, nn.Module) else ()
+        dropouts = [module for module in modules if isinstance(module, DROPOUTS) and module.p > 0]
+        if not dropouts:
+            raise InputError(
+                "the network leaves nothing out, as it was made with a dropout of 0: train one with "
+                "network_def::dropout above 0, or take configs/inferer/orientations.json"
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            for _ in range(self.samples):
+                for module in dropouts:
+                    module.train()
+                try:
+                    probabilities = self.inferer(images, network, *args, **kwargs).softmax(1)
+                finally:
+                    for module in dropouts:
+                        module.eval()
+                yield probabilities
+
+
+def with_versions(prediction: MetaTensor, seen: Versions) -> MetaTensor:
+    """A prediction with what its versions say in its meta data."""
+    if found := seen.found():
+        prediction.meta = {**prediction.meta, VERSIONS: found}
+    return prediction
+
+
+def own_runtime(inferer: Inferer, runtime: str | None = None) -> Inferer:
+    """An inferer like another, whose runtime converts a network of its own.
+
+    Args:
+        inferer: stays as it is.
+        runtime: another one than that of the inferer, or None.
+    """
+    made = copy.copy(inferer)
+    if isinstance(made, SlabInferer):
+        made.runtime = Runtime(runtime or made.runtime.runtime, made.runtime.amp)
+        made._sizes = None
+    return made
+
+
+def of_members(inferer: Inferer, spread: bool) -> Inferer:
+    """What also says how far the networks of an ensemble lie apart, where that is asked for.
+
+    Args:
+        inferer: predicts an image.
+        spread: whether it is asked for; if not, the inferer comes back as it is.
+    """
+    return MembersApart(inferer) if spread else inferer
+
+
+def uncalibrated(inferer: Inferer) -> tuple[Inferer, Calibration | None]:
+    """An inferer that leaves logits as they are, and what scaled them: of a mean that alone is scaled.
+
+    Args:
+        inferer: predicts what enters the mean.
+    """
+    calibration = getattr(inferer, "calibration", None)
+    if calibration is None:
+        return inferer, None
+    bare: Any = copy.copy(inferer)  # shares the runtime
+    bare.calibration = None
+    return bare, calibration
 
 
 def most_probable(logits: torch.Tensor) -> torch.Tensor:

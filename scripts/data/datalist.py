@@ -69,7 +69,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 """Keys of splits.json, and the lists that they fill."""
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case_0000.nii.gz is channel 0
-_RESULT = re.compile(r"(.+)_(?:seg|prob|spread)")
+_RESULT = re.compile(r"(.+)_(?:seg|prob|spread|mutual)")
 
 
 def id_of(case: Mapping[Hashable, Any]) -> str:
@@ -139,8 +139,8 @@ def named_images(folder: Path, name: str) -> dict[Path, str]:
 def without_results(named: Mapping[Path, str]) -> dict[Path, str]:
     """Files of a folder but for results that an inference wrote beside its images; the log names these.
 
-    A result is called as `output_path` calls it, after another file or its case: `a_seg`, `a_prob` or
-    `a_spread` where `a` lies too.
+    A result is called as `output_path` calls it, after another file or its case: `a_seg`, `a_prob`,
+    `a_spread` or `a_mutual` where `a` lies too.
 
     Args:
         named: files, and what they are called.

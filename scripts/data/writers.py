@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from scripts.data.reader import is_picture
 from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.labels import label_type
+from scripts.uncertainty import unsure_of
 
 
 class NiftiWriter(ImageWriter):
@@ -178,19 +178,6 @@ class SaveCased(SaveImaged):
         return given
 
 
-def entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """How unsure probabilities are, over what they are where all classes are alike.
-
-    Args:
-        probabilities: (classes, *spatial).
-
-    Returns:
-        0 sure of one class to 1 of none, (*spatial).
-    """
-    given = probabilities.clamp(min=0)
-    return (-torch.xlogy(given, given).sum(0) / math.log(len(given))).clamp(0, 1)
-
-
 class SaveSpreadd(SaveCased):
     """Write how unsure probabilities are: their entropy over that of classes that are all alike.
 
@@ -198,15 +185,26 @@ class SaveSpreadd(SaveCased):
     of none; in a .png 0 to 255.
 
     Args:
-        keys: probabilities, (classes, *spatial), with the meta data of their grid.
-        output_dir: folder of the files, whose names end in "spread".
+        keys: probabilities, (classes, *spatial), with the meta data of their grid; or such a map itself,
+            (1, *spatial).
+        output_dir: folder of the files.
         output_ext: suffix of the files, see `writer_for`.
+        output_postfix: what the names of the files end in.
+        allow_missing_keys: pass over what a case does not have.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str | Path, output_ext: str) -> None:
-        super().__init__(keys, output_dir, "spread", output_ext)
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | Path,
+        output_ext: str,
+        output_postfix: str = "spread",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, output_dir, output_postfix, output_ext)
+        self.allow_missing_keys = allow_missing_keys
 
     def values(self, given: NdarrayOrTensor) -> NdarrayOrTensor:
-        """The entropy of each voxel, (1, *spatial), float32, or uint8 for a picture."""
-        unsure = entropy(torch.as_tensor(given))[None]
+        """How unsure each voxel is, (1, *spatial), float32, or uint8 for a picture."""
+        unsure = unsure_of(torch.as_tensor(given))
         return unsure.mul(255).round().to(torch.uint8) if self.writer is PictureWriter else unsure

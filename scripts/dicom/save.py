@@ -22,6 +22,7 @@ from scripts.dicom.segmentation import (
     TISSUE,
     Algorithm,
     Segment,
+    make_maps,
     make_segmentation,
     make_segments,
     require_highdicom,
@@ -33,11 +34,15 @@ from scripts.errors import Fault, InputError
 from scripts.files import atomic_write
 from scripts.labels import IGNORE_NAME, class_names, whole_numbers
 from scripts.transforms.labels import class_map, source_of
+from scripts.uncertainty import unsure_of
 
 logger = logging.getLogger(__name__)
 
 #: How far the affines of a label map and of its series may differ, in mm a voxel and in mm.
 AFFINE_TOLERANCE = 1e-3
+
+#: What the entropy of probabilities is called.
+ENTROPY = "predictive entropy"
 
 
 class SaveSegmentationd(MapTransform):
@@ -85,19 +90,14 @@ class SaveSegmentationd(MapTransform):
             if getattr(tensor, "meta", {}).get(SERIES_DIGEST, series.digest) != series.digest:
                 raise gone(series.path)
             grid = whole_numbers(tensor[0].cpu().numpy(), f"{key} of {series.path}")
-            self._require_grid(series, grid, tensor)
+            _require_grid(series, tensor)
+            self._require_declared(series, grid)
             padding = float(getattr(tensor, "meta", {}).get(PADDING_SHARE, 0))
             self._write(series, series.slices_of(grid), padding)
         return out
 
-    def _require_grid(self, series: Series, grid: np.ndarray, tensor: Any) -> None:
-        """Refuse a map that would end up at another place, or mean nothing."""
-        apart = np.abs(np.asarray(tensor.affine.cpu()) - series.affine).max()
-        if grid.shape != series.shape or apart > AFFINE_TOLERANCE:
-            raise InputError(
-                f"{series.path} has the grid {series.shape} and its label map {grid.shape}, "
-                f"{apart:.3g} apart in the affine: bring it back with Invertd before it is saved"
-            )
+    def _require_declared(self, series: Series, grid: np.ndarray) -> None:
+        """Refuse a map that means nothing."""
         declared = [self.labels[name] for name in class_names(self.labels)]
         declared += [self.labels[IGNORE_NAME]] if IGNORE_NAME in self.labels else []
         undeclared = sorted(set(np.unique(grid).tolist()) - set(declared))
@@ -129,6 +129,56 @@ class SaveSegmentationd(MapTransform):
             ) from error
         listed = ", ".join(f"{part['name']} {part['volume_ml']:.3f} mL" for part in told["segments"])
         logger.info("%s: %s", series.name, listed)
+
+
+class SaveMapsd(MapTransform):
+    """Write how unsure a segmentation is as a DICOM Segmentation with fractions.
+
+    The file is called after the series, `series_0123456789ab_spread.dcm`. It has a segment "predictive
+    entropy" and, where there are several versions of the prediction, "mutual information",
+    0 to 1 in steps of 1/255.
+
+    Args:
+        keys: probabilities, (classes, x, y, z), or maps, (1, x, y, z), on the grid of the series; what a case
+            lacks is left out.
+        output_dir: folder of the files.
+        metadata: see `SaveSegmentationd`.
+
+    Raises:
+        InputError: see `SaveSegmentationd`.
+    """
+
+    def __init__(self, keys: KeysCollection, output_dir: str | Path, metadata: str | Path) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        require_highdicom()
+        self.output_dir = Path(output_dir)
+        self.algorithm = _algorithm(Path(metadata))
+        self.finder = SeriesFinder()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        maps: dict[str, np.ndarray] = {}
+        for key in self.key_iterator(data):
+            tensor = data[key]
+            series = self.finder.open(source_of(tensor, key))
+            _require_grid(series, tensor)
+            name = ENTROPY if len(tensor) > 1 else str(key).replace("_", " ")
+            maps[name] = series.slices_of(unsure_of(tensor.as_tensor())[0].cpu().numpy())
+        if maps:
+            with silence_pydicom(), _without_its_text(series):
+                written = _encoded(make_maps(series, source_headers(series)[0], maps, self.algorithm))
+            with atomic_write(self.output_dir / f"{series.name}_spread.dcm") as temporary:
+                temporary.write_bytes(written)
+        return dict(data)
+
+
+def _require_grid(series: Series, tensor: Any) -> None:
+    """Refuse a map, (channels, x, y, z), that would end up at another place."""
+    shape, apart = tuple(tensor.shape[1:]), np.abs(np.asarray(tensor.affine.cpu()) - series.affine).max()
+    if shape != series.shape or apart > AFFINE_TOLERANCE:
+        raise InputError(
+            f"{series.path} has the grid {series.shape} and its label map {shape}, "
+            f"{apart:.3g} apart in the affine: bring it back with Invertd before it is saved"
+        )
 
 
 @silence_pydicom()

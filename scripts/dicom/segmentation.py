@@ -38,6 +38,12 @@ LONG_STRING = 64
 #: A label without codes: CID 7150 and 7166 (PS3.16).
 TISSUE = {key: ["85756007", "SCT", "Tissue"] for key in ("category", "type")}
 
+#: Maps of how unsure a segmentation is; DICOM has no code for it.
+UNCERTAINTY = {
+    "category": ["309825002", "SCT", "Spatial and Relational Concept"],
+    "type": ["uncertainty", "99UNET", "Uncertainty"],
+}
+
 _EXAMPLE = '["91723000", "SCT", "Anatomical Structure"]', '["5366008", "SCT", "Hippocampus"]'
 
 
@@ -166,14 +172,45 @@ def make_segmentation(
         segments: what the values mean; any other value is background.
         algorithm: what made them.
     """
-    import highdicom as hd
-    from highdicom.seg import Segmentation, SegmentationTypeValues, SegmentDescription
-
     numbers = np.zeros(slices.shape, np.uint8 if len(segments) < 256 else np.uint16)
     for segment in segments:
         numbers[slices == segment.value] = segment.number
+    return _with_pixels(series, headers, numbers, segments, algorithm, "BINARY", "Automatic segmentation")
+
+
+def make_maps(
+    series: Series, headers: Sequence[Dataset], maps: Mapping[str, np.ndarray], algorithm: Algorithm
+) -> Segmentation:
+    """Maps of how unsure a segmentation is, as a segmentation with a fraction for each pixel.
+
+    Args:
+        series: the images.
+        headers: theirs, see `scripts.dicom.headers`.
+        maps: name to values from 0 to 1, (N, rows, columns), one for each slice of the series.
+        algorithm: what made them.
+    """
+    segments = make_segments(
+        {"": -1, **dict(zip(maps, range(len(maps)), strict=True))}, dict.fromkeys(maps, UNCERTAINTY)
+    )
+    fractions = np.stack(list(maps.values()), axis=-1).clip(0, 1).astype(np.float32)
+    return _with_pixels(series, headers, fractions, segments, algorithm, "FRACTIONAL", "Uncertainty")
+
+
+def _with_pixels(
+    series: Series,
+    headers: Sequence[Dataset],
+    pixels: np.ndarray,
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+    kind: str,
+    title: str,
+) -> Segmentation:
+    """A segmentation of a kind; pixels (N, rows, columns[, segments]) in the order of the series' slices."""
+    import highdicom as hd
+    from highdicom.seg import Segmentation, SegmentDescription
+
     if series.multi_frame:  # in the order of the file
-        numbers = numbers[np.argsort([each.frame for each in series.slices])]
+        pixels = pixels[np.argsort([each.frame for each in series.slices])]
     descriptions = []
     for segment in segments:
         description = SegmentDescription(
@@ -192,17 +229,17 @@ def make_segmentation(
         descriptions.append(description)
     return Segmentation(
         source_images=headers,
-        pixel_array=numbers,
-        segmentation_type=SegmentationTypeValues.BINARY,
+        pixel_array=pixels,
+        segmentation_type=kind,
         segment_descriptions=descriptions,
         series_instance_uid=generate_uid(),
         series_number=SERIES_NUMBER,
         sop_instance_uid=generate_uid(),
         instance_number=1,
         omit_empty_frames=False,
-        series_description="Automatic segmentation",
+        series_description=title,
         content_label="SEGMENTATION",
-        content_description="Automatic segmentation",
+        content_description=title,
         manufacturer=algorithm.manufacturer,
         manufacturer_model_name=algorithm.name,
         software_versions=algorithm.version,

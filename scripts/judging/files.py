@@ -50,7 +50,7 @@ def find_pairs(
     """Pair two folders by name, or take two files as they are.
 
     A prediction is called as its truth, or so with `_seg` (labels) or `_prob` (probabilities) at the end. Of
-    several for one case `_seg` comes before the bare name. What ends in `_spread` is no prediction.
+    several for one case `_seg` comes before the bare name. What ends in `_spread` or `_mutual` is none.
 
     Args:
         pred: folder or file.
@@ -87,8 +87,8 @@ def find_pairs(
     found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for file in list_images(pred):
         stem = file_stem(file)
-        ending = re.search("_(seg|prob|spread)$", stem) if stem not in truths else None
-        if ending and ending[1] == "spread":
+        ending = re.search("_(seg|prob|spread|mutual)$", stem) if stem not in truths else None
+        if ending and ending[1] in ("spread", "mutual"):
             continue
         name, kind = (stem[: ending.start()], ending[1]) if ending else (stem, "")
         found[name][kind].append(file)

@@ -10,13 +10,13 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
 
 from scripts.checkpoints import is_first
-from scripts.compute.uncertainty import class_entropies, predictive_entropy
 from scripts.data.datalist import id_of
 from scripts.files import write_csv
 from scripts.judging.handlers import of_all_processes
 from scripts.labels import class_names
 from scripts.tables import Row
 from scripts.transforms.labels import plain
+from scripts.uncertainty import class_entropies, predictive_entropy
 
 #: What a table calls the whole image, whatever its classes.
 ANY = "any"

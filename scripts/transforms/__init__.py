@@ -18,6 +18,7 @@ from scripts.transforms.masking import MaskBlocksd, RandMaskBlocksd
 from scripts.transforms.sparse import FarBackgroundd
 from scripts.transforms.spatial import CountClassesd, RandSpatialPatchd
 from scripts.transforms.stars import InstancesFromStarsd, InstancesToStarsd
+from scripts.transforms.versions import TakeVersionsd
 from scripts.transforms.weights import BorderWeightsd, border_weight_map, class_weight_map
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "RandMaskBlocksd",
     "RandSpatialPatchd",
     "SeparateInstancesd",
+    "TakeVersionsd",
     "ToLabelMapd",
     "WatershedInstancesd",
     "border_weight_map",

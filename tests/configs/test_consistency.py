@@ -60,7 +60,7 @@ OF_A_TASK = {
 #: Ids of train.json and inference.json whose values differ on purpose.
 DIFFERENT = {
     "to_labels",
-    *("dataset_dir", "output_dir", "checkpoint", "interpolation", "run", "network", "runtime"),
+    *("dataset_dir", "output_dir", "checkpoint", "interpolation", "run", "network", "runtime", "inferer"),
     "memory_format",
 }
 

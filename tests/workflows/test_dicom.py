@@ -144,6 +144,34 @@ def test_the_same_labels_as_for_nifti(name: str, weights: Path, tmp_path: Path) 
     validate(seg, tmp_path / f"dicom/{case}_report.dcm")
 
 
+@pytest.mark.parametrize("name", ["oblique", "missing", "multi"])
+def test_maps_of_uncertainty_lie_on_the_images(name: str, weights: Path, tmp_path: Path) -> None:
+    made = [phantom.multi_frame(images("oblique"))] if name == "multi" else images(name)
+    study = phantom.write(made, tmp_path / "study")
+    series = SeriesFinder().open(study)
+    overlays = ("inferer/orientations",)
+    segment(study, tmp_path / "dicom", weights, *overlays, "dicom", save_spread=True)
+    segment(
+        as_nifti(series, tmp_path / "nifti"), tmp_path / "nifti_out", weights, *overlays, save_spread=True
+    )
+    (case,) = SeriesFinder().look(study).series
+    endings = ("report.dcm", "report.json", "seg.dcm", "spread.dcm")
+    assert written(tmp_path / "dicom") == sorted([*(f"{case}_{ending}" for ending in endings), "review.csv"])
+    file = tmp_path / f"dicom/{case}_spread.dcm"
+    found = hd.seg.segread(file)
+    assert found.segmentation_type == hd.seg.SegmentationTypeValues.FRACTIONAL
+    labels = [found.get_segment_description(n).segment_label for n in found.segment_numbers]
+    assert labels == ["predictive entropy", "mutual information"]
+    maps = [read_array(tmp_path / f"nifti_out/{case}_{kind}.nii.gz") for kind in ("spread", "mutual")]
+    for frame, group in zip(found.pixel_array, found.PerFrameFunctionalGroupsSequence, strict=True):
+        place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        index = int(np.argmin([np.linalg.norm(each.position - place) for each in series.slices]))
+        number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        expected = series.slices_of(maps[number - 1])[index]
+        assert np.abs(frame / found.MaximumFractionalValue - expected).max() <= 0.5 / 255 + 1e-4
+    validate(file)
+
+
 def test_the_reader_alone_writes_nifti(weights: Path, tmp_path: Path) -> None:
     """The config of NIfTI with another reader and nothing else."""
     study = phantom.write(images("oblique"), tmp_path / "study")

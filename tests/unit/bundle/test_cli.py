@@ -25,6 +25,7 @@ GROUPS = {
         "doctor",
         "score",
         "tune",
+        "calibrate",
         "study",
         "crossval",
         "auto",
@@ -60,7 +61,7 @@ def test_help_and_wrong_usage_import_nothing_heavy() -> None:
         "tune --args_file a --output_dir o": "error: --checkpoint and --pred are both absent; predictions "
         "come from one; give one of them.",
         "tune --args_file a --output_dir o --checkpoint c --section training": "error: --section training "
-        "goes with --pred; tune predicts validation cases; drop it.",
+        "goes with --pred; a --checkpoint predicts validation cases; drop it.",
         "score p t --measure membranes --label_name a=0": "error: --label_name names classes; --measure "
         "membranes has none; drop it.",
         "datalist --output_dir d --images i": "error: the source of the data is not clear; exactly one of "

@@ -26,7 +26,14 @@ from monai.networks.nets import UNet as MonaiUNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scripts.compute.inferers import MIDDLE_TILES, OverlapTileInferer, SlidingWindowSlabInferer, _batches
+from scripts.calibration import Calibration
+from scripts.compute.inferers import (
+    MIDDLE_TILES,
+    AveragedOrientations,
+    OverlapTileInferer,
+    SlidingWindowSlabInferer,
+    _batches,
+)
 from scripts.compute.memory import resident_bytes
 from scripts.compute.runtimes import Runtime
 from scripts.errors import InputError
@@ -587,3 +594,31 @@ def test_process_stays_within_its_budget(settings, expected):
         [sys.executable, "-c", BUDGETED, *settings], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == [expected], done.stderr
+
+
+@pytest.mark.parametrize("inferer", [SlidingWindowSlabInferer, OverlapTileInferer])
+def test_a_calibration_scales_the_logits_of_the_image(inferer: Any) -> None:
+    network = UNet(2, 1, 3, [3, 4], norm=None).eval()
+    image = torch.randn(1, 1, 44, 52, generator=torch.Generator().manual_seed(0))
+    plain, scaled, labels = (
+        inferer((32, 32), **more)(image, network)
+        for more in (
+            {},
+            {"calibration": Calibration((1.6,))},
+            {"calibration": Calibration((1.6,)), "output": "labels"},
+        )
+    )
+    torch.testing.assert_close(scaled, plain / 1.6)
+    assert torch.equal(labels[:, 0].long(), plain.argmax(1))
+    classwise = inferer((32, 32), calibration=Calibration((1.0, 2.0, 3.0), (0.0, 0.5, -0.5)))(image, network)
+    expected = plain.log_softmax(1) / torch.tensor([1.0, 2, 3]).view(3, 1, 1)
+    torch.testing.assert_close(classwise, expected + torch.tensor([0.0, 0.5, -0.5]).view(3, 1, 1))
+
+
+def test_of_a_mean_the_calibration_scales_the_mean() -> None:
+    network = UNet(2, 1, 3, [3, 4], norm=None).eval()
+    image = torch.randn(1, 1, 30, 26, generator=torch.Generator().manual_seed(0))
+    window = SlidingWindowSlabInferer((16, 16), calibration=Calibration((1.6,)))
+    plain = AveragedOrientations(SlidingWindowSlabInferer((16, 16)), [0, 1])(image, network)
+    torch.testing.assert_close(AveragedOrientations(window, [0, 1])(image, network), plain / 1.6)
+    assert window.calibration is not None

@@ -252,3 +252,40 @@ def test_what_cannot_be_is_refused_before_anything(tmp_path: Path) -> None:
     assert "checkpoint is 'm.pt'" in crossval(tmp_path, checkpoint="m.pt")
     assert "no config of a training" in crossval(tmp_path, config_file=["configs/inference.json"])
     assert not (tmp_path / "out").exists()
+
+
+def test_calibration_comes_before_the_post_processing_and_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of fewer subjects than it takes nothing is learnt, and nothing of what is there is done again."""
+    ran: list[list[str]] = []
+
+    def run_python(*arguments: str, warm: Any = None) -> None:
+        out = Path(arguments[arguments.index("--output_dir") + 1])
+        out.mkdir(parents=True, exist_ok=True)
+        name = {"calibrate": "calibration", "tune": "postprocessing"}[arguments[2]]
+        (out / f"{name}.json").write_text(json.dumps({name: {"temperature": 1.5}}))
+        ran.append(list(arguments[2:]))
+
+    monkeypatch.setattr(bundle.runs.crossval, "run_python", run_python)
+    cases = [label(tmp_path, f"c{number}", 1) for number in range(6)]
+    folds = [Fold(number, tmp_path / f"fold{number}", cases[number::2]) for number in range(2)]
+    for fold in folds:
+        fold.folder.mkdir()
+        fold.checkpoint.write_bytes(b"weights")
+
+    def crossval(subjects: int) -> Crossval:
+        of = {case["case"]: f"s{number % subjects}" for number, case in enumerate(cases)}
+        return Crossval(tmp_path, tmp_path, "classes", folds, of, [], [])
+
+    assert crossval(4).calibrate(tmp_path / "experiment.json", {}) == []
+    run = crossval(6)
+    for _ in range(2):
+        learnt = run.calibrate(tmp_path / "experiment.json", {"channels": [4, 8]})
+        assert learnt == [tmp_path / "calibrated/calibration.json"]
+        tuned = run.tune(tmp_path / "experiment.json", {"calibration": {"temperature": 1.5}})
+        assert tuned == [tmp_path / "tuned/postprocessing.json"]
+    assert [command for command, *_ in ran] == ["calibrate", "tune"]
+    assert "{'temperature': 1.5}" in ran[1][ran[1].index("--calibration") + 1]
+    run.tune(tmp_path / "experiment.json", {"calibration": None})
+    assert [command for command, *_ in ran] == ["calibrate", "tune", "tune"]
