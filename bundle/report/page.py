@@ -30,6 +30,7 @@ from bundle.report import words
 from bundle.report.gather import Found, Judged, read_rows
 from bundle.report.layers import LAYERS, UNSURE, Shown, fitted, palette, png
 from bundle.runs.compare import draw_comparison
+from bundle.runs.crossval import CALIBRATED
 from bundle.runs.crossval import draw as draw_intervals
 from bundle.runs.study import draw as draw_seeds
 from bundle.runs.trainings import SHOWN
@@ -72,7 +73,7 @@ EXTRAS = (
         "Calibration",
         "Whether probabilities mean what they say: of voxels of probability 0.8, 80 % should be right.",
         "calibration.csv",
-        "calibration.png",
+        "reliability.png",
     ),
     ("groups", "Groups", "The scores of groups of cases side by side.", "groups.csv", "groups.png"),
     ("review", "To be looked at", "Cases that somebody should look at first.", "review.csv", "review.png"),
@@ -435,8 +436,9 @@ def _legend(found: Found, shown: Sequence[Shown]) -> list[tuple[str, str]]:
 def _extra(found: Found, name: str, heading: str, told: str, table: str, picture: str) -> Row | None:
     """A section of files that another command wrote; None where there are none."""
     parts = []
-    folders = dict.fromkeys([found.run, *(judged.folder for judged in found.judged)])
-    for folder in (*folders, found.run / "crossval") if found.kind == "auto" else folders:
+    runs = [found.run, found.run / "crossval"] if found.kind == "auto" else [found.run]
+    learnt = [run / CALIBRATED for run in runs]
+    for folder in dict.fromkeys([*runs, *learnt, *(judged.folder for judged in found.judged)]):
         file, drawn = folder / table, folder / picture
         rows = _rows_of(file) if file.is_file() else []
         source = ""

@@ -59,12 +59,12 @@ class TakeVersionsd(MapTransform):
         return out
 
     def volumes(self, voxels: torch.Tensor, tensor: MetaTensor) -> dict[str, float]:
-        """Mean and standard deviation of the volume of each class but the background."""
+        """Mean and standard deviation of the volume of each class but the background; four decimals."""
         dims = tensor.ndim - 1
         unit, size = ("ml", math.prod(tensor.pixdim.tolist()) / ML) if dims == 3 else ("pixels", 1.0)
         sizes = voxels.double() * size
         return {
-            column: float(value)
+            column: round(float(value), 4)
             for index, name in enumerate(self.names[1:], start=1)
             for column, value in (
                 (f"{name} {unit}", sizes[:, index].mean()),

@@ -259,7 +259,8 @@ def test_results_that_nobody_judged(pictures: tuple[Path, Path], tmp_path: Path)
 
 def test_files_of_other_commands_have_their_sections(crossval: Path) -> None:
     (crossval / "review.csv").write_text("case,why,score\n<b>b</b>,unsure,0.25\nc,small,\n", encoding="utf-8")
-    Image.new("RGB", (40, 30)).save(crossval / "scores/calibration.png")
+    (crossval / "calibrated").mkdir()
+    Image.new("RGB", (40, 30)).save(crossval / "calibrated/reliability.png")
     page, _ = made(crossval)
     (review,) = [table for table in page.tables if table.section == "review"]
     assert review.rows == [["case", "why", "score"], ["<b>b</b>", "unsure", "0.2500"], ["c", "small", "–"]]
