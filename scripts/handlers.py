@@ -43,7 +43,7 @@ from scripts.progress import progress
 from scripts.recipe import WeightsWriter, other_training
 from scripts.scalars import Scalars
 from scripts.signals import DeferredSignals, end
-from scripts.transforms.versions import LOWEST, TOLD
+from scripts.transforms.versions import LOOK, LOWEST, TOLD
 
 logger = logging.getLogger(__name__)
 
@@ -560,11 +560,15 @@ class InitialWeights:
         network: the network to fill.
 
     Raises:
-        InputError: when the training starts, if the file is missing or unreadable, or none of it fits.
+        InputError: the file is missing; when the training starts, if it is unreadable or none of it fits.
     """
 
     def __init__(self, path: str, network: nn.Module) -> None:
         self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(
+                f"initial_weights is {self.path}, which is not there: name the model.pt of another training"
+            )
         self.network = network
 
     def attach(self, trainer: Engine) -> None:
@@ -602,7 +606,8 @@ class Review:
     """Writes review.csv: a line for each image with what is told of it, what needs a look first.
 
     It is written anew as images are finished, so that of a run that is cut it holds those that were done.
-    What an earlier run left is removed. Images are sorted by LOWEST, or as they were finished without it.
+    What an earlier run left is removed. Those that say LOOK come first, then
+    by LOWEST, or as they were finished without it.
 
     Args:
         output_dir: where it goes.
@@ -627,7 +632,7 @@ class Review:
         pairs = zip(state.batch, outputs, strict=True) if outputs else ()
         new = [{"case": case["case"], **output[TOLD]} for case, output in pairs if TOLD in output]
         if new:
-            self.rows = sorted(self.rows + new, key=lambda row: row.get(LOWEST, 0.0))
+            self.rows = sorted(self.rows + new, key=lambda row: (not row.get(LOOK), row.get(LOWEST, 0.0)))
             write_csv(self.path, self.rows)
 
 

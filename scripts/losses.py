@@ -393,21 +393,22 @@ class WeightedDiceCELoss(nn.Module):
 class GatedCRFLoss(nn.Module):
     """``loss + weight * exp(-10 * loss) * energy``: neighbours that look alike have the same class.
 
-    The energy is the mean over all voxels of the sum over their neighbours of ``k * (1 - sum_c p_c q_c)``: p
-    and q are the probabilities of the classes at both, and k is
-    ``exp(-(difference of intensities / sigma) ** 2 / 2)``, over all channels of the image. So the rim of an
-    object, which no stroke shows, is laid where the image has an edge.
+    The energy is the mean over all voxels and their neighbours of ``k * (1 - sum_c p_c q_c)``: p and q are
+    the probabilities of the classes at both, and k is ``exp(-(difference of intensities / sigma) ** 2 / 2)``,
+    over all channels of the image. So the rim of an object, which no stroke shows, is laid where the image
+    has an edge.
 
     Source: A. Obukhov, S. Georgoulis, D. Dai, L. Van Gool, "Gated CRF Loss for Weakly Supervised Semantic
     Image Segmentation", 2019, equations 3 to 5. Ours: a step draws a few of the neighbours, the same for all
-    voxels, and scales their sum; within the neighbourhood distance has no weight, as theirs hardly falls off;
-    and the energy is held back as long as what is annotated is not learnt, since it is least where a single
-    class is everywhere, which rare classes do not get out of.
+    voxels; within the neighbourhood distance has no weight, as theirs hardly falls off; the energy is a mean
+    and no sum over neighbours, so that volumes, where they are many, weigh as images do; and it is held back
+    as long as what is annotated is not learnt, since it is least where a single class is everywhere, which
+    rare classes do not get out of.
 
     Args:
         loss: of the logits and the classes, such as `WeightedDiceCELoss`.
         radius: of the neighbourhood, in voxels, 0 or more: one number for all axes, or one for each.
-        weight: 0 or more; the paper has 0.1.
+        weight: 0 or more; the paper has 0.1 for the sum over 120 neighbours.
         sigma: in the unit of the normalised image, above 0.
         pairs: neighbours that a step draws, 1 or more.
 
@@ -419,7 +420,7 @@ class GatedCRFLoss(nn.Module):
         self,
         loss: Loss,
         radius: int | Sequence[int] = 5,
-        weight: float = 0.1,
+        weight: float = 12.0,
         sigma: float = 0.5,
         pairs: int = 8,
     ) -> None:
@@ -472,7 +473,7 @@ class GatedCRFLoss(nn.Module):
             here, there = _apart([int(n) - side // 2 for n, side in zip(place, sides, strict=True)])
             alike = torch.exp(-(image[here] - image[there]).square().sum(1) / (2 * self.sigma**2))
             energy = energy + (alike * (1 - (p[here] * p[there]).sum(1))).mean()
-        return energy * (places - 1) / self.pairs
+        return energy / self.pairs
 
 
 def _apart(steps: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

@@ -25,7 +25,7 @@ from scripts.calibration import is_number
 from scripts.errors import InputError, few
 from scripts.judging.reliability import NEAR
 from scripts.labels import class_names
-from scripts.transforms.versions import LOWEST, with_told
+from scripts.transforms.versions import LOOK, LOWEST, with_told
 from scripts.uncertainty import predictive_entropy
 
 #: What a predicted Dice is made of: see `features`.
@@ -35,8 +35,8 @@ FEATURES = ("expected_dice", "border_entropy", "largest_piece", "log_voxels", "l
 COVERAGE, COVERED, CLASSES = "coverage", "covered", "classes"
 OF_A_CLASS = ("intercept", "weights", "ranges", "half_width", "margin", "look_below")
 
-#: Column of the table: why a case needs a look, its low predicted Dice or being unlike those learnt from.
-LOOK, LOW, UNLIKE = "look", "low", "unlike"
+#: In the column LOOK: why a case needs a look, its low predicted Dice or being unlike those learnt from.
+LOW, UNLIKE = "low", "unlike"
 
 #: How far beyond the range of the cases learnt from features may lie, as a share of that range.
 BEYOND = 0.5

@@ -313,9 +313,19 @@ def gather(run: Path, dataset_dir: Path | None, recipe: Path | None) -> Found:
     else:
         raise InputError(f"{run} holds nothing to report; a run has {LEFT_BY}; give the --output_dir of one.")
     if recipe is not None:
+        require_recipe(recipe)
         found.recipe, found.facts = _json(recipe), _json(recipe.with_name(RECIPE[1]))
         found.recipe_file = recipe.resolve()
     return found
+
+
+def require_recipe(path: Path) -> None:
+    """Refuse an args file, which names configs and says nothing of the network itself."""
+    if "config_file" in _json(path):
+        raise InputError(
+            f"--recipe {path} is an args file, which names configs: name the inference.json beside the "
+            "weights, of an ensemble that of one of its networks"
+        )
 
 
 def read_data(folder: Path | None, in_channels: int = 1) -> Data:

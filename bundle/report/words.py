@@ -371,15 +371,20 @@ def _how_long(training: Training) -> str:
     return f", for {counted(training.epochs, 'epoch')}{each} ({training.minutes:.1f} minutes)"
 
 
+def _numbers(given: Any) -> str:
+    """A number, or one for each axis."""
+    return ", ".join(f"{number:g}" for number in given) if isinstance(given, list | tuple) else f"{given:g}"
+
+
 def _augmentation(config: Mapping[str, Any]) -> Iterator[str]:
     patch = config.get("patch")
     if not isinstance(patch, Mapping):
         return
     said = []
     if rotate := patch.get("rotate_range"):
-        said.append(f"rotated by up to {rotate:g} radians")
+        said.append(f"rotated by up to {_numbers(rotate)} radians")
     if scale := patch.get("scale_range"):
-        said.append(f"scaled by {scale[0]:g} to {scale[1]:g}")
+        said.append(f"scaled by {' to '.join(map(_numbers, scale))}")
     if config.get("flip_axes"):
         said.append("mirrored")
     if patch.get("elastic_prob"):

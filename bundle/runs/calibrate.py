@@ -318,8 +318,9 @@ def calibrate(
     }
     of = f"learnt on {len(evidence.cases)} cases of {len(people)} subjects"
     review = learn_review(observed, seed) if len(people) >= FEWEST_SUBJECTS else None
-    overlay = {"_desc_": of, "calibration": learnt.as_config(labels) if helps else None, "review": review}
     cases = judged_rows(observed, seed) if review else []
+    review = review if cases else None  # what cannot be judged is not told
+    overlay = {"_desc_": of, "calibration": learnt.as_config(labels) if helps else None, "review": review}
     if cases:
         about["review"] = list(map(plain, summary_rows(cases)))
         write_csv(output_dir / REVIEW_TABLE, cases)
@@ -332,8 +333,8 @@ def calibrate(
         tell_review(about["review"], review)  # type: ignore[arg-type]
     else:
         typer.echo(
-            f"No predicted Dice: it takes {FEWEST_SUBJECTS} subjects or more, enough of which show a class, "
-            f"and here are {len(people)}."
+            f"No predicted Dice: it takes {FEWEST_SUBJECTS} subjects or more, of which enough show a class "
+            f"to be learnt from and judged by in turn, and here are {len(people)}."
         )
     nothing = (
         "" if helps else ", which changes nothing, as the likelihood of cases not learnt from is no better"

@@ -175,7 +175,8 @@ def suggested(
     with workshop(output_dir) as folder:
         listed = {"validation": [{"image": case["image"], "case": case["case"]} for case in cases]}
         (folder / "dataset.json").write_text(json.dumps(listed), encoding="utf-8")
-        (output_dir / TABLE).unlink(missing_ok=True)
+        for name in (TABLE, SUGGESTED):
+            (output_dir / name).unlink(missing_ok=True)
         given = {} if "config_file" not in read_json(recipe) else {"args_file": str(recipe.resolve())}
         places = {"dataset_dir": str(folder), "output_dir": str(output_dir)}
         try:

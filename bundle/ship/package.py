@@ -208,7 +208,10 @@ def read_card(path: Path) -> dict[str, Any]:
         InputError: it is missing, or lacks one of CARD or ABOUT.
     """
     if not path.is_file():
-        raise InputError(f"{path} is not there: write the texts of this bundle after one of {CARDS}")
+        raise InputError(
+            f"{path} is not there: write the texts of your bundle into a file after one of {CARDS}, and name "
+            "it with --card"
+        )
     card = read_json(path)
     for what, texts, keys in (("", card, CARD), (" in 'metadata'", card.get("metadata", {}), ABOUT)):
         missing = [key for key in keys if not texts.get(key)]

@@ -17,7 +17,7 @@ from scripts.uncertainty import MUTUAL, VERSIONS, VOXELS
 
 #: Key under which a case has its line of the table that `scripts.handlers.Review` writes, and the column by
 #: which that is sorted, lowest first.
-TOLD, LOWEST = "told", "lowest"
+TOLD, LOOK, LOWEST = "told", "look", "lowest"
 
 #: mm3 in a mL.
 ML = 1000.0

@@ -1,6 +1,7 @@
 """Handlers by themselves, in engines that train next to nothing."""
 
 import contextlib
+import csv
 import functools
 import logging
 import math
@@ -20,11 +21,13 @@ from scripts.handlers import (
     LastCheckpoint,
     LearningCurve,
     ProgressBar,
+    Review,
     StepSeeds,
     TimeSplit,
     Validation,
 )
 from scripts.recipe import for_resume
+from scripts.transforms.versions import LOOK, LOWEST, TOLD
 
 
 @pytest.fixture
@@ -360,5 +363,20 @@ def test_initial_weights_of_another_network_are_refused(tmp_path):
     network = nn.Linear(4, 7)
     with pytest.raises(InputError, match=r"of which no weight fits the network; the first: weight"):
         initial(tmp_path / "model.pt", network)
-    with pytest.raises(InputError, match="no such checkpoint"):
+    with pytest.raises(InputError, match=r"initial_weights is .*none\.pt, which is not there"):
         initial(tmp_path / "none.pt", network)
+
+
+def test_what_needs_a_look_comes_first_in_the_review(tmp_path):
+    told = {"a": ("", 0.8), "b": ("unlike", 0.9), "c": ("low", 0.5), "d": ("", 0.7)}
+
+    def step(engine, name):
+        engine.state.batch = [{"case": name}]
+        look, lowest = told[name]
+        return [{TOLD: {LOOK: look, LOWEST: lowest}}]
+
+    engine = Engine(step)
+    Review(tmp_path).attach(engine)
+    engine.run(list(told), max_epochs=1)
+    with (tmp_path / "review.csv").open(newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["c", "b", "d", "a"]

@@ -363,7 +363,7 @@ def test_directions_of_other_channels_are_refused():
 
 def all_pairs(logits: torch.Tensor, image: torch.Tensor, radius: list[int], sigma: float) -> float:
     """The energy of the paper, over every neighbour of every voxel, counted one by one."""
-    p, total = logits.softmax(1), 0.0
+    p, means = logits.softmax(1), []
     reach = [range(-r, r + 1) for r in radius]
     for steps in itertools.product(*reach):
         if any(steps):
@@ -380,8 +380,8 @@ def all_pairs(logits: torch.Tensor, image: torch.Tensor, radius: list[int], sigm
                 here, there = (0, slice(None), *a), (0, slice(None), *b)
                 alike = math.exp(-float((image[here] - image[there]).square().sum()) / (2 * sigma**2))
                 energies.append(alike * (1 - float((p[here] * p[there]).sum())))
-            total += sum(energies) / len(energies)
-    return total
+            means.append(sum(energies) / len(energies))
+    return sum(means) / len(means)
 
 
 @pytest.mark.parametrize(("sizes", "radius"), [((4, 5), [1, 2]), ((3, 4, 2), [1, 1, 0]), ((6, 1), [2, 2])])

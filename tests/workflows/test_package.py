@@ -228,7 +228,7 @@ def test_metadata_and_model_card(packaged: Path) -> None:
 def test_postprocessing_leaves_probabilities_to_scoring(packaged: Path) -> None:
     config = json.loads((packaged / "configs/inference.json").read_text())
     assert config["postprocessing"]["transforms"] == (
-        "$@restore + @to_labels + @save + @deliver if @network_def::dropout == 0.0 else @restore"
+        "$@restore + @maps + @to_labels + @save + @deliver if @network_def::dropout == 0.0 else @restore"
     )
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 import bundle.report
 import bundle.report.layers
 import bundle.report.page
+from bundle.report import words
 from bundle.report.page import SCRIPT, VENDORED, as_script, vendored_script
 from bundle.runs.compare import comparison, interval
 from scripts.errors import InputError
@@ -302,6 +303,8 @@ def test_arguments_are_looked_at_first(crossval: Path, tmp_path: Path) -> None:
         "report", crossval, "--dataset_dir", tmp_path / "x"
     )
     assert "is no file; it is an inference.json" in workbench("report", crossval, "--recipe", tmp_path / "x")
+    args = written(tmp_path / "args.json", {"config_file": ["configs/inference.json"]})
+    assert "args.json is an args file, which names configs" in workbench("report", crossval, "--recipe", args)
 
 
 def test_the_viewer_is_the_file_that_was_vendored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -350,3 +353,12 @@ def test_a_study_has_its_variants_side_by_side(crossval: Path, data: Path, tmp_p
     assert [case["role"] for case in shown_case(page)["cases"]] == ["worst", "median", "best"]
     plan = next(table for table in page.tables if table.caption == "Choices")
     assert "minutes of a training" in plan.rows[-1][0]
+
+
+def test_ranges_of_each_axis_are_worded() -> None:
+    """As plans for few thick slices have them."""
+    patch = {"rotate_range": [0.0, 0.0, 3.14], "scale_range": [0.8, [1.2, 1.2, 1.0]]}
+    (said,) = words._augmentation({"patch": patch})
+    assert said.startswith(
+        "Patches were randomly rotated by up to 0, 0, 3.14 radians and scaled by 0.8 to 1.2,"
+    )
