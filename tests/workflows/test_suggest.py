@@ -87,6 +87,7 @@ def test_a_bad_image_is_told_and_the_others_are_ranked(
     ]
 
 
+@pytest.mark.long
 def test_rounds_go_on_where_they_were_cut(organ: Path, tmp_path: Path, runs: list[Path]) -> None:
     experiment = {"config_file": ["configs/train.json", "configs/task/phantom_organ.json"], **TINY[3]}
     (tmp_path / "args.json").write_text(json.dumps(experiment))
