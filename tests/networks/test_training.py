@@ -1,4 +1,4 @@
-"""Every network of `configs/network` on both tasks: an epoch of training, a validation, an inference."""
+"""Every network and loss on both tasks: an epoch of training, a validation, of networks an inference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.configs.test_matrix import DIMS, NETWORKS, TASKS, segment, tiny_phantoms, train
+from tests.configs.test_matrix import DIMS, LOSSES, NETWORKS, TASKS, segment, tiny_phantoms, train
 from tests.configs.test_networks import ONLY
 
 pytestmark = pytest.mark.workflow
@@ -26,3 +26,9 @@ def test_network_trains_and_segments(
         pytest.skip("refused, as tests/configs/test_networks.py says")
     train(task, network, None, phantoms[task], tmp_path)
     segment(task, network, phantoms[task], tmp_path)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_trains(task: str, loss: str, phantoms: dict[str, Path], tmp_path: Path) -> None:
+    train(task, None, loss, phantoms[task], tmp_path)

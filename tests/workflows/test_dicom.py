@@ -229,6 +229,7 @@ def test_a_study_with_everything_in_it(weights: Path, tmp_path: Path) -> None:
         by_position(seg, read_segmentation(seg, study, LABELS), series)
 
 
+@pytest.mark.long
 def test_a_full_disk_by_the_command(weights: Path, tmp_path: Path) -> None:
     """No file may grow beyond 4 kB: one sentence, and no file."""
     phantom.write(images("plain"), tmp_path / "study")

@@ -86,6 +86,7 @@ def test_study_of_two_seeds_and_two_variants(nnunet_cells: Path, tmp_path: Path,
     assert len(curves[0].read_text().splitlines()) == 3
 
 
+@pytest.mark.long
 def test_equal_minutes_and_data_that_no_training_saw(
     cells: Path, tmp_path: Path, commands: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_between_check_and_cache(copied: Path, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out" / "learning_curve.csv").exists()
 
 
+@pytest.mark.long
 def test_while_it_is_checked(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, check = images(copied, "training")[0], "scripts.data.remembered.check_cases"
 
