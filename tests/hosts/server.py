@@ -119,16 +119,22 @@ class Server:
 
 
 @contextmanager
-def serving(bundles: Sequence[Path], studies: Path | str, folder: Path) -> Iterator[Server]:
+def serving(
+    bundles: Sequence[Path], studies: Path | str, folder: Path, main: Path | None = None
+) -> Iterator[Server]:
     """Start `monailabel start_server` with copies of bundles, and stop it at the end.
 
     Args:
         bundles: folders of packaged bundles.
         studies: folder of the images, into which the server writes, or the DICOMweb root of an archive.
         folder: an empty one, for app, log and results.
+        main: an app that derives from the one of MONAI Label, which it imports as `monaibundle`.
     """
     app = folder / "app"
     shutil.copytree(PYTHON.parents[1] / "monailabel/sample-apps/monaibundle", app)
+    if main is not None:
+        (app / "main.py").rename(app / "monaibundle.py")
+        shutil.copyfile(main, app / "main.py")
     for bundle in bundles:
         shutil.copytree(bundle, app / "model" / bundle.name)
     (folder / "results").mkdir()
