@@ -144,12 +144,13 @@ def centre_crop(x: Tensor, size: list[int]) -> Tensor:
         size: spatial size of the result; where an odd number of voxels goes, one more goes at the end.
 
     Returns:
-        A view of `x`, `(B, C, *size)`.
+        `(B, C, *size)`. By negative padding: `torch.export` can follow its sizes, and not those of a view.
     """
-    for axis in range(len(size)):
+    cuts: list[int] = []
+    for axis in range(len(size) - 1, -1, -1):
         start = (x.shape[axis + 2] - size[axis]) // 2
-        x = x.narrow(axis + 2, start, size[axis])
-    return x
+        cuts += [-start, size[axis] - x.shape[axis + 2] + start]
+    return nn.functional.pad(x, cuts)
 
 
 class PlainBlock(Stage):
