@@ -186,7 +186,7 @@ class Judged:
     @cached_property
     def ranked(self) -> dict[str, float]:
         """Id to the first score, the mean over the classes of the case, from the worst to the best."""
-        values = read_scores(self.folder, self.scores[0])[OVERALL]
+        values = read_scores(self.folder / "scores.csv", self.scores[0])[OVERALL]
         known = {case: value for case, value in values.items() if not math.isnan(value)}
         return dict(sorted(known.items(), key=lambda item: item[1]))
 

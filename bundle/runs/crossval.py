@@ -532,7 +532,7 @@ def summarise(
     """
     rows: list[Row] = []
     for score in scores:
-        columns = read_scores(folder, score)
+        columns = read_scores(folder / "scores.csv", score)
         if len(columns) == 2:  # the mean over one class
             del columns[OVERALL]
         for name, column in columns.items():
@@ -551,7 +551,7 @@ def summarise(
 
 def worst_cases(folder: Path, scores: Sequence[str], fold_of: Mapping[str, int]) -> list[Row]:
     """The WORST cases by the first score, each with its fold and the mean of its classes in all scores."""
-    means = {score: read_scores(folder, score)[OVERALL] for score in scores}
+    means = {score: read_scores(folder / "scores.csv", score)[OVERALL] for score in scores}
     judged = {case: value for case, value in means[scores[0]].items() if not math.isnan(value)}
     return [
         {"case": case, **plain({"fold": fold_of[case], **{score: means[score][case] for score in scores}})}
