@@ -697,7 +697,7 @@ def package(
         typer.Option("--card", help="Texts of the bundle; bundle/ship/cards/NAME.json unless given"),
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option("--scores", help="summary.json of an evaluation or of `score`")
+        Path | None, typer.Option("--scores", help="summary.json of an evaluation, `score` or `crossval`")
     ] = None,
     large_files_url: Annotated[
         str | None, typer.Option("--large_files_url", help="Where files above 25 MB will lie")

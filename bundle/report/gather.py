@@ -297,7 +297,7 @@ def gather(run: Path, dataset_dir: Path | None, recipe: Path | None) -> Found:
         data = read_data(dataset_dir or (own if (own / "dataset.json").is_file() else None))
         found = _crossval(run / "crossval", data)
         found.kind, found.run, found.options = "auto", run, list(record.get(OPTIONS, []))
-    elif any(run.glob("fold*/")) or (run / "crossval.json").is_file():
+    elif any(run.glob("fold*/")) or (run / "crossval.csv").is_file():
         found = _crossval(run, read_data(dataset_dir))
     elif any(run.glob("*/study.csv")) or any(run.glob("*/seed*/")):
         found = _study(run, read_data(dataset_dir))

@@ -75,7 +75,13 @@ EXTRAS = (
         "calibration.csv",
         "reliability.png",
     ),
-    ("groups", "Groups", "Whether it is better for some groups of cases than for others.", "groups.csv", "groups.png"),
+    (
+        "groups",
+        "Groups",
+        "Whether it is better for some groups of cases than for others.",
+        "groups.csv",
+        "groups.png",
+    ),
     ("review", "To be looked at", "Cases that somebody should look at first.", "review.csv", "review.png"),
 )
 

@@ -11,7 +11,6 @@ Holm, 1979.
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,10 +31,10 @@ from bundle.data.attributes import (
     require_column,
 )
 from bundle.runs.compare import LEVEL, SEED, holm, interval, read_scores
-from bundle.runs.trainings import SHOWN, warn
+from bundle.runs.trainings import IS_OF_CROSSVAL, SHOWN, SUMMARY, warn
 from scripts.data.names import composed
 from scripts.errors import InputError, few
-from scripts.files import atomic_write, sha256, write_csv
+from scripts.files import read_json, sha256, write_csv, write_json
 from scripts.judging.tables import OVERALL, mean_of, plain
 from scripts.pictures import save_figure
 from scripts.tables import Row, number, table
@@ -123,8 +122,11 @@ def groups(
     }
     write_csv(output_dir / TABLE, listed)
     draw(found, scored, output_dir / PICTURE)
-    with atomic_write(output_dir / FACTS) as temporary:
-        temporary.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(output_dir / FACTS, about)
+    summary = output_dir / SUMMARY
+    held = read_json(summary) if output_dir == scored.file.parent and summary.is_file() else {}
+    if IS_OF_CROSSVAL in held:
+        write_json(summary, {**held, **summary_of_groups(output_dir, scored.file)})
     for each in found:
         typer.echo(f"{groups_table(each, scored)}\n")
     for sentence in about["told"]:
@@ -143,6 +145,13 @@ def groups(
             warn(f"{name} differs between images of {few(differing)}: a group of their own, without a test")
     for sentence in left:
         warn(f"{sentence}; it is left out")
+
+
+def summary_of_groups(folder: Path, scores: Path) -> Row:
+    """What a summary.json says of groups: content of `groups.json`, if it is of these scores; else nothing."""
+    file = folder / FACTS
+    content = read_json(file) if file.is_file() else {}
+    return {"groups": content} if content.get("of") == sha256(scores) else {}
 
 
 def read_scored(

@@ -71,7 +71,7 @@ def test_crossval_of_two_folds(
     assert written(out / "out_of_fold") == sorted(
         f"{case}_{kind}" for case in rows for kind in ("prob.nii.gz", "seg.png")
     )
-    found = json.loads((out / "crossval.json").read_text())
+    found = json.loads((out / "summary.json").read_text())
     assert {row["score"]: row["mean"] for row in found["out_of_fold"]}["ap50"] == pytest.approx(
         np.mean([float(row["ap50"]) for row in rows.values()])
     )
