@@ -367,9 +367,7 @@ def require_folds_by(
         )
     other = f"--folds {folds}" if folds is not None else f"--splits {splits}"
     if folds_by is not None and (folds is not None or splits is not None):
-        raise InputError(
-            f"--folds_by {folds_by} makes a fold for each value, and so {other} is too much: drop one."
-        )
+        raise InputError(f"--folds_by {folds_by} makes the folds, and so does {other}: drop one.")
 
 
 @command(DATA, "data.corrupt")

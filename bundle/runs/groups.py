@@ -101,6 +101,11 @@ def groups(
     for name in (*(attribute or ()), *edges):
         require_column(rows, name, attributes, "--attribute" if name in (attribute or ()) else "--bands")
     scored = read_scored(scores, score, class_name, rows, attributes)
+    if not rows.keys() & scored.values.keys():
+        raise InputError(
+            f"{OPTION} {attributes} has no case of {scored.file}: {few(list(rows)) or 'none'} there, "
+            f"{few(list(scored.values)) or 'none with a score'} here; use the ids of the cases."
+        )
     names = list(dict.fromkeys(attribute or attributes_of(rows)))
     values = {name: values_of(rows, name, scored.values, edges.get(name), attributes) for name in names}
     if not values:
@@ -148,7 +153,7 @@ def groups(
 
 
 def summary_of_groups(folder: Path, scores: Path) -> Row:
-    """What a summary.json says of groups: content of `groups.json`, if it is of these scores; else nothing."""
+    """What a summary.json says of groups: content of groups.json, if it is of these scores, else nothing."""
     file = folder / FACTS
     content = read_json(file) if file.is_file() else {}
     return {"groups": content} if content.get("of") == sha256(scores) else {}
@@ -171,7 +176,7 @@ def read_scored(
         attributes: that table, for messages.
 
     Raises:
-        InputError: no such table, score or class, no case of the other table, or two subjects for a case.
+        InputError: no such table, score or class, or two subjects for a case.
     """
     files = [file for part in SCORED if (file := place / part).is_file()] if place.is_dir() else [place]
     if not files or not files[0].is_file():
@@ -214,11 +219,6 @@ def read_scored(
                 "is of one; correct the table."
             )
         subjects[case] = subject or other or case
-    if not rows.keys() & judged[compared].keys():
-        raise InputError(
-            f"{OPTION} {attributes} has none of the cases of {file}: {few(list(rows)) or 'none'} there, "
-            f"{few(list(judged[compared])) or 'none with a score'} here; use the ids of the cases."
-        )
     return Scored(file, score, compared, judged, subjects)
 
 

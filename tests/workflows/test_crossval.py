@@ -77,6 +77,8 @@ def test_crossval_of_two_folds(
     )
     assert found["folds"] == {"0": 2, "1": 2}
     assert [row["cases"] for row in found["testing"]] == [2] * 4
+    assert found["data"] == {"name": "listed", "cases": 4, "subjects": 2, "held_out": 2}
+    assert found["versions"].keys() >= {"version", "monai_version", "pytorch_version"}
     assert (out / "crossval.png").is_file()
     overlays = json.loads((out / "ensemble.json").read_text())["config_file"]
     assert overlays[-1] == str(out / "tuned" / "postprocessing.json")

@@ -242,7 +242,7 @@ def test_subjects_of_crossval_count(run: Path, tmp_path: Path) -> None:
     [
         ("id,site\nc0,A\n", "has the columns ['id', 'site']; 'case' are needed; add a first line 'case'"),
         ("case\nc0\n", "has no column beside 'case'; add one for each attribute"),
-        ("case,site\nx0,A\nx1,B\n", "has none of the cases of"),
+        ("case,site\nx0,A\nx1,B\n", "has no case of"),
         ("case,site\nc0,A\nc0,B\n", "has the case c0 with the sites A and B; a case has one"),
         ("case,site,site\nc0,A,B\n", "has the column 'site' twice"),
         ("case,site\n,A\nc0,B\n", "names no case in row 2"),
