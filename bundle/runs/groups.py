@@ -361,7 +361,7 @@ def unusable(name: str, stated: Mapping[str, str], subjects: Mapping[str, str]) 
             f"{name} has {len(different)} different numbers, which need bands, such as --bands "
             f"{name}={','.join(dict.fromkeys(thirds))} for thirds"
         )
-    if len(different) > people / 2:
+    if len(different) > max(people / 2, 2):
         return f"{name} has {len(different)} values for {people} subjects, which makes no groups"
     return ""
 
