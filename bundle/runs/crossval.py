@@ -354,11 +354,10 @@ class Crossval:
         """
         for overlay in learnt:
             facts = read_json(overlay.with_name(FACTS))
-            review = facts.pop("review", None)
+            rest = {name: facts.pop(name) for name in ("review", "unlike") if name in facts}
             del facts["folds"]
-            self.report("calibration", facts)
-            if review is not None:
-                self.report("review", review)
+            for name, content in {"calibration": facts, **rest}.items():
+                self.report(name, content)
         for name, content in summary_of_groups(self.output_dir, self.output_dir / "crossval.csv").items():
             self.report(name, content)
         listed = read_json(self.dataset_dir / "dataset.json")

@@ -6,6 +6,7 @@ intervals, calibration, predicted Dice and groups as well. What leaves the house
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def calibration(content: Mapping[str, Any]) -> Iterator[str]:
-    """Lines on whether probabilities mean what they say, and on the predicted Dice."""
+    """Lines on whether probabilities mean what they say, on the predicted Dice and on unlike images."""
     yield from ("### Calibration", "")
     facts = content.get("calibration")
     if not facts:
@@ -144,8 +145,8 @@ def calibration(content: Mapping[str, Any]) -> Iterator[str]:
         used = "is used" if facts["helps"] else "is not used, as it made nothing better"
         yield (
             f"Learnt on {facts['cases']} cases of {facts['subjects']} subjects: "
-            f"`{facts['calibration']}`, which {used}. Errors of probabilities (0 is best) of folds that it "
-            "was not learnt on:"
+            f"`{json.dumps(facts['calibration'])}`, which {used}. "
+            "Errors of probabilities (0 is best) of folds that it was not learnt on:"
         )
         rows = [
             {"where": row["region"], "measure": MEASURES.get(row["measure"], row["measure"])}
@@ -157,6 +158,14 @@ def calibration(content: Mapping[str, Any]) -> Iterator[str]:
     if content.get("review"):
         yield "How often the true Dice lay in its interval (within) and the margin covered it (covered):"
         yield from ("", *_table(content["review"]))
+    else:
+        yield NOT_MEASURED
+    yield from ("", "### Images unlike those of the training", "")
+    if unlike := content.get("unlike"):
+        yield (
+            f"Of {unlike['cases']} sound cases {unlike['flagged']} are taken for unlike the others "
+            f"(95 % binomial interval {unlike['low']:.3f} to {unlike['high']:.3f})."
+        )
     else:
         yield NOT_MEASURED
     yield ""
@@ -196,6 +205,8 @@ def not_known(content: Mapping[str, Any], limits: Sequence[str]) -> Iterator[str
         yield "How far chance moves the means: intervals are not stated."
     if "calibration" not in content:
         yield "Whether its probabilities mean what they say: not measured."
+    if "unlike" not in content:
+        yield "How often it warns of images unlike those of the training: not measured."
     if "review" not in content:
         yield "Which of its results are good without a look at the truth: not measured."
     if "groups" not in content:

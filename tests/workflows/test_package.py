@@ -223,7 +223,13 @@ def test_metadata_and_model_card(packaged: Path) -> None:
         assert f"{heading}\n" in readme
     assert sha256(packaged / "models/model.pt") in readme
     assert "| ap50 | 0.5000 | not stated | all | not stated |" in readme
-    for heading in ("Worst cases", "Calibration", "Predicted Dice", "Groups"):
+    for heading in (
+        "Worst cases",
+        "Calibration",
+        "Predicted Dice",
+        "Images unlike those of the training",
+        "Groups",
+    ):
         assert f"### {heading}\n\nNot " in readme
     assert "- Whether it is better for some groups of cases than for others: not measured.\n" in readme
     assert "- Knows nothing else.\n" in readme
@@ -398,6 +404,7 @@ def test_figures_of_crossval_go_along(workshop: Path, ensemble: Path, tmp_path: 
         "worst": [{"case": "jane", "fold": 1, "ap50": 0.25}],
         "testing": [{**row, "mean": 0.77}],
         "calibration": {"cases": 8, "subjects": 4, "helps": True, "calibration": {}, "measures": [measure]},
+        "unlike": {"flagged": 1, "cases": 8, "low": 0.003, "high": 0.527},
         "groups": {"class": "mean", "told": ["site: no gap."], "attributes": [{"groups": [group]}]},
         "data": {"name": "mine", "cases": 8, "subjects": 4, "held_out": 2},
         "versions": {"version": "0.0.1", "monai_version": "1.6.1"},
@@ -415,6 +422,7 @@ def test_figures_of_crossval_go_along(workshop: Path, ensemble: Path, tmp_path: 
         "| ap50 | 0.7700 | 0.7000 to 0.9000 | all | 8 |",
         "| ap50 | 0.8100 | 0.7000 to 0.9000 | all | 8 |",
         "| 1 | 0.2500 |",
+        "Of 8 sound cases 1 are taken for unlike the others (95 % binomial interval 0.003 to 0.527).",
         "| overall | expected calibration error | 0.2000 (0.1000 to 0.3000) | 0.0200 |",
         "| site | A | ap50 | 0.8100 | 0.7000 | 0.9000 | 8 | 4 |",
         "- Which of its results are good without a look at the truth: not measured.",
