@@ -362,7 +362,7 @@ class Crossval:
             self.report(name, content)
         listed = read_json(self.dataset_dir / "dataset.json")
         cases = [case["case"] for fold in self.folds for case in fold.cases]
-        about = {key: listed[key] for key in ("name", "reference", "licence") if key in listed}
+        about: Row = {key: listed[key] for key in ("name", "reference", "licence") if key in listed}
         about |= {"cases": len(cases), "subjects": len({self.subjects[case] for case in cases})}
         self.report("data", {**about, "held_out": len(self.testing)})
         facts = read_json(self.folds[0].checkpoint.with_name(RECIPE[1]))

@@ -100,8 +100,8 @@ def _scores(rows: Sequence[Row]) -> Iterator[str]:
     """Means as a table; an interval that is not known is said to be not stated."""
     yield from ("| score | mean | 95 % interval | class | cases |", "|---|---|---|---|---|")
     for row in (row for row in rows if row["mean"] is not None):
-        ends = [row.get("low"), row.get("high")]
-        between = NOT_STATED if None in ends else " to ".join(number(row["score"], end) for end in ends)
+        ends = [number(row["score"], row[end]) for end in ("low", "high") if row.get(end) is not None]
+        between = " to ".join(ends) or NOT_STATED
         name = "all" if row["class"] == OVERALL else row["class"]
         cases = row.get("cases", NOT_STATED)
         yield f"| {row['score']} | {number(row['score'], row['mean'])} | {between} | {name} | {cases} |"
