@@ -155,8 +155,8 @@ def groups(
 def summary_of_groups(folder: Path, scores: Path) -> Row:
     """What a summary.json says of groups: content of groups.json, if it is of these scores, else nothing."""
     file = folder / FACTS
-    content = read_json(file) if file.is_file() else {}
-    return {"groups": content} if content.get("of") == sha256(scores) else {}
+    content = read_json(file) if file.is_file() and scores.is_file() else {}
+    return {"groups": content} if content and content.get("of") == sha256(scores) else {}
 
 
 def read_scored(
@@ -213,6 +213,7 @@ def read_scored(
     subjects: dict[str, str] = {}
     for case, subject in ((composed(case), subject) for case, subject in listed):
         other = rows.get(case, {}).get(SUBJECT)
+        subject = None if subject == case else subject  # nobody said whose it is
         if subject and other and subject != other:
             raise InputError(
                 f"{OPTION} {attributes} has the subject {other} for {case}, and {file} has {subject}; a case "

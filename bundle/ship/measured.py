@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bundle.runs.groups import summary_of_groups
 from bundle.runs.trainings import IS_OF_CROSSVAL
 from scripts.errors import InputError
 from scripts.files import read_json
@@ -24,20 +25,23 @@ JUDGED = {
     IS_OF_CROSSVAL: "each judged by the network that did not see it; the epoch of that was chosen on them",
 }
 
-#: Where nothing says it.
-NOT_STATED, NOT_MEASURED = "not stated", "Not measured."
+#: Where nothing says it, in a table and as a sentence.
+NOT_STATED, NOTHING = "not stated", "Not stated."
 
 
 def read_measured(path: Path | None) -> Row:
-    """Content of a summary.json without the names of cases; empty where there is none.
+    """Content of a summary.json without the names of cases, with the groups beside it; empty where there is none.
 
     Raises:
         InputError: another file.
     """
-    content: Row = without_cases(read_json(path)) if path is not None else {}
-    if path is not None and IS_OF_CROSSVAL not in content:
+    if path is None:
+        return {}
+    content: Row = without_cases(read_json(path))
+    if IS_OF_CROSSVAL not in content:
         read_means(path)
-    elif content and not all(_is_list_of_scores(content[name]) for name in JUDGED if name in content):
+        content |= summary_of_groups(path.parent, path.with_name("scores.csv"))
+    elif not all(_is_list_of_scores(content[name]) for name in JUDGED if name in content):
         raise InputError(
             f"{path} has no scores with a mean: name the summary.json of crossval as it was written"
         )
@@ -84,7 +88,7 @@ def performance(content: Mapping[str, Any]) -> Iterator[str]:
         ]
         yield from ("Means over the cases that were judged:", "", *_scores(rows), "")
     if not content:
-        yield from (NOT_MEASURED, "")
+        yield from (NOTHING, "")
     yield "### Worst cases"
     yield ""
     yield from (_table(content["worst"]) if content.get("worst") else _least(content))
@@ -114,7 +118,7 @@ def _least(content: Mapping[str, Any]) -> list[str]:
         if row["class"] == OVERALL and row["score"] == score and row.get("min") is not None:
             least, most = (number(score, row[key]) for key in ("min", "max"))
             return [f"The {score} of a case is {least} at least and {most} at most."]
-    return [f"{NOT_STATED.capitalize()}."]
+    return [NOTHING]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -140,7 +144,7 @@ def calibration(content: Mapping[str, Any]) -> Iterator[str]:
     yield from ("### Calibration", "")
     facts = content.get("calibration")
     if not facts:
-        yield NOT_MEASURED
+        yield NOTHING
     else:
         used = "is used" if facts["helps"] else "is not used, as it made nothing better"
         yield (
@@ -159,7 +163,7 @@ def calibration(content: Mapping[str, Any]) -> Iterator[str]:
         yield "How often the true Dice lay in its interval (within) and the margin covered it (covered):"
         yield from ("", *_table(content["review"]))
     else:
-        yield NOT_MEASURED
+        yield NOTHING
     yield from ("", "### Images unlike those of the training", "")
     if unlike := content.get("unlike"):
         yield (
@@ -167,7 +171,7 @@ def calibration(content: Mapping[str, Any]) -> Iterator[str]:
             f"(95 % binomial interval {unlike['low']:.3f} to {unlike['high']:.3f})."
         )
     else:
-        yield NOT_MEASURED
+        yield NOTHING
     yield ""
 
 
@@ -191,25 +195,25 @@ def groups(content: Mapping[str, Any]) -> Iterator[str]:
         keep = ("attribute", "group", "score", "mean", "low", "high", "cases", "subjects")
         yield from _table([{key: row[key] for key in keep} for row in rows])
     else:
-        yield NOT_MEASURED
+        yield NOTHING
     yield ""
 
 
 def not_known(content: Mapping[str, Any], limits: Sequence[str]) -> Iterator[str]:
     """Points on what these figures do not say, and the limits that a card names."""
     if not content:
-        yield "How good it is: nothing was measured."
+        yield "How good it is: not stated."
     elif "testing" not in content and IS_OF_CROSSVAL in content:
         yield "How good it is on cases that were used for nothing: none were held out."
     elif IS_OF_CROSSVAL not in content:
         yield "How far chance moves the means: intervals are not stated."
     if "calibration" not in content:
-        yield "Whether its probabilities mean what they say: not measured."
+        yield "Whether its probabilities mean what they say: not stated."
     if "unlike" not in content:
-        yield "How often it warns of images unlike those of the training: not measured."
+        yield "How often it warns of images unlike those of the training: not stated."
     if "review" not in content:
-        yield "Which of its results are good without a look at the truth: not measured."
+        yield "Which of its results are good without a look at the truth: not stated."
     if "groups" not in content:
-        yield "Whether it is better for some groups of cases than for others: not measured."
+        yield "Whether it is better for some groups of cases than for others: not stated."
     yield "How good it is on images of another kind, place or device than those that were judged."
     yield from limits

@@ -231,7 +231,7 @@ def test_metadata_and_model_card(packaged: Path) -> None:
         "Groups",
     ):
         assert f"### {heading}\n\nNot " in readme
-    assert "- Whether it is better for some groups of cases than for others: not measured.\n" in readme
+    assert "- Whether it is better for some groups of cases than for others: not stated.\n" in readme
     assert "- Knows nothing else.\n" in readme
 
 
@@ -425,7 +425,7 @@ def test_figures_of_crossval_go_along(workshop: Path, ensemble: Path, tmp_path: 
         "Of 8 sound cases 1 are taken for unlike the others (95 % binomial interval 0.003 to 0.527).",
         "| overall | expected calibration error | 0.2000 (0.1000 to 0.3000) | 0.0200 |",
         "| site | A | ap50 | 0.8100 | 0.7000 | 0.9000 | 8 | 4 |",
-        "- Which of its results are good without a look at the truth: not measured.",
+        "- Which of its results are good without a look at the truth: not stated.",
     ):
         assert f"{line}\n" in readme
     assert "jane" not in readme

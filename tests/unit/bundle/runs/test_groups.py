@@ -233,6 +233,10 @@ def test_subjects_of_crossval_count(run: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "folds/crossval.csv", rows)
     groups(tmp_path / "folds", listed(tmp_path / "who.csv", "case,site"))
     assert json.loads((tmp_path / "folds/groups.json").read_text())["subjects"] == 12
+    write_csv(tmp_path / "folds/crossval.csv", [{**row, "subject": row["case"]} for row in rows])
+    groups(tmp_path / "folds", listed(tmp_path / "who.csv", "case,subject,site"))
+    assert json.loads((tmp_path / "folds/groups.json").read_text())["subjects"] == 12
+    write_csv(tmp_path / "folds/crossval.csv", rows)
     (tmp_path / "other.csv").write_text("case,subject,site\nc0,somebody,A\nc3,s1,B\n")
     assert "has the subject somebody for c0, and" in groups(tmp_path / "folds", tmp_path / "other.csv")
 
