@@ -30,7 +30,7 @@ NOT_STATED, NOTHING = "not stated", "Not stated."
 
 
 def read_measured(path: Path | None) -> Row:
-    """Content of a summary.json without the names of cases, with the groups beside it; empty where there is none.
+    """Content of a summary.json without the names of cases, with the groups beside it; empty without one.
 
     Raises:
         InputError: another file.
