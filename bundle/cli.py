@@ -109,6 +109,15 @@ Folds = Annotated[
     int | None,
     typer.Option("--folds", help="Folds for cross-validation; 5, of fewer subjects as many as these"),
 ]
+FoldsBy = Annotated[
+    str | None,
+    typer.Option(
+        "--folds_by", help="Column of --attributes: a fold for each of its values, as for each site"
+    ),
+]
+Attributes = Annotated[
+    Path | None, typer.Option("--attributes", help="CSV with a column case, and one for each attribute")
+]
 SplitSeed = Annotated[int, typer.Option("--seed", help="Seed of folds and held-out cases")]
 TestFraction = Annotated[float, typer.Option("--test_fraction", help="Share of cases held out")]
 SubjectPattern = Annotated[
@@ -189,6 +198,8 @@ def datalist(
     nnunet: NnUNet = None,
     msd: Msd = None,
     folds: Folds = None,
+    folds_by: FoldsBy = None,
+    attributes: Attributes = None,
     seed: SplitSeed = 0,
     test_fraction: TestFraction = 0.0,
     subject_pattern: SubjectPattern = None,
@@ -201,6 +212,7 @@ def datalist(
     """Write dataset.json, task.json and experiment.json for images with labels, after reading every file."""
     require_one_source(images, labels, nnunet, msd)
     require_together(label_names, instances, subject_pattern, subjects)
+    require_folds_by(folds_by, attributes, folds, splits)
 
 
 @command(DATA, "data.datalist")
@@ -235,6 +247,8 @@ def plan(
         bool, typer.Option("--trial/--no-trial", help="Try a few steps and say how long it will take here")
     ] = True,
     folds: Folds = None,
+    folds_by: FoldsBy = None,
+    attributes: Attributes = None,
     seed: SplitSeed = 0,
     test_fraction: TestFraction = 0.0,
     subject_pattern: SubjectPattern = None,
@@ -255,13 +269,14 @@ def plan(
             "and --msd; give one."
         )
     elif (folds, seed, test_fraction, instances, ignore) != (None, 0, 0.0, False, None) or any(
-        (subject_pattern, subjects, splits, label_names)
+        (folds_by, attributes, subject_pattern, subjects, splits, label_names)
     ):
         raise InputError(
             f"--dataset_dir {dataset_dir} has its split and its labels in its dataset.json; leave out what "
             "sets others."
         )
     require_together(label_names, instances, subject_pattern, subjects)
+    require_folds_by(folds_by, attributes, folds, splits)
     if (nnunet_plans is None) != (configuration is None):
         raise InputError(
             "--nnunet_plans and --configuration go together: give the file and which of its configurations."
@@ -336,6 +351,23 @@ def require_together(
         raise InputError(
             "--subject_pattern and --subjects both say who is who; one is allowed; drop the other."
         )
+
+
+def require_folds_by(
+    folds_by: str | None, attributes: Path | None, folds: int | None, splits: Path | None
+) -> None:
+    """Refuse folds by an attribute that lack its table, or stand beside another split.
+
+    Raises:
+        InputError: one without the other, or another split.
+    """
+    if (folds_by is None) != (attributes is None):
+        raise InputError(
+            "--folds_by and --attributes go together: give the table and the column that makes the folds."
+        )
+    other = f"--folds {folds}" if folds is not None else f"--splits {splits}"
+    if folds_by is not None and (folds is not None or splits is not None):
+        raise InputError(f"--folds_by {folds_by} makes the folds, and so does {other}: drop one.")
 
 
 @command(DATA, "data.corrupt")
@@ -555,6 +587,36 @@ def auto(
     require_memory_gb(memory_gb)
 
 
+@command(RUNS, "runs.groups")
+def groups(
+    scores: Annotated[
+        Path,
+        typer.Option("--scores", help="Folder of crossval, auto or an evaluation, or its table of cases"),
+    ],
+    attributes: Annotated[
+        Path, typer.Option("--attributes", help="CSV with a column case, and one for each attribute")
+    ],
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output_dir", help="Where table and picture go; beside the scores if absent"),
+    ] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option("--attribute", help="Repeatable: a column; all unless given")
+    ] = None,
+    bands: Annotated[
+        list[str] | None,
+        typer.Option("--bands", metavar="NAME=A,B", help="Repeatable: groups of numbers, as age=40,60"),
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option("--score", help="A column of the scores; the one that counts unless given")
+    ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="That is compared; the mean over all unless given")
+    ] = None,
+) -> None:
+    """Compare the scores of groups of cases, as of sites or scanners: is a gap more than chance?"""
+
+
 @command(RUNS, "runs.suggest")
 def suggest(
     recipe: Annotated[
@@ -633,7 +695,7 @@ def package(
         typer.Option("--card", help="Texts of the bundle; bundle/ship/cards/NAME.json unless given"),
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option("--scores", help="summary.json of an evaluation or of `score`")
+        Path | None, typer.Option("--scores", help="summary.json of an evaluation, `score` or `crossval`")
     ] = None,
     large_files_url: Annotated[
         str | None, typer.Option("--large_files_url", help="Where files above 25 MB will lie")

@@ -8,9 +8,7 @@ form with a `fold` per training case, read by `scripts.data.datalist`), `task.js
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import random
 import re
@@ -25,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import typer
 
+from bundle.data.attributes import SUBJECT, read_case_table, values_to_fold_by
 from bundle.data.fingerprint import FILE as FINGERPRINT
 from bundle.data.fingerprint import flipped, read_fingerprints
 from bundle.data.nnunet import Imported, read_plans
@@ -45,7 +44,7 @@ from scripts.data.datalist import (
 from scripts.data.names import composed, of_one_name
 from scripts.data.reader import is_picture, read_dims
 from scripts.errors import InputError, few
-from scripts.files import atomic_write, read_json, read_text, require_nameable
+from scripts.files import atomic_write, read_json, require_nameable
 from scripts.labels import (
     IGNORE_NAME,
     LARGEST_VALUE,
@@ -191,6 +190,8 @@ class Listing:
     """How a source is split and labelled; see `bundle.cli.datalist`."""
 
     folds: int | None
+    folds_by: str | None
+    attributes: Path | None
     seed: int
     test_fraction: float
     subject_pattern: str | None
@@ -227,6 +228,8 @@ def datalist(
     nnunet: Path | None,
     msd: Path | None,
     folds: int | None,
+    folds_by: str | None,
+    attributes: Path | None,
     seed: int,
     test_fraction: float,
     subject_pattern: str | None,
@@ -238,7 +241,17 @@ def datalist(
 ) -> None:
     """Carry out `bundle.cli.datalist`, whose arguments these are."""
     listing = Listing(
-        folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances, ignore
+        folds,
+        folds_by,
+        attributes,
+        seed,
+        test_fraction,
+        subject_pattern,
+        subjects,
+        splits,
+        label_names,
+        instances,
+        ignore,
     )
     _list(output_dir, read_source(images, labels, nnunet, msd), listing, Means(), "datalist")
 
@@ -258,6 +271,8 @@ def plan(
     explain: bool,
     trial: bool,
     folds: int | None,
+    folds_by: str | None,
+    attributes: Path | None,
     seed: int,
     test_fraction: float,
     subject_pattern: str | None,
@@ -275,7 +290,17 @@ def plan(
     else:
         assert output_dir is not None  # bundle.cli sees to it
         listing = Listing(
-            folds, seed, test_fraction, subject_pattern, subjects, splits, label_names, instances, ignore
+            folds,
+            folds_by,
+            attributes,
+            seed,
+            test_fraction,
+            subject_pattern,
+            subjects,
+            splits,
+            label_names,
+            instances,
+            ignore,
         )
         task = _list(output_dir, read_source(images, labels, nnunet, msd), listing, means, "plan")
     if explain:
@@ -340,19 +365,23 @@ def _list(output_dir: Path, source: Source, listing: Listing, means: Means, comm
     declared = with_ignored({} if instances else named or {}, listing.ignore) or None
     dims = _dims(source)
     imported = _imported(means, dims)
+    subject_of, subject_problems = subjects_of(source.cases, listing.subject_pattern, listing.subjects)
+    value_of = {}
+    if listing.folds_by is not None and listing.attributes is not None:
+        ids = [case["case"] for case in source.cases]
+        value_of = values_to_fold_by(listing.attributes, listing.folds_by, ids, subject_of)
     inspected, fingerprint = read_fingerprints(
         source.cases, output_dir, **dims._asdict(), labels=declared, instances=instances
     )
     problems = source.problems + [problem for found, _ in inspected for problem in found]
     problems += [] if instances else _too_large(source.cases, [case_facts for _, case_facts in inspected])
-    subject_of, subject_problems = subjects_of(source.cases, listing.subject_pattern, listing.subjects)
     _report(problems + subject_problems + _repeated_ids(source.cases))
     facts = [case_facts for _, case_facts in inspected if case_facts is not None]
     _require_somewhere(listing.ignore, facts)
     names = _names(facts, declared, instances)
     facts = [without_ignored(found, names, instances) for found in facts]
 
-    lists = _split(source.cases, listing, subject_of)
+    lists = _split(source.cases, listing, subject_of, value_of)
     dataset = _describe(source, lists, output_dir, dims, names, instances)
     learnt = {case["case"] for part in ("training", "validation") for case in lists[part]}
     of_learnt = [own for case, own in zip(source.cases, facts, strict=True) if case["case"] in learnt]
@@ -615,8 +644,8 @@ def subjects_of(
         known = {case: match[1] for case, match in matches.items() if match and match[1]}
         rule, fix = f"--subject_pattern '{pattern}' must match every case id", "widen the pattern"
     elif table is not None:
-        listed = _read_subjects(table)
-        known = {case: listed[case] for case in ids if case in listed}
+        listed = read_case_table(table, "--subjects", [SUBJECT])
+        known = {case: listed[case][SUBJECT] for case in ids if listed.get(case, {}).get(SUBJECT)}
         rule, fix = f"{table} must name the subject of every case", "add a line for it"
     else:
         return {case: case for case in ids}, []
@@ -626,31 +655,6 @@ def subjects_of(
         if case["case"] not in known
     ]
     return known, problems
-
-
-def _read_subjects(table: Path) -> dict[str, str]:
-    if not table.is_file():
-        raise InputError(f"--subjects {table} does not exist; it must be a CSV table; correct the path.")
-    text = read_text(table)
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = [[cell.strip() for cell in row] for row in lines]
-    columns = [name.lower() for name in rows[0]] if rows else []
-    if not {"case", "subject"} <= set(columns):
-        raise InputError(
-            f"--subjects {table} has the columns {columns}; 'case' and 'subject' are needed; "
-            "add a first line 'case,subject'."
-        )
-    subject_of: dict[str, str] = {}
-    for row in rows[1:]:
-        cells = dict(zip(columns, row, strict=False))
-        case, subject = composed(cells.get("case", "")), cells.get("subject")
-        if subject and subject_of.setdefault(case, subject) != subject:
-            raise InputError(
-                f"--subjects {table} has the case {case} with the subjects {subject_of[case]} and {subject}; "
-                "a case is of one subject; correct the table."
-            )
-    return subject_of
 
 
 def _repeated_ids(cases: Sequence[Mapping[str, Any]]) -> list[Problem]:
@@ -917,11 +921,15 @@ def _require_no_other_splits(output_dir: Path, splits: Path | None) -> None:
 
 
 def _split(
-    cases: Sequence[dict[str, Any]], listing: Listing, subject_of: Mapping[str, str]
+    cases: Sequence[dict[str, Any]],
+    listing: Listing,
+    subject_of: Mapping[str, str],
+    value_of: Mapping[str, str],
 ) -> dict[str, list[dict[str, Any]]]:
     """The lists of dataset.json; training entries have a `fold` unless `splits` fixes the validation.
 
-    A case that is not its own subject has a `subject`.
+    A case that is not its own subject has a `subject`. Where values make the folds, each has the name of its
+    fold beside the number.
     """
     splits, seed, test_fraction = listing.splits, listing.seed, listing.test_fraction
     by_id = {
@@ -938,10 +946,21 @@ def _split(
         raise InputError(f"--test_fraction {test_fraction} is outside [0, 1); it is a share; correct it.")
     held_out = hold_out(subject_of, test_fraction, seed)
     rest = [case for case in by_id if case not in held_out]
-    folds = listing.folds or max(min(DEFAULT_FOLDS, len({subject_of[case] for case in rest})), 2)
-    fold_of = assign_folds(rest, folds, seed, subject_of)
+    if value_of:
+        values = sorted({value_of[case] for case in rest})
+        if len(values) < 2:
+            raise InputError(
+                f"--test_fraction {test_fraction} leaves {listing.folds_by} {few(values)} alone; "
+                "--folds_by takes two values or more; hold fewer cases out."
+            )
+        fold_of = {case: values.index(value_of[case]) for case in rest}
+        named = {case: {"fold_name": f"{listing.folds_by} {value_of[case]}"} for case in rest}
+    else:
+        folds = listing.folds or max(min(DEFAULT_FOLDS, len({subject_of[case] for case in rest})), 2)
+        fold_of = assign_folds(rest, folds, seed, subject_of)
+        named = {}
     return {
-        "training": [by_id[case] | {"fold": fold_of[case]} for case in rest],
+        "training": [by_id[case] | {"fold": fold_of[case]} | named.get(case, {}) for case in rest],
         "validation": [],
         "testing": [by_id[case] for case in by_id if case in held_out],
     }
@@ -1011,7 +1030,7 @@ def _entry(case: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
     paths = [_listed(file, output_dir) for file in (image if isinstance(image, list) else [image])]
     entry = {"case": case["case"], "image": paths if isinstance(image, list) else paths[0]}
     entry["label"] = _listed(case["label"], output_dir)
-    return entry | {key: case[key] for key in ("subject", "fold") if key in case}
+    return entry | {key: case[key] for key in ("subject", "fold", "fold_name") if key in case}
 
 
 def _listed(path: str, output_dir: Path) -> str:
@@ -1040,6 +1059,8 @@ def _summary(
         of = "subject" if len(subjects) < folds.total() else "case"
         each = f", one for each {of}, as there are no more" if len(folds) == len(subjects) else ""
         yield f"{len(folds)} folds of {', '.join(str(folds[fold]) for fold in sorted(folds))} cases{each}"
+        names = {case["fold"]: case["fold_name"] for case in lists["training"] if "fold_name" in case}
+        yield from (f"fold {fold}: {names[fold]}, {folds[fold]} cases" for fold in sorted(names))
     yield f"shape: {_span([case.shape for case in facts])}"
     spacings = [case.spacing for case in facts if case.spacing is not None]
     if spacings:

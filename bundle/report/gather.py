@@ -186,7 +186,7 @@ class Judged:
     @cached_property
     def ranked(self) -> dict[str, float]:
         """Id to the first score, the mean over the classes of the case, from the worst to the best."""
-        values = read_scores(self.folder, self.scores[0])[OVERALL]
+        values = read_scores(self.folder / "scores.csv", self.scores[0])[OVERALL]
         known = {case: value for case, value in values.items() if not math.isnan(value)}
         return dict(sorted(known.items(), key=lambda item: item[1]))
 
@@ -297,7 +297,7 @@ def gather(run: Path, dataset_dir: Path | None, recipe: Path | None) -> Found:
         data = read_data(dataset_dir or (own if (own / "dataset.json").is_file() else None))
         found = _crossval(run / "crossval", data)
         found.kind, found.run, found.options = "auto", run, list(record.get(OPTIONS, []))
-    elif any(run.glob("fold*/")) or (run / "crossval.json").is_file():
+    elif any(run.glob("fold*/")) or (run / "crossval.csv").is_file():
         found = _crossval(run, read_data(dataset_dir))
     elif any(run.glob("*/study.csv")) or any(run.glob("*/seed*/")):
         found = _study(run, read_data(dataset_dir))

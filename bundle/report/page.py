@@ -75,7 +75,13 @@ EXTRAS = (
         "calibration.csv",
         "reliability.png",
     ),
-    ("groups", "Groups", "The scores of groups of cases side by side.", "groups.csv", "groups.png"),
+    (
+        "groups",
+        "Groups",
+        "Whether it is better for some groups of cases than for others.",
+        "groups.csv",
+        "groups.png",
+    ),
     ("review", "To be looked at", "Cases that somebody should look at first.", "review.csv", "review.png"),
 )
 
@@ -447,7 +453,10 @@ def _extra(found: Found, name: str, heading: str, told: str, table: str, picture
                 source = f"data:image/png;base64,{png(image.convert('RGB'), MOST_PICTURE)}"
         if rows or source:
             left = max(len(rows) - MOST_LISTED, 0)
-            parts.append({"file": str(file), "rows": rows[:MOST_LISTED], "left": left, "source": source})
+            beside = file.with_suffix(".json")
+            said = read_json(beside).get("told", []) if beside.is_file() else []
+            part = {"file": str(file), "rows": rows[:MOST_LISTED], "left": left, "source": source}
+            parts.append({**part, "said": said})
     return {"name": name, "heading": heading, "told": told, "parts": parts} if parts else None
 
 

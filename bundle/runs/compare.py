@@ -43,16 +43,16 @@ LEADER = {"arrowstyle": "-", "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5),
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
 
 
-def read_scores(folder: Path, score: str) -> dict[str, dict[str, float]]:
-    """A score by class and case, from an evaluation's scores.csv; OVERALL is the mean over a case's classes.
+def read_scores(file: Path, score: str) -> dict[str, dict[str, float]]:
+    """A score by class and case, from a table of cases; OVERALL is the mean over a case's classes.
 
     Args:
-        folder: of the evaluation.
+        file: scores.csv of an evaluation, or crossval.csv.
         score: its column; what is empty there is NaN.
     """
     found: dict[str, dict[str, float]] = {}
-    with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+    with file.open(encoding="utf-8", newline="") as opened:
+        for row in csv.DictReader(opened):
             found.setdefault(row.get("class", OVERALL), {})[row["case"]] = float(row[score] or math.nan)
     cases = dict.fromkeys(case for column in found.values() for case in column)
     means = {case: mean_of([column[case] for column in found.values() if case in column]) for case in cases}
@@ -61,7 +61,7 @@ def read_scores(folder: Path, score: str) -> dict[str, dict[str, float]]:
 
 def read_cases(folder: Path, score: str) -> dict[str, float]:
     """A score of each case, the mean over its classes, from an evaluation's scores.csv; NaN is left out."""
-    means = read_scores(folder, score)[OVERALL]
+    means = read_scores(folder / "scores.csv", score)[OVERALL]
     return {case: value for case, value in means.items() if not math.isnan(value)}
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
 import math
 import shlex
 import time
@@ -29,22 +28,25 @@ import typer
 from matplotlib.figure import Figure
 
 from bundle.made_of import RECORD, require_same, was_made_of, write_record
+from bundle.runs.calibrate import FACTS
 from bundle.runs.commands import run_bundle, run_python, say
 from bundle.runs.compare import interval, read_scores
 from bundle.runs.experiments import parser_of, read_experiment
+from bundle.runs.groups import summary_of_groups
 from bundle.runs.search import FEWEST_CASES
-from bundle.runs.trainings import SHOWN, SUMMARY, config_of, minutes_of, score_section, warn
+from bundle.runs.trainings import IS_OF_CROSSVAL, SHOWN, SUMMARY, config_of, minutes_of, score_section, warn
 from bundle.runs.warm import Warm, imports_once
 from scripts.data.cases import describe_cases, problem_of
 from scripts.data.checks import Problem, map_cases, read_label, require_sound
 from scripts.data.datalist import file_stem, read_folds, read_subjects, sections
 from scripts.data.names import output_name
 from scripts.errors import Fault, InputError, few
-from scripts.files import atomic_write, fingerprint, read_json, require_nameable, short_hash, write_csv
+from scripts.files import fingerprint, read_json, require_nameable, short_hash, write_csv, write_json
 from scripts.judging.tables import OVERALL, mean_of, plain
 from scripts.labels import IGNORE_NAME, class_names, parse_labels
 from scripts.locks import hold
 from scripts.pictures import save_figure
+from scripts.recipe import RECIPE
 from scripts.settings import CONFIGS
 from scripts.tables import Row, number, table
 
@@ -137,7 +139,7 @@ class Crossval:
     Attributes:
         warm: what runs the commands, as `run_python` takes it.
         failed: sentences on what was not done.
-        found: what crossval.json holds.
+        found: what summary.json holds.
     """
 
     output_dir: Path
@@ -152,7 +154,7 @@ class Crossval:
 
     def __post_init__(self) -> None:
         self.failed: list[str] = []
-        self.found: dict[str, list[Row]] = {}
+        self.found: Row = {}
 
     def train(self, ids: Mapping[str, Any]) -> None:
         """Train every fold and segment its cases, but for those that are done.
@@ -242,7 +244,7 @@ class Crossval:
         listed = [{"case": row["case"], **more, **row} for row, more in zip(scored, of, strict=True)]
         write_csv(self.output_dir / "crossval.csv", listed)
         draw(rows, self.output_dir / "crossval.png")
-        self.report("out_of_fold", rows)
+        self.report(IS_OF_CROSSVAL, rows)
         self.report("worst", worst)
         typer.echo(f"\n{self.describe(list(fold_of))}, each judged by the network that did not see it:\n")
         typer.echo(f"{intervals_table(rows)}\n\n{folds_table(rows)}\n\n{worst_table(worst)}")
@@ -338,13 +340,33 @@ class Crossval:
             f" of {len(subjects)} subject(s)" if len(subjects) < len(cases) else ""
         )
 
-    def report(self, name: str, rows: Sequence[Row]) -> None:
-        """Put rows into crossval.json."""
-        self.found[name] = list(rows)
+    def report(self, name: str, content: Any) -> None:
+        """Put something into summary.json."""
+        self.found[name] = content
         folds = {str(fold.number): len(fold.cases) for fold in self.folds}
-        _write_json(
-            self.output_dir / "crossval.json", {"measure": self.measure, "folds": folds, **self.found}
-        )
+        write_json(self.output_dir / SUMMARY, {"measure": self.measure, "folds": folds, **self.found})
+
+    def report_rest(self, learnt: Sequence[Path]) -> None:
+        """Put into summary.json what was learnt of the predictions, what is known of groups, data, versions.
+
+        Args:
+            learnt: of `calibrate`.
+        """
+        for overlay in learnt:
+            facts = read_json(overlay.with_name(FACTS))
+            rest = {name: facts.pop(name) for name in ("review", "unlike") if name in facts}
+            del facts["folds"]
+            for name, content in {"calibration": facts, **rest}.items():
+                self.report(name, content)
+        for name, content in summary_of_groups(self.output_dir, self.output_dir / "crossval.csv").items():
+            self.report(name, content)
+        listed = read_json(self.dataset_dir / "dataset.json")
+        cases = [case["case"] for fold in self.folds for case in fold.cases]
+        about: Row = {key: listed[key] for key in ("name", "reference", "licence") if key in listed}
+        about |= {"cases": len(cases), "subjects": len({self.subjects[case] for case in cases})}
+        self.report("data", {**about, "held_out": len(self.testing)})
+        facts = read_json(self.folds[0].checkpoint.with_name(RECIPE[1]))
+        self.report("versions", {key: value for key, value in facts.items() if key.endswith("version")})
 
 
 def crossval(
@@ -405,7 +427,8 @@ def crossval(
         write_ensemble(output_dir / ENSEMBLE, folds, *learnt, *run.tune(args_file, of_tune))
         if testing:
             run.test()
-    typer.echo(f"\nTables and picture: {output_dir / 'crossval.csv'}, .json and .png")
+        run.report_rest(learnt)
+    typer.echo(f"\nTables and picture: {output_dir / 'crossval.csv'}, .png and {SUMMARY}")
     segment = f"python -m monai.bundle run --args_file {shlex.quote(str(output_dir / ENSEMBLE))}"
     typer.echo(f"To segment with the mean of all networks:\n{segment} --dataset_dir FOLDER --output_dir OUT")
     if run.failed:
@@ -506,12 +529,7 @@ def time_left(took: Sequence[float], folds: int, minutes: float) -> str:
 def write_ensemble(path: Path, folds: Sequence[Fold], *overlays: Path) -> None:
     """Write an args file of `monai.bundle run` that segments with the networks of all folds, and overlays."""
     files = [str(file) for file in (folds[0].folder / "inference.json", CONFIGS / "ensemble.json", *overlays)]
-    _write_json(path, {"config_file": files, "checkpoint": [str(fold.checkpoint) for fold in folds]})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, {"config_file": files, "checkpoint": [str(fold.checkpoint) for fold in folds]})
 
 
 def summarise(
@@ -532,7 +550,7 @@ def summarise(
     """
     rows: list[Row] = []
     for score in scores:
-        columns = read_scores(folder, score)
+        columns = read_scores(folder / "scores.csv", score)
         if len(columns) == 2:  # the mean over one class
             del columns[OVERALL]
         for name, column in columns.items():
@@ -551,7 +569,7 @@ def summarise(
 
 def worst_cases(folder: Path, scores: Sequence[str], fold_of: Mapping[str, int]) -> list[Row]:
     """The WORST cases by the first score, each with its fold and the mean of its classes in all scores."""
-    means = {score: read_scores(folder, score)[OVERALL] for score in scores}
+    means = {score: read_scores(folder / "scores.csv", score)[OVERALL] for score in scores}
     judged = {case: value for case, value in means[scores[0]].items() if not math.isnan(value)}
     return [
         {"case": case, **plain({"fold": fold_of[case], **{score: means[score][case] for score in scores}})}

@@ -22,8 +22,8 @@ SHOWN = {
     "membranes": ("v_rand", "v_info", "pixel_error", "warping_error"),
 }
 
-#: What `score` writes last.
-SUMMARY = "summary.json"
+#: What `score` writes last, and `crossval`, whose own has this key.
+SUMMARY, IS_OF_CROSSVAL = "summary.json", "out_of_fold"
 
 #: Ids that each training has for itself, or that say where things lie.
 OF_A_TRAINING = (*PLACES, "bundle_root", "resume")

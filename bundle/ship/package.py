@@ -10,6 +10,7 @@ zip that is the same byte for byte when it is made again.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -25,20 +26,27 @@ from monai.utils import ensure_tuple
 from torch import Tensor
 
 from bundle.runs.experiments import PLACES, parser_of, read_experiment
+from bundle.runs.trainings import IS_OF_CROSSVAL, SUMMARY
 from bundle.ship.audit import audit_experiment
+from bundle.ship.measured import (
+    calibration,
+    groups,
+    means_of,
+    not_known,
+    performance,
+    read_measured,
+)
 from scripts.checkpoints import check_weights, read_weights
 from scripts.compute.length import FILE, read_plan
 from scripts.compute.quantised import int8_files
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json, replace_folder, sha256, workshop
-from scripts.judging.tables import read_means
+from scripts.files import atomic_write, read_json, replace_folder, sha256, workshop, write_json
 from scripts.labels import class_names
 from scripts.networks import Ensemble
 from scripts.networks.sizes import Sizes
 from scripts.process import bundle_root
 from scripts.recipe import OF_TRAINING, Recipe, for_inference, read_recipe, with_references, write_weights
 from scripts.settings import CONFIGS
-from scripts.tables import number
 
 CARDS = Path(__file__).with_name("cards")
 
@@ -97,7 +105,8 @@ def package(
         facts = {**facts, "members": [sha256(path) for path in checkpoints]}
     recipe = Recipe(dict(inference), facts)
     leave_probabilities_to_scoring(inference)
-    measured = _measured(scores)
+    require_classes(texts, inference, card or CARDS / args_file.name)
+    measured = read_measured(scores or of_run(args_file))
 
     place = output_dir / texts["folder"]
     if place.exists() and not (place / "configs" / "metadata.json").is_file() and any(place.iterdir()):
@@ -111,7 +120,7 @@ def package(
         for name, config in (
             ("train", train),
             ("inference", inference),
-            ("metadata", metadata(texts, inference, network, measured)),
+            ("metadata", metadata(texts, inference, network, means_of(measured))),
         ):
             if config is not None:
                 (made / "configs" / f"{name}.json").write_text(json.dumps(config, indent=4) + "\n", "utf-8")
@@ -124,12 +133,20 @@ def package(
                     _copy(source, target)
         readme = model_card(texts, train or inference, network, measured, sha256(model))
         (made / "docs" / "README.md").write_text(readme, encoding="utf-8")
+        if measured:
+            write_json(made / "docs" / SUMMARY, measured)
         (made / "docs" / "data_license.txt").write_text(_lines(texts["data_license"]), encoding="utf-8")
         list_large_files(made, large_files_url)
         replace_folder(made, place)
     with atomic_write(output_dir / f"{texts['folder']}.zip") as temporary:
         write_zip(place, temporary)
     typer.echo(f"Wrote {place} and {output_dir / texts['folder']}.zip")
+
+
+def of_run(args_file: Path) -> Path | None:
+    """The summary.json of `crossval` beside its `ensemble.json`; None of any other args file."""
+    summary = args_file.with_name(SUMMARY)
+    return summary if summary.is_file() and IS_OF_CROSSVAL in read_json(summary) else None
 
 
 def joined(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -220,6 +237,27 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
+def require_classes(card: Mapping[str, Any], inference: Mapping[str, Any], path: Path) -> None:
+    """Refuse the card of a model with other classes.
+
+    Args:
+        card: see `read_card`.
+        inference: the resolved inference.json.
+        path: of the card, for messages.
+
+    Raises:
+        InputError: its `pred_classes` lists others, or none.
+    """
+    names = class_names(ConfigParser(dict(inference)).get_parsed_content("labels"))
+    told = str(card["metadata"]["pred_classes"])
+    said, meant = (re.sub(r",?\s+and\s+", ", ", text.lower()) for text in (told, ", ".join(names)))
+    if not re.search(rf"(^|:\s*){re.escape(meant)}\s*\.?$", said):
+        raise InputError(
+            f"{path} has {told!r} for 'pred_classes', and the network tells {', '.join(names)} apart: "
+            f"take the card of this model, or write '{len(names)} channels of logits: {', '.join(names)}'"
+        )
+
+
 def metadata(
     card: Mapping[str, Any], inference: Mapping[str, Any], network: torch.nn.Module, scores: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -299,7 +337,7 @@ def model_card(
     card: Mapping[str, Any],
     config: Mapping[str, Any],
     network: torch.nn.Module,
-    scores: Mapping[str, Any],
+    measured: Mapping[str, Any],
     digest: str,
 ) -> str:
     """docs/README.md, under the headings of the Model Zoo.
@@ -308,16 +346,12 @@ def model_card(
         card: see `read_card`.
         config: the resolved train.json, or inference.json where there is none.
         network: the network of it.
-        scores: name to value of what was measured.
+        measured: see `read_measured`.
         digest: SHA-256 of models/model.pt.
     """
     parser = ConfigParser(dict(config))
     about, value = card["metadata"], parser.get_parsed_content
     parameters = sum(weights.numel() for weights in network.parameters())
-    figures = [f"| {name} | {number(name, score)} |" for name, score in scores.items()]
-    performance = (
-        ["| score | mean over the test cases |", "|---|---|", *figures] if scores else ["Not measured."]
-    )
     run = "python -m monai.bundle run --config_file"
     network_def, batch, training, commands = config["network_def"], "", [], []
     kind = network_def["_target_"]
@@ -342,8 +376,18 @@ def model_card(
         ]
     return _lines(
         [
-            *("# Model Overview", "", about["description"], "", about["intended_use"], ""),
-            *("## Data", "", *card["data"], "", "See [data_license.txt](data_license.txt).", ""),
+            *("# Model Overview", "", about["description"], ""),
+            *("## Intended use", "", about["intended_use"], ""),
+            *(
+                "## Data",
+                "",
+                *card["data"],
+                "",
+                *_learnt_from(measured),
+                "",
+                "See [data_license.txt](data_license.txt).",
+                "",
+            ),
             *("## Training configuration", ""),
             f"- Network: {kind}, {parameters:,} parameters",
             f"- Patch: {' x '.join(map(str, value('patch_size')))}{batch}",
@@ -351,7 +395,8 @@ def model_card(
             *(f"- SHA-256 of `models/model.pt`: `{digest}`", ""),
             *("### Input", "", about["image_classes"], ""),
             *("### Output", "", about["pred_classes"], ""),
-            *("## Performance", "", *performance, "", *card["limits"], ""),
+            *("## Performance", "", *performance(measured), *calibration(measured), *groups(measured)),
+            *("## What is not known", "", *(f"- {line}" for line in not_known(measured, card["limits"])), ""),
             *("## MONAI Bundle Commands", "", *commands, "#### Execute inference:", "", "```bash"),
             *(f"{run} configs/inference.json --dataset_dir IMAGES --output_dir OUT", "```", ""),
             *("# References", ""),
@@ -410,10 +455,16 @@ def _network(inference: Mapping[str, Any]) -> torch.nn.Module:
     return network
 
 
-def _measured(path: Path | None) -> dict[str, float]:
-    """The mean scores of a summary.json, those that say something."""
-    scores = {} if path is None else read_means(path)
-    return {name: value for name, value in scores.items() if value is not None}
+def _learnt_from(measured: Mapping[str, Any]) -> list[str]:
+    """How many cases it was trained on and judged by, and what made it."""
+    data, versions = measured.get("data", {}), measured.get("versions", {})
+    if not data:
+        return ["Numbers of cases and subjects of the training: not stated by the run."]
+    made = "; ".join(f"{name.removesuffix('_version')} {version}" for name, version in versions.items())
+    return [
+        f"{data['cases']} cases of {data['subjects']} subjects in {len(measured['folds'])} folds, "
+        f"{data['held_out']} more held out. Made with {made or 'versions that are not stated'}."
+    ]
 
 
 def _copy(source: Path, target: Path) -> None:

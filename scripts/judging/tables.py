@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json, write_csv
+from scripts.files import read_json, write_csv, write_json
 
 Row = dict[str, Any]
 
@@ -106,8 +105,7 @@ def write_scores(output_dir: Path, rows: Sequence[Row], about: Mapping[str, Any]
     """
     write_csv(output_dir / "scores.csv", rows)
     write_csv(output_dir / "summary.csv", about["summary"])
-    with atomic_write(output_dir / "summary.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(output_dir / "summary.json", about, indent=1)
 
 
 def read_means(path: Path) -> Row:

@@ -11,7 +11,8 @@ from tests.commands import invoke
 CARD: dict[str, Any] = {
     "folder": "cells_segmentation_unet",
     "modality": "phantom",
-    "metadata": {**dict.fromkeys(ABOUT, "made up"), "references": ["A."], "changelog": {"0.0.1": "older"}},
+    "metadata": {**dict.fromkeys(ABOUT, "made up"), "references": ["A."], "changelog": {"0.0.1": "older"}}
+    | {"pred_classes": "3 channels of logits: background, interior, border"},
     "data": ["Made up."],
     "limits": ["Knows nothing else."],
     "data_license": ["None."],

@@ -71,12 +71,14 @@ def test_crossval_of_two_folds(
     assert written(out / "out_of_fold") == sorted(
         f"{case}_{kind}" for case in rows for kind in ("prob.nii.gz", "seg.png")
     )
-    found = json.loads((out / "crossval.json").read_text())
+    found = json.loads((out / "summary.json").read_text())
     assert {row["score"]: row["mean"] for row in found["out_of_fold"]}["ap50"] == pytest.approx(
         np.mean([float(row["ap50"]) for row in rows.values()])
     )
     assert found["folds"] == {"0": 2, "1": 2}
     assert [row["cases"] for row in found["testing"]] == [2] * 4
+    assert found["data"] == {"name": "listed", "cases": 4, "subjects": 2, "held_out": 2}
+    assert found["versions"].keys() >= {"version", "monai_version", "pytorch_version"}
     assert (out / "crossval.png").is_file()
     overlays = json.loads((out / "ensemble.json").read_text())["config_file"]
     assert overlays[-1] == str(out / "tuned" / "postprocessing.json")

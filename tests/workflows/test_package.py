@@ -222,7 +222,17 @@ def test_metadata_and_model_card(packaged: Path) -> None:
     ):
         assert f"{heading}\n" in readme
     assert sha256(packaged / "models/model.pt") in readme
-    assert "| ap50 | 0.5000 |" in readme
+    assert "| ap50 | 0.5000 | not stated | all | not stated |" in readme
+    for heading in (
+        "Worst cases",
+        "Calibration",
+        "Predicted Dice",
+        "Images unlike those of the training",
+        "Groups",
+    ):
+        assert f"### {heading}\n\nNot " in readme
+    assert "- Whether it is better for some groups of cases than for others: not stated.\n" in readme
+    assert "- Knows nothing else.\n" in readme
 
 
 def test_postprocessing_leaves_probabilities_to_scoring(packaged: Path) -> None:
@@ -356,6 +366,73 @@ def test_cards_are_complete(tmp_path: Path) -> None:
         read_card(tmp_path / "card.json")
     with pytest.raises(InputError, match=r"none\.json is not there: write the texts"):
         read_card(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (
+            "3 channels of logits: background, anterior, posterior",
+            "and the network tells background, interior",
+        ),
+        (
+            "4 channels: background, interior, border, other",
+            "take the card of this model, or write '3 channels",
+        ),
+        ("2 channels: interior and border", "interior, border apart"),
+    ],
+)
+def test_the_card_of_another_model_is_refused(
+    workshop: Path, tmp_path: Path, classes: str, told: str
+) -> None:
+    card = {**CARD, "metadata": {**CARD["metadata"], "pred_classes": classes}}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert told in str(package(workshop, tmp_path / "dist", card=tmp_path / "card.json").exception)
+    assert not (tmp_path / "dist").exists()
+
+
+def test_figures_of_crossval_go_along(workshop: Path, ensemble: Path, tmp_path: Path) -> None:
+    """Those beside the ensemble, with intervals, calibration and groups, and without the name of a case."""
+    row = {"class": "mean", "score": "ap50", "mean": 0.81, "low": 0.7, "high": 0.9, "cases": 8, "subjects": 4}
+    group = {"attribute": "site", "group": "A", **row}
+    measure = {"region": "overall", "measure": "ece", "before": 0.2, "before_low": 0.1, "before_high": 0.3}
+    measure |= {"after": 0.02, "after_low": None, "after_high": None}
+    content = {
+        "measure": "instances",
+        "folds": {"0": 4, "1": 4},
+        "out_of_fold": [{**row, "folds": {"0": 0.8, "1": 0.82}}],
+        "worst": [{"case": "jane", "fold": 1, "ap50": 0.25}],
+        "testing": [{**row, "mean": 0.77}],
+        "calibration": {"cases": 8, "subjects": 4, "helps": True, "calibration": {}, "measures": [measure]},
+        "unlike": {"flagged": 1, "cases": 8, "low": 0.003, "high": 0.527},
+        "groups": {"class": "mean", "told": ["site: no gap."], "attributes": [{"groups": [group]}]},
+        "data": {"name": "mine", "cases": 8, "subjects": 4, "held_out": 2},
+        "versions": {"version": "0.0.1", "monai_version": "1.6.1"},
+    }
+    for file in ensemble.parent.glob("*.json"):
+        (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    made = package_ensemble(workshop, tmp_path / "ensemble.json", tmp_path / "dist")
+    assert json.loads((made / "configs/metadata.json").read_text())["eval_metrics"] == {"ap50": 0.77}
+    held = json.loads((made / "docs/summary.json").read_text())
+    assert held == {**content, "worst": [{"fold": 1, "ap50": 0.25}]}
+    readme = (made / "docs/README.md").read_text()
+    for line in (
+        "8 cases of 4 subjects in 2 folds, 2 more held out. Made with version 0.0.1; monai 1.6.1.",
+        "| ap50 | 0.7700 | 0.7000 to 0.9000 | all | 8 |",
+        "| ap50 | 0.8100 | 0.7000 to 0.9000 | all | 8 |",
+        "| 1 | 0.2500 |",
+        "Of 8 sound cases 1 are taken for unlike the others (95 % binomial interval 0.003 to 0.527).",
+        "| overall | expected calibration error | 0.2000 (0.1000 to 0.3000) | 0.0200 |",
+        "| site | A | ap50 | 0.8100 | 0.7000 | 0.9000 | 8 | 4 |",
+        "- Which of its results are good without a look at the truth: not stated.",
+    ):
+        assert f"{line}\n" in readme
+    assert "jane" not in readme
+    (tmp_path / "summary.json").write_text(json.dumps({"out_of_fold": []}))
+    options = {"args_file": tmp_path / "ensemble.json", "card": workshop / "card.json"}
+    refused = invoke("package", *as_options(**options, output_dir=tmp_path / "no"))
+    assert "summary.json has no scores with a mean" in str(refused.exception)
 
 
 def test_command_says_what_is_wrong_in_a_sentence(workshop: Path, tmp_path: Path) -> None:

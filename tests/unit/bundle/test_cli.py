@@ -29,6 +29,7 @@ GROUPS = {
         "study",
         "crossval",
         "auto",
+        "groups",
         "suggest",
         "rounds",
         "report",

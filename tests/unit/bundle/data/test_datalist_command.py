@@ -241,6 +241,34 @@ def test_subjects_stay_together(tmp_path: Path) -> None:
     assert not any("subject" in entry for entry in make(tmp_path / "c", *source)[0]["training"])
 
 
+def test_a_fold_for_each_site(tmp_path: Path) -> None:
+    """All cases of a site in one fold, the sites in order; those that are held out are of whole subjects."""
+    rows = [f"c{n},s{n // 2},{'north' if n < 4 else 'east'},x" for n in range(6)]
+    (tmp_path / "who.csv").write_text("\n".join(["case,subject,site,one", *rows]))
+    source, by = folders(tmp_path), ("--folds_by", "site", "--attributes", tmp_path / "who.csv")
+    dataset, _, said = make(tmp_path / "out", *source, *by, "--subjects", tmp_path / "who.csv")
+    assert {entry["case"]: (entry["fold"], entry["fold_name"]) for entry in dataset["training"]} == {
+        f"c{n}": (1, "site north") if n < 4 else (0, "site east") for n in range(6)
+    }
+    assert "fold 0: site east, 2 cases\nfold 1: site north, 4 cases" in said
+    split = read_split(tmp_path / "out", spatial_dims=2, in_channels=1, labels=LABELS, fold=0)
+    assert [case["case"] for case in split["validation"]] == ["c4", "c5"]
+
+    options = (*source, "--output_dir", tmp_path / "no")
+    table = ("--attributes", tmp_path / "who.csv")
+    refused("--folds_by and --attributes go together", *options, "--folds_by", "site")
+    refused("--folds_by and --attributes go together", *options, *table)
+    refused("--folds_by site makes the folds, and so does --folds 2", *options, *by, "--folds", 2)
+    refused(r"who\.csv has no such column, but site, one", *options, *table, "--folds_by", "place")
+    refused("has the one x for all cases; --folds_by takes two values", *options, *table, "--folds_by", "one")
+    refused("leaves site [a-z]+ alone", *options, *by, "--test_fraction", 0.9)
+    pattern = ("--subject_pattern", "(c)")
+    refused("has the subject c with site north and, in c4, east", *options, *by, *pattern)
+    (tmp_path / "who.csv").write_text("\n".join(["case,site", "c0,north", "c1,n/a"]))
+    refused("states no site of c1, c2, c3", *options, *by)
+    assert not (tmp_path / "no").exists()
+
+
 @given(
     subject_of=st.dictionaries(
         st.text("abcd12", min_size=1, max_size=4), st.sampled_from("PQRST"), min_size=1

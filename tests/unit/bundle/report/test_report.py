@@ -269,6 +269,18 @@ def test_files_of_other_commands_have_their_sections(crossval: Path) -> None:
     assert "groups" not in page.texts
 
 
+def test_groups_and_what_is_said_of_them(crossval: Path, tmp_path: Path) -> None:
+    rows = [
+        f"{case},{site}" for case, site in zip(CASES, ("<i>a</i>", "<i>a</i>", "b", "b", "b"), strict=True)
+    ]
+    (tmp_path / "sites.csv").write_text("\n".join(["case,site", *rows]), encoding="utf-8")
+    workbench("groups", "--scores", crossval, "--attributes", tmp_path / "sites.csv", "--class", "outer")
+    page, _ = made(crossval)
+    (found,) = [table for table in page.tables if table.section == "groups"]
+    assert [row[:2] for row in found.rows[1:]] == [["site", "<i>a</i>"]] * 3 + [["site", "b"]] * 3
+    assert "site: no two groups have 5 subjects, so that nothing can be said" in page.texts["groups"]
+
+
 def test_one_bad_file_leaves_the_others(crossval: Path, data: Path) -> None:
     (crossval / "out_of_fold/b_seg.nii.gz").write_bytes(b"no volume")
     (crossval / "out_of_fold/e_seg.nii.gz").unlink()
