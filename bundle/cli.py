@@ -70,6 +70,7 @@ Strategy = Literal["entropy", "random"]
 #: Names of which several can be given, for which typer wants an enumeration.
 FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", "tensorrt", "torchscript"])
 StrategyName = StrEnum("StrategyName", ["entropy", "random"])
+MethodName = StrEnum("MethodName", ["gradient", "smoothgrad", "occlusion"])
 Corruption = StrEnum("Corruption", "bias_field noise blur ringing inverted low_resolution ghosting motion")
 Sparse = StrEnum("Sparse", "slices planes boxes scribbles")
 ContestName = StrEnum(
@@ -577,6 +578,37 @@ def suggest(
     ids: Ids = None,
 ) -> None:
     """Say which images to annotate next: those that a network trained so far is unsure of."""
+
+
+@command(RUNS, "runs.why")
+def why(
+    recipe: Annotated[
+        Path,
+        typer.Option("--recipe", help="The inference.json beside weights, or an args file that segments"),
+    ],
+    images: Annotated[
+        list[Path], typer.Option("--image", help="The file; of channels in files of their own each in turn")
+    ],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where maps, table and picture go")],
+    label_name: Annotated[
+        str | None, typer.Option("--label_name", help="The class; what is found at the voxel if absent")
+    ] = None,
+    at: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--at", help="One option an axis: a voxel of the file; the middle of the class if absent"
+        ),
+    ] = None,
+    component: Annotated[
+        bool, typer.Option("--component", help="Ask for all of the class that hangs together at the voxel")
+    ] = False,
+    methods: Annotated[list[MethodName], typer.Option("--method", help="Repeatable: how it is asked")] = [
+        MethodName.smoothgrad,
+        MethodName.occlusion,
+    ],
+    ids: Ids = None,
+) -> None:
+    """Say why there: which parts of an image a network looked at for a class and a place."""
 
 
 @command(RUNS, "runs.rounds")

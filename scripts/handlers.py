@@ -519,7 +519,7 @@ class WeightsLoader:
         network: the network to fill.
 
     Raises:
-        InputError: when the engine starts, if a file is missing, unreadable or of another network; several
+        InputError: when they are loaded, if a file is missing, unreadable or of another network; several
             files for one network.
     """
 
@@ -529,9 +529,10 @@ class WeightsLoader:
 
     def attach(self, engine: Engine) -> None:
         """Register at the start."""
-        engine.add_event_handler(Events.STARTED, self._load)
+        engine.add_event_handler(Events.STARTED, self.load)
 
-    def _load(self, engine: Engine) -> None:
+    def load(self) -> None:
+        """Load them, whatever engine is there."""
         network = unwrap(self.network)
         if isinstance(network, Exported):
             return
