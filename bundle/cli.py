@@ -169,8 +169,8 @@ def read_ids(texts: Sequence[str]) -> dict[str, Any]:
 @command(DATA, "data.phantom")
 def phantom(
     kind: Annotated[
-        Literal["cells", "organ", "heart"],
-        typer.Argument(help="cells (2D), organ or heart (3D, of few thick slices)"),
+        Literal["cells", "cue", "organ", "heart"],
+        typer.Argument(help="cells (2D), cue (2D, for why), organ or heart (3D, of few thick slices)"),
     ],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="A new or empty folder")],
     cases: Annotated[int, typer.Option("--cases", help="How many cases, a fifth of them held out")] = 24,
@@ -179,7 +179,7 @@ def phantom(
         list[int] | None, typer.Option("--size", help="One option an axis: rows, columns or x, y, z")
     ] = None,
 ) -> None:
-    """Write made-up data to try the bundle on: touching cells (2D), an organ in two parts (3D) or hearts."""
+    """Write made-up data to try the bundle on: cells or discs with a cue (2D), an organ or hearts (3D)."""
 
 
 @command(DATA, "data.datalist")
@@ -592,6 +592,9 @@ def why(
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where maps, table and picture go")],
     label_name: Annotated[
         str | None, typer.Option("--label_name", help="The class; what is found at the voxel if absent")
+    ] = None,
+    rather_than: Annotated[
+        str | None, typer.Option("--rather_than", help="The class to hold it against; all others if absent")
     ] = None,
     at: Annotated[
         list[int] | None,

@@ -1,7 +1,7 @@
 """`python -m bundle why`: for a class and a place of an image, what the network looked at.
 
-The scalar that is explained are the log-odds of the class against all others, at a voxel or as the mean over
-a component: what the network prefers there, which no softmax flattens. Each method says how much every voxel
+What is explained are the log-odds of the class against all others, or against one, at a voxel or as the mean
+over a component: what the network prefers there, which no softmax flattens. Each method says how much every voxel
 of the input moves them:
 
 - gradient: by how much they change with a little more signal (`monai.visualize.VanillaGrad`; K. Simonyan et
@@ -25,6 +25,7 @@ import copy
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,24 +78,29 @@ NOISE, SAMPLES = 0.05, 25
 
 
 class Preference(nn.Module):
-    """The log-odds of a class against all others, as the mean over a place: one number an image.
+    """The log-odds of a class against others, as the mean over a place: one number an image.
 
     Args:
         network: takes (B, C, *tile), gives logits, or logarithms of probabilities, (B, classes, *window).
         index: of the class.
         place: True where it is asked, (*window).
+        other: index of the class that it is held against; None: all others.
     """
 
-    def __init__(self, network: nn.Module, index: int, place: Tensor) -> None:
+    def __init__(self, network: nn.Module, index: int, place: Tensor, other: int | None = None) -> None:
         super().__init__()
         self.network = network
         self.index = index
+        self.other = other
         self.place = place
 
     def forward(self, x: Tensor) -> Tensor:
         """The log-odds, (B, 1)."""
         logits = main_logits(self.network(x)).float()[:, :, self.place]  # (B, classes, voxels)
-        others = torch.cat([logits[:, : self.index], logits[:, self.index + 1 :]], 1).logsumexp(1)
+        if self.other is None:
+            others = torch.cat([logits[:, : self.index], logits[:, self.index + 1 :]], 1).logsumexp(1)
+        else:
+            others = logits[:, self.other]
         return (logits[:, self.index] - others).mean(1, keepdim=True)
 
 
@@ -118,7 +124,8 @@ def occlusion(asked: Preference, tile: Tensor) -> Tensor:
     method = OcclusionSensitivity(
         asked, hidden, AT_ONCE, sys.stderr.isatty(), mode="mean_img", overlap=OVERLAP[dims], activate=False
     )
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using a non-tuple sequence")  # of MONAI's, for each block
         return asked(tile).view(1, 1, *[1] * dims) - torch.as_tensor(method(tile)[0])
 
 
@@ -235,6 +242,7 @@ class Asked:
         case: id of the image.
         name: of the class.
         index: of it.
+        other: index of the class that it is held against; None: all others.
         image: what the network sees, (C, *spatial), on the device of the network.
         classes: the most probable class, (*spatial).
         at: the voxel.
@@ -245,6 +253,7 @@ class Asked:
     case: str
     name: str
     index: int
+    other: int | None
     image: MetaTensor
     classes: np.ndarray
     at: Axes
@@ -260,7 +269,7 @@ class Asked:
         """The map of a method, (*spatial), 0 outside of the window."""
         place = torch.from_numpy(self.window.place(self.place)).to(self.image.device)
         image = self.image.as_tensor()
-        found = METHODS[method](Preference(network, self.index, place), self.window.of(image))
+        found = METHODS[method](Preference(network, self.index, place, self.other), self.window.of(image))
         return self.window.back(found, image)
 
     def row(self, method: str, found: np.ndarray, untrained: np.ndarray) -> Row:
@@ -303,6 +312,7 @@ def why(
     images: list[Path],
     output_dir: Path,
     label_name: str | None,
+    rather_than: str | None,
     at: list[int] | None,
     component: bool,
     methods: list[Any],
@@ -334,7 +344,9 @@ def why(
         with torch.no_grad():
             logits = run.part("inferer")(loaded[Keys.IMAGE][None].to(device), run.part("network"))[0]
         loaded[Keys.PRED] = logits.softmax(0)
-        asked = ask(loaded, label_name, at, component, class_names(run.part("labels")), inferer, network)
+        asked = ask(
+            loaded, label_name, rather_than, at, component, class_names(run.part("labels")), inferer, network
+        )
         maps, rows = {}, []
         for method in chosen:
             maps[method] = asked.map_of(network, method)
@@ -381,6 +393,7 @@ def networks_of(run: Run) -> tuple[nn.Module, nn.Module]:
 def ask(
     case: Mapping[str, Any],
     label_name: str | None,
+    rather_than: str | None,
     at: Sequence[int] | None,
     component: bool,
     names: Sequence[str],
@@ -392,6 +405,7 @@ def ask(
     Args:
         case: "image" as the network sees it, and "pred", its probabilities, (classes, *spatial).
         label_name: the class; None: the most probable one at the place.
+        rather_than: the class that it is held against; None: all others.
         at: the voxel as the file counts it; None: the middle of the largest component of the class.
         component: ask for all of the component that lies there.
         names: of the classes, the background first.
@@ -403,11 +417,12 @@ def ask(
     """
     image, probabilities = case[Keys.IMAGE], torch.as_tensor(case[Keys.PRED]).cpu()
     classes = np.asarray(probabilities.argmax(0))
-    if label_name is not None and label_name not in names:
-        raise InputError(
-            f"--label_name {label_name} is no class of the network{nearest(label_name, names)}: give one of "
-            f"{', '.join(names)}"
-        )
+    for option, name in (("label_name", label_name), ("rather_than", rather_than)):
+        if name is not None and name not in names:
+            raise InputError(
+                f"--{option} {name} is no class of the network{nearest(name, names)}: give one of "
+                f"{', '.join(names)}"
+            )
     if at is None:
         if label_name is None:
             raise InputError(
@@ -423,6 +438,11 @@ def ask(
     else:
         voxel = _voxel(at, image)
     index = int(classes[voxel]) if label_name is None else names.index(label_name)
+    other = None if rather_than is None else names.index(rather_than)
+    if other == index:
+        raise InputError(
+            f"--rather_than {rather_than} is the class that is asked for itself: give another, or leave it out"
+        )
     place = np.zeros(classes.shape, dtype=bool)
     place[voxel] = True
     if component:
@@ -435,7 +455,9 @@ def ask(
         place = parts == parts[voxel]
     window = window_around(inferer, network, classes.shape, voxel)
     device = next(network.parameters()).device
-    return Asked(str(case["case"]), names[index], index, image.to(device), classes, voxel, place, window)
+    return Asked(
+        str(case["case"]), names[index], index, other, image.to(device), classes, voxel, place, window
+    )
 
 
 def _voxel(at: Sequence[int], image: MetaTensor) -> Axes:
