@@ -566,7 +566,8 @@ def intervals_table(rows: Sequence[Row]) -> str:
         line = lines.setdefault(row["class"], {"class": row["class"]})
         known = [row[key] for key in ("mean", "low", "high") if row[key] is not None]
         mean, *ends = [number(row["score"], value) for value in known] or ["-"]
-        line[f"{row['score']} (95 %)"] = f"{mean} ({' to '.join(ends) or 'one subject'})"
+        between = f" ({' to '.join(ends) or 'one subject'})" if known else ""
+        line[f"{row['score']} (95 %)"] = f"{mean}{between}"
     return table(list(next(iter(lines.values()))), list(lines.values()))
 
 

@@ -1,8 +1,8 @@
 """`python -m bundle why`: for a class and a place of an image, what the network looked at.
 
 What is explained are the log-odds of the class against all others, or against one, at a voxel or as the mean
-over a component: what the network prefers there, which no softmax flattens. Each method says how much every voxel
-of the input moves them:
+over a component: what the network prefers there, which no softmax flattens. Each method says how much every
+voxel of the input moves them:
 
 - gradient: by how much they change with a little more signal (`monai.visualize.VanillaGrad`; K. Simonyan et
   al., "Deep Inside Convolutional Networks", 2013, arXiv 1312.6034);
@@ -344,9 +344,8 @@ def why(
         with torch.no_grad():
             logits = run.part("inferer")(loaded[Keys.IMAGE][None].to(device), run.part("network"))[0]
         loaded[Keys.PRED] = logits.softmax(0)
-        asked = ask(
-            loaded, label_name, rather_than, at, component, class_names(run.part("labels")), inferer, network
-        )
+        names = class_names(run.part("labels"))
+        asked = ask(loaded, label_name, rather_than, at, component, names, inferer, network)
         maps, rows = {}, []
         for method in chosen:
             maps[method] = asked.map_of(network, method)
@@ -441,7 +440,7 @@ def ask(
     other = None if rather_than is None else names.index(rather_than)
     if other == index:
         raise InputError(
-            f"--rather_than {rather_than} is the class that is asked for itself: give another, or leave it out"
+            f"--rather_than {rather_than} is the class that is asked for: give another, or leave it out"
         )
     place = np.zeros(classes.shape, dtype=bool)
     place[voxel] = True

@@ -138,7 +138,7 @@ def test_bad_input_is_a_sentence(predicted: Path) -> None:
     for number in range(1, 5):
         (pred / f"p{number}_prob.nii.gz").unlink()
     said = calibrate(predicted)
-    assert "3 cases of 3 subject(s) (p5, p6, p7) are too few to calibrate by" in said
+    assert "3 cases of 3 subject(s) (p5, p6, p7) are too few to calibrate by, as 1 more are bad" in said
     assert "of 5 subjects or more" in said
 
 

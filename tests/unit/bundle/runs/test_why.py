@@ -161,7 +161,7 @@ def case() -> dict[str, object]:
     ("given", "said"),
     [
         ({"label_name": "brigth"}, "did you mean bright"),
-        ({"label_name": "bright", "rather_than": "bright"}, "asked for itself"),
+        ({"label_name": "bright", "rather_than": "bright"}, "is the class that is asked for"),
         ({}, "neither --label_name nor --at"),
         ({"label_name": "dark"}, "finds no dark"),
         ({"at": (12, 0)}, "no voxel of the image, which has 12 x 10"),
