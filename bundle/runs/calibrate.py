@@ -377,7 +377,8 @@ def require_enough(evidence: Evidence, subjects: Mapping[str, str]) -> None:
         bad = f", as {evidence.failed} more are bad: mend these, or" if evidence.failed else ":"
         raise InputError(
             f"{len(evidence.cases)} cases of {len(people)} subject(s) ({cases}) are too few to calibrate by"
-            f"{bad} give the predictions of {FEWEST_CASES} subjects or more, such as those of a cross-validation"
+            f"{bad} give the predictions of {FEWEST_CASES} subjects or more, such as those of a "
+            "cross-validation"
         )
 
 
