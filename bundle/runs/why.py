@@ -66,9 +66,9 @@ from scripts.transforms.labels import like
 #: What it writes: a table of the methods, and a picture.
 TABLE, PICTURE = "why.csv", "why.png"
 
-#: Share of a window's edge that is hidden at once, and by how much blocks overlap, by the dimensions: below a
-#: thousand blocks.
-HIDDEN, OVERLAP = {2: 1 / 16, 3: 1 / 8}, {2: 0.5, 3: 0.0}
+#: Share of a window's edge that is hidden at once: what is larger is not lost where a block of it is. Then by
+#: how much blocks overlap, by the dimensions, so that there are some hundreds.
+HIDDEN, OVERLAP = 1 / 8, {2: 0.5, 3: 0.0}
 
 #: Images that pass the network at once.
 AT_ONCE = 4
@@ -120,7 +120,7 @@ def smoothgrad(asked: Preference, tile: Tensor) -> Tensor:
 def occlusion(asked: Preference, tile: Tensor) -> Tensor:
     """What the answer loses where a block around each voxel is hidden, (1, 1, *tile); below 0 it gains."""
     dims = tile.ndim - 2
-    hidden = [max(round(HIDDEN[dims] * length), 1) for length in tile.shape[2:]]
+    hidden = [max(round(HIDDEN * length), 1) for length in tile.shape[2:]]
     method = OcclusionSensitivity(
         asked, hidden, AT_ONCE, sys.stderr.isatty(), mode="mean_img", overlap=OVERLAP[dims], activate=False
     )
