@@ -187,8 +187,9 @@ def draw_cells(seed: int, index: int, size: tuple[int, ...] = CELLS_SIZE) -> tup
 def draw_cue(seed: int, index: int, size: tuple[int, ...] = CUE_SIZE) -> tuple[np.ndarray, np.ndarray]:
     """One picture of a disc, whose class a mark on the other side of the picture decides.
 
-    All discs are alike. In even cases the mark is brighter than the picture and the disc has class 1, in odd
-    ones it is darker and the disc has class 2. What a network looked at is known here: disc and mark.
+    All discs are alike. With a bright mark a disc has class 1, with a dark one class 2, and in every third
+    case there is no mark and the disc is background, so that neither class is what is left without a cue.
+    What a network looked at is known here: disc and mark.
 
     Args:
         seed: of the phantom, 0 or more.
@@ -205,11 +206,11 @@ def draw_cue(seed: int, index: int, size: tuple[int, ...] = CUE_SIZE) -> tuple[n
     image = CUE_GREY + rng.normal(0, CUE_NOISE, size)
     within = disk((row, column), CUE_RADIUS, shape=size)
     image[within] += CUE_DISC - CUE_GREY
-    sign = 1 if index % 2 == 0 else -1
+    kind = (index + 1) % 3  # the first two have a mark
     top, left = int(mark) - CUE_SIDE // 2, int(far) - CUE_SIDE // 2
-    image[top : top + CUE_SIDE, left : left + CUE_SIDE] += sign * CUE_MARK
+    image[top : top + CUE_SIDE, left : left + CUE_SIDE] += (0, 1, -1)[kind] * CUE_MARK
     label = np.zeros(size, np.uint8)
-    label[within] = 1 if sign > 0 else 2
+    label[within] = kind
     return image.round().clip(0, 255).astype(np.uint8), label
 
 

@@ -319,11 +319,10 @@ def _network(found: Found, config: Mapping[str, Any]) -> Iterator[str]:
         f" with {listed([str(part) for part in channels])} feature maps in its levels" if channels else ""
     )
     count = len(found.trainings) if found.ensemble else 1
-    who = f"the mean of {counted(count, 'network')}, one of each fold, each" if count > 1 else ""
+    several = f" the mean of {counted(count, 'network')}, one of each fold; each is" if count > 1 else ""
     yield (
-        f"Images were segmented with {who or 'a'} {dims}D{'' if who else ' network'}, "
-        f"{PAPERS.get(kind, kind)}{widths}, which tells "
-        f"{len(classes)} classes apart ({', '.join(classes)})."
+        f"Images were segmented with{several} a {dims}D network, {PAPERS.get(kind, kind)}{widths}, which "
+        f"tells {len(classes)} classes apart ({', '.join(classes)})."
     )
     geometry = config.get("geometry")
     if dims == 3 and geometry and config.get("spacing"):

@@ -93,6 +93,7 @@ class Preference(nn.Module):
         self.index = index
         self.other = other
         self.place = place
+        self.eval()  # MONAI's methods put a module back to what it was, and so the network in it
 
     def forward(self, x: Tensor) -> Tensor:
         """The log-odds, (B, 1)."""

@@ -275,7 +275,7 @@ def test_files_of_other_commands_have_their_sections(crossval: Path) -> None:
 
 def test_an_ensemble_is_told_as_what_a_user_runs(crossval: Path, data: Path, tmp_path: Path) -> None:
     page, _ = made(crossval, "--dataset_dir", data)
-    assert "the mean of 2 networks, one of each fold, each 3D" in page.texts["how"]
+    assert "the mean of 2 networks, one of each fold; each is a 3D network" in page.texts["how"]
     assert "Probabilities were not calibrated, and nothing was cleaned." in page.texts["how"]
     learnt = written(tmp_path / "calibration.json", {"calibration": {"temperature": 1.25}})
     cleaned = {"threshold": None, "clean": {"outer": {"largest": True, "max_hole": 7}, BAD_CLASS: {}}}
