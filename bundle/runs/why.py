@@ -293,7 +293,12 @@ class Asked:
 
     def stored(self, voxel: Sequence[int]) -> Axes:
         """A voxel as the file counts it."""
-        return _moved(voxel, self.image.affine, self.image.meta[MetaKeys.ORIGINAL_AFFINE])
+        return _moved(voxel, self.image.affine, _of_file(self.image))
+
+
+def _of_file(image: MetaTensor) -> Any:
+    """The affine of the file of an image; pictures, which nothing turns or resamples, have none."""
+    return image.meta.get(MetaKeys.ORIGINAL_AFFINE, image.affine)
 
 
 def _moved(voxel: Sequence[int], one: Any, other: Any) -> Axes:
@@ -472,7 +477,7 @@ def _voxel(at: Sequence[int], image: MetaTensor) -> Axes:
             f"--at {_text(at)} is no voxel of the image, which has {' x '.join(map(str, shape))}: give one "
             "number an axis, from 0, of a picture column and row"
         )
-    voxel = _moved(at, image.meta[MetaKeys.ORIGINAL_AFFINE], image.affine)
+    voxel = _moved(at, _of_file(image), image.affine)
     if not all(0 <= place < length for place, length in zip(voxel, image.shape[1:], strict=True)):
         raise InputError(f"--at {_text(at)} lies outside of what the network sees of the image: give another")
     return voxel

@@ -30,6 +30,7 @@ GROUPS = {
         "crossval",
         "auto",
         "suggest",
+        "why",
         "rounds",
         "report",
     ],

@@ -251,7 +251,8 @@ def test_a_case_depends_on_seed_and_number_only(kind: Kind, tmp_path: Path) -> N
     assert len(more) == 12
     for name, array in few.items():
         np.testing.assert_array_equal(array, more[name])
-        assert not np.array_equal(array, other[name])
+        if kind is not Kind.CUE or name.endswith("ima"):  # some of its labels are empty
+            assert not np.array_equal(array, other[name])
 
 
 @pytest.mark.parametrize(

@@ -273,8 +273,8 @@ def test_files_of_other_commands_have_their_sections(crossval: Path) -> None:
     assert "groups" not in page.texts
 
 
-def test_an_ensemble_is_told_as_what_a_user_runs(crossval: Path, data: Path, tmp_path: Path) -> None:
-    page, _ = made(crossval, "--dataset_dir", data)
+def test_an_ensemble_is_told_as_what_a_user_runs(crossval: Path, tmp_path: Path) -> None:
+    page, _ = made(crossval)
     assert "the mean of 2 networks, one of each fold; each is a 3D network" in page.texts["how"]
     assert "Probabilities were not calibrated, and nothing was cleaned." in page.texts["how"]
     learnt = written(tmp_path / "calibration.json", {"calibration": {"temperature": 1.25}})
