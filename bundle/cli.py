@@ -70,6 +70,7 @@ Strategy = Literal["entropy", "random"]
 #: Names of which several can be given, for which typer wants an enumeration.
 FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", "tensorrt", "torchscript"])
 StrategyName = StrEnum("StrategyName", ["entropy", "random"])
+MethodName = StrEnum("MethodName", ["gradient", "smoothgrad", "occlusion"])
 Corruption = StrEnum("Corruption", "bias_field noise blur ringing inverted low_resolution ghosting motion")
 Sparse = StrEnum("Sparse", "slices planes boxes scribbles")
 ContestName = StrEnum(
@@ -177,8 +178,8 @@ def read_ids(texts: Sequence[str]) -> dict[str, Any]:
 @command(DATA, "data.phantom")
 def phantom(
     kind: Annotated[
-        Literal["cells", "organ", "heart"],
-        typer.Argument(help="cells (2D), organ or heart (3D, of few thick slices)"),
+        Literal["cells", "cue", "organ", "heart"],
+        typer.Argument(help="cells (2D), cue (2D, for why), organ or heart (3D, of few thick slices)"),
     ],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="A new or empty folder")],
     cases: Annotated[int, typer.Option("--cases", help="How many cases, a fifth of them held out")] = 24,
@@ -187,7 +188,7 @@ def phantom(
         list[int] | None, typer.Option("--size", help="One option an axis: rows, columns or x, y, z")
     ] = None,
 ) -> None:
-    """Write made-up data to try the bundle on: touching cells (2D), an organ in two parts (3D) or hearts."""
+    """Write made-up data to try the bundle on: cells or discs with a cue (2D), an organ or hearts (3D)."""
 
 
 @command(DATA, "data.datalist")
@@ -639,6 +640,40 @@ def suggest(
     ids: Ids = None,
 ) -> None:
     """Say which images to annotate next: those that a network trained so far is unsure of."""
+
+
+@command(RUNS, "runs.why")
+def why(
+    recipe: Annotated[
+        Path,
+        typer.Option("--recipe", help="The inference.json beside weights, or an args file that segments"),
+    ],
+    images: Annotated[
+        list[Path], typer.Option("--image", help="The file; of channels in files of their own each in turn")
+    ],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where maps, table and picture go")],
+    label_name: Annotated[
+        str | None, typer.Option("--label_name", help="The class; what is found at the voxel if absent")
+    ] = None,
+    rather_than: Annotated[
+        str | None, typer.Option("--rather_than", help="The class to hold it against; all others if absent")
+    ] = None,
+    at: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--at", help="One option an axis: a voxel of the file; the middle of the class if absent"
+        ),
+    ] = None,
+    component: Annotated[
+        bool, typer.Option("--component", help="Ask for all of the class that hangs together at the voxel")
+    ] = False,
+    methods: Annotated[list[MethodName], typer.Option("--method", help="Repeatable: how it is asked")] = [
+        MethodName.smoothgrad,
+        MethodName.occlusion,
+    ],
+    ids: Ids = None,
+) -> None:
+    """Say why there: which parts of an image a network looked at for a class and a place."""
 
 
 @command(RUNS, "runs.rounds")

@@ -34,6 +34,7 @@ from scripts.compute.acceleration import memory_format_of
 from scripts.compute.exported import Exported
 from scripts.data import CachedCases, EpochSampler
 from scripts.data.cases import describe_cases
+from scripts.data.names import output_name
 from scripts.errors import InputError, few
 from scripts.files import atomic_write, write_csv
 from scripts.networks import Ensemble
@@ -519,7 +520,7 @@ class WeightsLoader:
         network: the network to fill.
 
     Raises:
-        InputError: when the engine starts, if a file is missing, unreadable or of another network; several
+        InputError: when they are loaded, if a file is missing, unreadable or of another network; several
             files for one network.
     """
 
@@ -529,9 +530,10 @@ class WeightsLoader:
 
     def attach(self, engine: Engine) -> None:
         """Register at the start."""
-        engine.add_event_handler(Events.STARTED, self._load)
+        engine.add_event_handler(Events.STARTED, self.load)
 
-    def _load(self, engine: Engine) -> None:
+    def load(self) -> None:
+        """Load them, whatever engine is there."""
         network = unwrap(self.network)
         if isinstance(network, Exported):
             return
@@ -603,7 +605,7 @@ class InitialWeights:
 
 
 class Review:
-    """Writes review.csv: a line for each image with what is told of it, what needs a look first.
+    """Writes review.csv: a line for each image, named as its files are, what needs a look first.
 
     It is written anew as images are finished, so that of a run that is cut it holds those that were done.
     What an earlier run left is removed. Those that say LOOK come first, then
@@ -630,7 +632,8 @@ class Review:
         state: Any = engine.state
         outputs = state.output or []  # none of volumes from disk to disk
         pairs = zip(state.batch, outputs, strict=True) if outputs else ()
-        new = [{"case": case["case"], **output[TOLD]} for case, output in pairs if TOLD in output]
+        told = [(output_name(case["case"]), output[TOLD]) for case, output in pairs if TOLD in output]
+        new = [{"case": name, **columns} for name, columns in told]
         if new:
             self.rows = sorted(self.rows + new, key=lambda row: (not row.get(LOOK), row.get(LOWEST, 0.0)))
             write_csv(self.path, self.rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -42,6 +42,9 @@ SMALLEST_SIDE, LARGEST_SIDE = 270, 1500
 
 #: Pixels of an inch of a figure.
 DPI = 90
+
+#: Percentile of a map that is drawn opaque, as a few voxels may be much stronger than all others.
+STRONGEST = 99.8
 
 #: Cells at most this many pixels apart get different colours where there are enough colours.
 NEIGHBOUR_DISTANCE = 3
@@ -286,6 +289,73 @@ def draw_found(
     if uncertainty is not None:
         axes[2].imshow(uncertainty[where].T, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     save_figure(figure, path)
+
+
+def draw_why(
+    image: np.ndarray,
+    pred: np.ndarray,
+    at: Sequence[int],
+    maps: Mapping[str, np.ndarray],
+    spacing: Sequence[float],
+    title: str,
+    path: str | Path,
+) -> None:
+    """Save an image, its prediction with a place, and maps of what counted there.
+
+    Of a volume the planes through the place; maps are summed across them.
+
+    Args:
+        image: `shown` of it.
+        pred: class indices, (*spatial).
+        at: the place, a voxel.
+        maps: name to values, (*spatial), of which those below 0 are drawn in another colour.
+        spacing: edges of a voxel.
+        title: what stands above.
+        path: the PNG to write.
+    """
+    axes = [2] if pred.ndim == 2 else [2, 1, 0]  # across which is looked
+    names = ["image", "prediction and place", *maps]
+    side = SMALLEST_SIDE / DPI
+    figure = Figure(figsize=(side * len(names), (side + 0.3) * len(axes) + 0.3), layout="constrained")
+    for row, across in zip(figure.subplots(len(axes), len(names), squeeze=False), axes, strict=True):
+        x, y = (axis for axis in range(3) if axis != across)
+        where = (
+            np.s_[:, :]
+            if pred.ndim == 2
+            else tuple(at[axis] if axis == across else slice(None) for axis in range(3))
+        )
+        _show(
+            row,
+            image if image.ndim > pred.ndim else image[where],
+            names if across == axes[0] else [""] * len(names),
+        )
+        _overlay(row[1], pred[where], CLASS_COLOURS)
+        for axis, values in zip(row[2:], maps.values(), strict=True):
+            summed = values if pred.ndim == 2 else values.sum(across)
+            _paint(axis, summed)
+        for axis in row:
+            axis.set_aspect(spacing[y] / spacing[x])
+            if pred.ndim == 3:
+                axis.invert_yaxis()
+            axis.plot(at[x], at[y], marker="+", markersize=9, color="#f0e442", markeredgewidth=1.2)
+        row[0].lines[0].remove()
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(
+        "orange: speaks for it, blue: against it; the stronger, the more opaque"
+        + ("" if pred.ndim == 2 else "; maps: all planes summed up"),
+        fontsize=9,
+    )
+    save_figure(figure, path)
+
+
+def _paint(axis: Axes, values: np.ndarray) -> None:
+    """Lay a map over the picture: its sign as a colour, its strength as what lies over the picture."""
+    strength = np.abs(values) / max(float(np.percentile(np.abs(values), STRONGEST)), 1e-12)
+    paint = np.zeros((*values.shape, 4))
+    for colour, there in zip(ERROR_COLOURS[1:3], (values > 0, values < 0), strict=True):
+        paint[there, :3] = to_rgb(colour)
+    paint[..., 3] = strength.clip(0, 1)
+    axis.imshow(paint.transpose(1, 0, 2), interpolation="nearest")
 
 
 def _fullest(truth: np.ndarray, pred: np.ndarray) -> tuple[Any, ...]:

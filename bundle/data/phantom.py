@@ -1,4 +1,4 @@
-"""`python -m bundle phantom`: made-up cells (2D), a made-up organ or hearts (3D) to train on at once.
+"""`python -m bundle phantom`: made-up cells or discs (2D), an organ or hearts (3D) to train on at once.
 
 The folder follows the Medical Segmentation Decathlon (Antonelli et al. 2022, "The Medical Segmentation
 Decathlon"), with two additions: "testing" lists the held-out cases together with their labels, and
@@ -52,11 +52,17 @@ HEART_MIN_SIZE = (64, 64, 5)
 HEART_RADIUS, HEART_WALL = 30.0, 9.0  # mm: of the muscle's outside at its base, and how thick it is
 BLOOD, MUSCLE, BODY, FAT, LUNG = 1.0, 0.34, 0.5, 0.85, 0.08  # relative signal on a bright-blood image
 
+CUE_SIZE = (64, 64)  # rows, columns
+CUE_MIN_SIZE = (48, 48)
+CUE_RADIUS, CUE_SIDE = 5.0, 5  # pixels: of a disc, and the edge of its mark
+CUE_GREY, CUE_NOISE, CUE_DISC, CUE_MARK = 110, 5.0, 160, 90  # grey values; a mark is brighter or darker
+
 
 class Kind(StrEnum):
     """What the phantom shows."""
 
     CELLS = "cells"
+    CUE = "cue"
     ORGAN = "organ"
     HEART = "heart"
 
@@ -176,6 +182,36 @@ def draw_cells(seed: int, index: int, size: tuple[int, ...] = CELLS_SIZE) -> tup
 
     noisy = rng.poisson(PHOTONS_PER_GREY * clean) / PHOTONS_PER_GREY + rng.normal(0, 2.0, size)
     return noisy.round().clip(0, 255).astype(np.uint8), labels
+
+
+def draw_cue(seed: int, index: int, size: tuple[int, ...] = CUE_SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """One picture of a disc, whose class a mark on the other side of the picture decides.
+
+    All discs are alike. With a bright mark a disc has class 1, with a dark one class 2, and in every third
+    case there is no mark and the disc is background, so that neither class is what is left without a cue.
+    What a network looked at is known here: disc and mark.
+
+    Args:
+        seed: of the phantom, 0 or more.
+        index: of the case, 0 or more.
+        size: rows and columns, 48 or more each.
+
+    Returns:
+        The image (H, W), uint8; the label (H, W), uint8, 0 background, 1 bright, 2 dark.
+    """
+    rng = np.random.default_rng([seed, index])
+    height, width = size
+    row, mark = rng.uniform(0.25, 0.75, 2) * height
+    column, far = rng.uniform(0.15, 0.25) * width, rng.uniform(0.75, 0.85) * width
+    image = CUE_GREY + rng.normal(0, CUE_NOISE, size)
+    within = disk((row, column), CUE_RADIUS, shape=size)
+    image[within] += CUE_DISC - CUE_GREY
+    kind = (index + 1) % 3  # the first two have a mark
+    top, left = int(mark) - CUE_SIDE // 2, int(far) - CUE_SIDE // 2
+    image[top : top + CUE_SIDE, left : left + CUE_SIDE] += (0, 1, -1)[kind] * CUE_MARK
+    label = np.zeros(size, np.uint8)
+    label[within] = kind
+    return image.round().clip(0, 255).astype(np.uint8), label
 
 
 def _organ_axis(rng: np.random.Generator, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -398,9 +434,17 @@ def draw_heart(
     return image.astype(np.float32), label, affine
 
 
-def _write_cells(stem: str, seed: int, index: int, size: tuple[int, ...], image: Path, label: Path) -> str:
-    """Write one cells case as two PNG files and return their name."""
-    pixels, labels = draw_cells(seed, index, size)
+def _write_picture(
+    draw: Callable[..., tuple[np.ndarray, np.ndarray]],
+    stem: str,
+    seed: int,
+    index: int,
+    size: tuple[int, ...],
+    image: Path,
+    label: Path,
+) -> str:
+    """Write one case that is drawn as two PNG files and return their name."""
+    pixels, labels = draw(seed, index, size)
     Image.fromarray(pixels).save(image / f"{stem}.png")
     Image.fromarray(labels).save(label / f"{stem}.png")
     return f"{stem}.png"
@@ -427,12 +471,23 @@ def _write_volume(
 
 
 _WRITERS: dict[Kind, Callable[[str, int, int, tuple[int, ...], Path, Path], str]] = {
-    Kind.CELLS: _write_cells,
+    Kind.CELLS: partial(_write_picture, draw_cells),
+    Kind.CUE: partial(_write_picture, draw_cue),
     Kind.ORGAN: partial(_write_volume, draw_organ),
     Kind.HEART: partial(_write_volume, draw_heart),
 }
-_USUAL_SIZE = {Kind.CELLS: CELLS_SIZE, Kind.ORGAN: ORGAN_SIZE, Kind.HEART: HEART_SIZE}
-_MIN_SIZE = {Kind.CELLS: CELLS_MIN_SIZE, Kind.ORGAN: ORGAN_MIN_SIZE, Kind.HEART: HEART_MIN_SIZE}
+_USUAL_SIZE = {
+    Kind.CELLS: CELLS_SIZE,
+    Kind.CUE: CUE_SIZE,
+    Kind.ORGAN: ORGAN_SIZE,
+    Kind.HEART: HEART_SIZE,
+}
+_MIN_SIZE = {
+    Kind.CELLS: CELLS_MIN_SIZE,
+    Kind.CUE: CUE_MIN_SIZE,
+    Kind.ORGAN: ORGAN_MIN_SIZE,
+    Kind.HEART: HEART_MIN_SIZE,
+}
 _ABOUT: dict[Kind, dict[str, Any]] = {
     Kind.CELLS: {
         "name": "phantom cells",
@@ -442,6 +497,14 @@ _ABOUT: dict[Kind, dict[str, Any]] = {
         "modality": {"0": "microscopy"},
         "labels": {"0": "background", "1": "cell"},
         "instances": True,
+    },
+    Kind.CUE: {
+        "name": "phantom cue",
+        "description": "Generated pictures of discs whose class a mark elsewhere decides",
+        "licence": "CC0-1.0",
+        "tensorImageSize": "2D",
+        "modality": {"0": "none"},
+        "labels": {"0": "background", "1": "bright", "2": "dark"},
     },
     Kind.ORGAN: {
         "name": "phantom organ",
@@ -485,13 +548,13 @@ def write_phantom(
     """Write a phantom data set, all of it or nothing.
 
     Args:
-        kind: cells (2D), organ or heart (3D).
+        kind: cells or cue (2D), organ or heart (3D).
         output_dir: a new or empty folder, or an earlier phantom, which is replaced.
         cases: how many, held-out ones included, 4 or more.
         seed: 0 or more; the same seed gives the same arrays.
-        size: (rows, columns) of cells, 64 or more each, (x, y, z) voxels of the organ, 24 or more each, or
-            of the heart, 64 or more in the plane and 5 slices or more; 256 x 256, 48 x 56 x 40 or
-            128 x 128 x 10 by default.
+        size: (rows, columns) of cells, 64 or more each, or of a cue, 48 or more each, (x, y, z) voxels of
+            the organ, 24 or more each, or of the heart, 64 or more in the plane and 5 slices or more;
+            256 x 256, 64 x 64, 48 x 56 x 40 or 128 x 128 x 10 by default.
 
     Returns:
         The contents of dataset.json.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ def examine(report: Report, args_file: Path | None, ids: Mapping[str, Any], star
         ids: "config_file" and ids of the command line; a data folder alone is checked alone.
         started: seconds that the imports took.
     """
-    with _quiet():
+    with runs.quiet():
         _examine(report, args_file, ids, started)
 
 
@@ -66,17 +64,3 @@ def _reason(report: Report, run: runs.Run, cases: data.Cases | None) -> str | No
     if cases is None or (run.kind == "training" and report.worst(data.PART) == "error"):
         return "the data have errors"
     return None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let no library tell of what goes well, nor MONAI of where configs lie."""
-    workflows = logging.getLogger("monai.bundle.workflows")
-    level, below = workflows.level, logging.root.manager.disable
-    workflows.setLevel(logging.ERROR)
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        workflows.setLevel(level)
-        logging.disable(below)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +40,20 @@ ALONE = "dataset_dir"
 NEEDED = ("dimensions", "labels", "device")
 
 Kind = Literal["training", "evaluation", "inference", "large volumes"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let no library tell of what goes well, nor MONAI of where configs lie."""
+    workflows = logging.getLogger("monai.bundle.workflows")
+    level, below = workflows.level, logging.root.manager.disable
+    workflows.setLevel(logging.ERROR)
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        workflows.setLevel(level)
+        logging.disable(below)
 
 
 class Run(ConfigWorkflow):

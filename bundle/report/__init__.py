@@ -40,6 +40,7 @@ def report(run: Path, dataset_dir: Path | None, recipe: Path | None, output: Pat
     """Carry out `bundle.cli.report`, whose arguments these are."""
     run = run.resolve()
     found = gather(run, dataset_dir, recipe)
+    found.output = output.absolute() if output else None
     if not found.judged:
         found.sizes = sizes(found)
     chosen, told = choose(found)
@@ -50,7 +51,7 @@ def report(run: Path, dataset_dir: Path | None, recipe: Path | None, output: Pat
         typer.echo(
             f"warning: the report has {len(page) / 1e6:.0f} MB, as its text and tables are long", err=True
         )
-    place = (output or run / NAME).absolute()
+    place = found.output or (run / NAME).absolute()
     with atomic_write(place) as temporary:
         temporary.write_bytes(page)
     for sentence in found.missing:

@@ -221,6 +221,7 @@ class Found:
         pred: segmentations that nobody judged.
         sizes: of these, see `sizes`.
         ensemble: args file that segments with all networks.
+        output: where the report goes; None: to its usual place.
         missing: sentences on what is not there.
     """
 
@@ -239,12 +240,22 @@ class Found:
     pred: Path | None = None
     sizes: list[Row] = field(default_factory=list)
     ensemble: Path | None = None
+    output: Path | None = None
     missing: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> Row:
         """What is known of the config: that of the training, else that of the inference."""
         return self.config or self.recipe
+
+    @cached_property
+    def applied(self) -> Row:
+        """The config of what a user segments with: the recipe, of an ensemble with its overlays on top."""
+        if self.ensemble is None:
+            return self.recipe
+        files = [Path(file) for file in _json(self.ensemble).get("config_file", [])[1:]]
+        learnt = {key: value for file in files if file.is_file() for key, value in _json(file).items()}
+        return {**self.recipe, **learnt}
 
     @property
     def name(self) -> str:

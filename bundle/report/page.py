@@ -82,6 +82,14 @@ EXTRAS = (
         "groups.csv",
         "groups.png",
     ),
+    (
+        "why",
+        "What the network looked at",
+        "For one place: what of the image moved the answer there. It is no proof: a network that has not "
+        "learnt anything looks at what is near, too.",
+        "why.csv",
+        "why.png",
+    ),
     ("review", "To be looked at", "Cases that somebody should look at first.", "review.csv", "review.png"),
 )
 
@@ -444,7 +452,8 @@ def _extra(found: Found, name: str, heading: str, told: str, table: str, picture
     parts = []
     runs = [found.run, found.run / "crossval"] if found.kind == "auto" else [found.run]
     learnt = [run / CALIBRATED for run in runs]
-    for folder in dict.fromkeys([*runs, *learnt, *(judged.folder for judged in found.judged)]):
+    asked = [folder for run in runs for folder in sorted(run.glob("why*/"))]
+    for folder in dict.fromkeys([*runs, *learnt, *asked, *(judged.folder for judged in found.judged)]):
         file, drawn = folder / table, folder / picture
         rows = _rows_of(file) if file.is_file() else []
         source = ""

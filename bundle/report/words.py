@@ -295,9 +295,10 @@ def methods(found: Found) -> Iterator[str]:
     if not config:
         yield "Nothing beside these results says how they were made: give --recipe with the inference.json."
         return
-    yield from _network(config)
+    yield from _network(found, config)
     if found.trainings:
         yield from _training(found, config)
+    yield from _afterwards(found)
     yield from _judging(found)
     versions = {name: found.facts.get(f"{name}_version") for name in ("monai", "pytorch", "numpy", "python")}
     known = [
@@ -309,7 +310,7 @@ def methods(found: Found) -> Iterator[str]:
         yield f"Software: unet-bundle {found.facts.get('version', '')} with {listed(known)}."
 
 
-def _network(config: Mapping[str, Any]) -> Iterator[str]:
+def _network(found: Found, config: Mapping[str, Any]) -> Iterator[str]:
     network = config.get("network_def", {})
     kind = str(network.get("_target_", "")).rpartition(".")[2] if isinstance(network, Mapping) else ""
     dims, classes = config.get("spatial_dims"), class_names(dict(config.get("labels", {})))
@@ -317,9 +318,11 @@ def _network(config: Mapping[str, Any]) -> Iterator[str]:
     widths = (
         f" with {listed([str(part) for part in channels])} feature maps in its levels" if channels else ""
     )
+    count = len(found.trainings) if found.ensemble else 1
+    several = f" the mean of {counted(count, 'network')}, one of each fold; each is" if count > 1 else ""
     yield (
-        f"Images were segmented with a {dims}D network, {PAPERS.get(kind, kind)}{widths}, which tells "
-        f"{len(classes)} classes apart ({', '.join(classes)})."
+        f"Images were segmented with{several} a {dims}D network, {PAPERS.get(kind, kind)}{widths}, which "
+        f"tells {len(classes)} classes apart ({', '.join(classes)})."
     )
     geometry = config.get("geometry")
     if dims == 3 and geometry and config.get("spacing"):
@@ -329,6 +332,35 @@ def _network(config: Mapping[str, Any]) -> Iterator[str]:
     names = [_target(part) for part in config.get("normalise", []) if isinstance(part, Mapping)]
     if names:
         yield f"Intensities were {listed([NORMALISED.get(name, f'changed by {name}') for name in names])}."
+
+
+def _afterwards(found: Found) -> Iterator[str]:
+    """What is done with the probabilities: temperature, threshold and what is cleaned."""
+    config = found.applied
+    said = []
+    if isinstance(calibration := config.get("calibration"), Mapping):
+        told = plain(calibration.get("temperature"))
+        said.append(f"logits were divided by a temperature ({told})")
+    if isinstance(threshold := config.get("threshold"), int | float):
+        said.append(f"the foreground is where its probability is above {threshold:g}")
+    if isinstance(clean := config.get("clean"), Mapping):
+        for name, settings in clean.items():
+            parts = [CLEANED[key].format(value) for key, value in settings.items() if value]
+            if parts:
+                said.append(f"of {name} {listed(parts)}")
+    learnt = ", as was chosen on the cases of all folds; their scores are without" if found.ensemble else ""
+    if said:
+        yield f"Afterwards {listed(said)}{learnt}."
+    elif found.ensemble:
+        yield "Probabilities were not calibrated, and nothing was cleaned."
+
+
+#: What is done to a class, by the setting of `scripts.transforms.classes.Cleaning`.
+CLEANED = {
+    "largest": "the largest component alone was kept",
+    "min_size": "components of fewer than {} voxels were removed",
+    "max_hole": "holes of up to {} voxels were filled",
+}
 
 
 def _training(found: Found, config: Mapping[str, Any]) -> Iterator[str]:
@@ -455,7 +487,7 @@ def commands(found: Found) -> Iterator[tuple[str, str]]:
     elif found.kind == "training":
         given = shlex.join(["--config_file", str(found.run / "inference.json")])
         yield "Segment new images", segment.format(given)
-    places = {"--dataset_dir": found.data.folder, "--recipe": found.recipe_file}
+    places = {"--dataset_dir": found.data.folder, "--recipe": found.recipe_file, "--output": found.output}
     named = [part for name, place in places.items() if place for part in (name, str(place))]
     yield "This report, again", f"python -m bundle report {shlex.join([str(found.run), *named])}"
 

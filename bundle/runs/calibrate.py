@@ -55,6 +55,7 @@ from scripts.labels import IGNORE_LABEL, class_names
 from scripts.pictures import CLASS_COLOURS, save_figure
 from scripts.progress import progress
 from scripts.recipe import Ids
+from scripts.review import CLASSES
 from scripts.tables import Row, table
 
 #: The overlay, what it was learnt from, its tables and picture.
@@ -268,6 +269,25 @@ def calibrate(
     ids: Ids,
 ) -> None:
     """Carry out `bundle.cli.calibrate`, whose arguments these are."""
+    new = not output_dir.exists()
+    try:
+        _calibrate(args_file, output_dir, dataset_dir, checkpoint, pred, section, classwise, ids)
+    except InputError:
+        if new and output_dir.is_dir() and not any(output_dir.iterdir()):
+            output_dir.rmdir()
+        raise
+
+
+def _calibrate(
+    args_file: Path,
+    output_dir: Path,
+    dataset_dir: Path | None,
+    checkpoint: Path | None,
+    pred: Path | None,
+    section: str | None,
+    classwise: bool,
+    ids: Ids,
+) -> None:
     _, parser, dataset_dir = opened(args_file, output_dir, dataset_dir, checkpoint, ids)
     parser["calibration"] = None
     parser.get_parsed_content("set_up")
@@ -301,6 +321,8 @@ def calibrate(
             if helps:
                 found = of_group[group].of_probabilities(torch.from_numpy(found)).numpy()
             observed += observe(seen.case, subjects[seen.case], group, found, truth, class_names(labels))
+    for name in (FACTS, OVERLAY, TABLE, PICTURE, REVIEW_TABLE, REVIEW_PICTURE):
+        (output_dir / name).unlink(missing_ok=True)  # of an earlier run
     learnt = learn([seen.sample for seen in evidence.cases], classwise)
     folds = fold_rows(judged, of_group)
     write_csv(output_dir / TABLE, rows)
@@ -329,12 +351,16 @@ def calibrate(
         with atomic_write(output_dir / name) as temporary:
             temporary.write_text(json.dumps(content, indent=4, allow_nan=False) + "\n", encoding="utf-8")
     tell(rows, folds, about)
-    if cases:
+    left = f"; {evidence.failed} more cases were left out, as told above" if evidence.failed else ""
+    if review is not None:
         tell_review(about["review"], review)  # type: ignore[arg-type]
+        without = [name for name in class_names(labels)[1:] if name not in review[CLASSES]]
+        if without:
+            typer.echo(f"No predicted Dice of {few(without)}, which too few cases show or find{left}.")
     else:
         typer.echo(
             f"No predicted Dice: it takes {FEWEST_SUBJECTS} subjects or more, of which enough show a class "
-            f"to be learnt from and judged by in turn, and here are {len(people)}."
+            f"to be learnt from and judged by in turn, and here are {len(people)}{left}."
         )
     nothing = (
         "" if helps else ", which changes nothing, as the likelihood of cases not learnt from is no better"
@@ -348,9 +374,11 @@ def require_enough(evidence: Evidence, subjects: Mapping[str, str]) -> None:
     people = {subjects[seen.case] for seen in evidence.cases}
     if len(people) < FEWEST_CASES:
         cases = few([seen.case for seen in evidence.cases])
+        bad = f", as {evidence.failed} more are bad: mend these, or" if evidence.failed else ":"
         raise InputError(
-            f"{len(evidence.cases)} cases of {len(people)} subject(s) ({cases}) are too few to calibrate by: "
-            f"give the predictions of {FEWEST_CASES} subjects or more, such as those of a cross-validation"
+            f"{len(evidence.cases)} cases of {len(people)} subject(s) ({cases}) are too few to calibrate by"
+            f"{bad} give the predictions of {FEWEST_CASES} subjects or more, such as those of a "
+            "cross-validation"
         )
 
 

@@ -354,9 +354,9 @@ class Crossval:
         """
         for overlay in learnt:
             facts = read_json(overlay.with_name(FACTS))
-            rest = {name: facts.pop(name) for name in ("review", "unlike") if name in facts}
+            rest = [(name, facts.pop(name)) for name in ("review", "unlike") if name in facts]
             del facts["folds"]
-            for name, content in {"calibration": facts, **rest}.items():
+            for name, content in [("calibration", facts), *rest]:
                 self.report(name, content)
         for name, content in summary_of_groups(self.output_dir, self.output_dir / "crossval.csv").items():
             self.report(name, content)
@@ -584,7 +584,8 @@ def intervals_table(rows: Sequence[Row]) -> str:
         line = lines.setdefault(row["class"], {"class": row["class"]})
         known = [row[key] for key in ("mean", "low", "high") if row[key] is not None]
         mean, *ends = [number(row["score"], value) for value in known] or ["-"]
-        line[f"{row['score']} (95 %)"] = f"{mean} ({' to '.join(ends) or 'one subject'})"
+        between = f" ({' to '.join(ends) or 'one subject'})" if known else ""
+        line[f"{row['score']} (95 %)"] = f"{mean}{between}"
     return table(list(next(iter(lines.values()))), list(lines.values()))
 
 

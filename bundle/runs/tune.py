@@ -697,9 +697,9 @@ def tune_classes(store: Store, names: Sequence[str], measure: str, output_dir: P
             return judge_class(store.cases, index, measure, parameters)
 
         trials = _search(judge, neutral, grid, measure, name)
-        best = best_of(trials)
-        said += [f"{name}: {note}" for note in notes(best, trials, grid)]
+        searched = list(trials)
         found = kept(trials, neutral, judge)
+        said += [f"{name}: {note}" for note in notes(found, searched, grid)]
         drawn[name] = ([found, *(trial for trial in trials if trial is not found)], grid)
         chosen[name] = found
         nothing = trials[0]

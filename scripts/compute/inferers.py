@@ -256,13 +256,13 @@ class SlabInferer(Inferer):
         batches = _batches(len(across), batch_size, abreast)
         if converted:
             seen = [[corner] * len(batches[0]) for corner in _from_the_middle(layout.corners)]
-            self.runtime.look(network, (_read(source, corners, layout, device) for corners in seen))
+            self.runtime.look(network, (read_tiles(source, corners, layout, device) for corners in seen))
 
         sums = torch.empty(0)
         for index, top in enumerate(walked):
             for chosen in batches:
                 corners = [(*across[i][:axis], top, *across[i][axis + 1 :]) for i in chosen]
-                tiles = _read(source, corners, layout, device)
+                tiles = read_tiles(source, corners, layout, device)
                 logits = self.runtime(network, tiles, *args, **kwargs)
                 if tuple(logits.shape[2:]) != window:
                     raise InputError(
@@ -879,13 +879,16 @@ def _move_up(planes: torch.Tensor, done: int) -> None:
     planes[kept:] = 0
 
 
-def _read(
+def read_tiles(
     source: Source, corners: Sequence[Sequence[int]], layout: Windows, device: torch.device
 ) -> torch.Tensor:
-    """The tiles of some windows, (B, C, *tile), float32; only what lies within the image is read."""
+    """The tiles of some windows, (B, C, *tile), float32; only what lies within the image is read.
+
+    Of a tensor with gradients the tiles have them too.
+    """
     channels, *spatial = source.shape
     tiles = torch.zeros((len(corners), channels, *layout.tile), device=device)
-    for tile, corner in zip(tiles, corners, strict=True):
+    for index, corner in enumerate(corners):
         boxes, targets, folds = [slice(0, channels)], [slice(0, channels)], []
         for start, n, seen, predicted in zip(corner, spatial, layout.tile, layout.window, strict=True):
             start -= (seen - predicted) // 2
@@ -903,5 +906,5 @@ def _read(
             piece = torch.from_numpy(np.array(piece, dtype=np.float32))
         for axis, places in enumerate(folds, start=1):
             piece = piece.index_select(axis, places.to(piece.device))
-        tile[tuple(targets)] = piece
+        tiles[index][tuple(targets)] = piece
     return tiles

@@ -560,6 +560,9 @@ def split_images(
 ) -> dict[str, list[dict[str, Any]]]:
     """Images to learn from without labels, and those to validate on, after a look at every file.
 
+    Bad images are logged and left out: nobody went through the images of a folder one by one, as those do
+    who annotate.
+
     Args:
         dataset_dir: folder of images, see `read_images`; or folder with dataset.json, of which training and
             validation cases are taken without their labels, and no testing cases.
@@ -573,14 +576,32 @@ def split_images(
         `training` and `validation`, as of `read_split`, without labels.
 
     Raises:
-        InputError: if the folder, dataset.json or a file is not usable, or there are fewer than two images.
+        InputError: if the folder or dataset.json is not usable, fewer than two images of a folder are, or
+            none of a list.
     """
     folder = _existing_folder(dataset_dir)
     if (folder / "dataset.json").is_file():
         listed = sections(folder, fold, seed)
         split = {name: listed[name] for name in ("training", "validation")}
     else:
-        cases = found_images(folder, in_channels)
+        split = {"": found_images(folder, in_channels)}
+
+    def check(case: Mapping[str, Any]) -> list[Problem]:
+        return check_image(case, spatial_dims=spatial_dims, in_channels=in_channels)
+
+    everything = [{key: case[key] for key in ("image", "case")} for cases in split.values() for case in cases]
+    problems = [problem for found in map_cases(check, everything, "Checking images") for problem in found]
+    bad = {problem.case for problem in problems if problem.severity == "error"}
+    sound = {case["case"]: case for case in everything if case["case"] not in bad}
+    split = {
+        name: [sound[case["case"]] for case in cases if case["case"] in sound]
+        for name, cases in split.items()
+    }
+    if bad and (not all(split.values()) or len(sound) < 2):
+        require_sound(problems)
+    log_problems(problems)
+    if "" in split:
+        cases = split[""]
         if len(cases) < 2:
             raise InputError(
                 f"dataset_dir {folder} holds one image; one to learn from and one to validate on are needed; "
@@ -589,17 +610,8 @@ def split_images(
         random.Random(seed).shuffle(cases)
         count = min(max(round(held_out * len(cases)), 1), len(cases) - 1)
         split = {"training": cases[count:], "validation": cases[:count]}
-    split = {
-        name: [{key: case[key] for key in ("image", "case")} for case in cases]
-        for name, cases in split.items()
-    }
-
-    def check(case: Mapping[str, Any]) -> list[Problem]:
-        return check_image(case, spatial_dims=spatial_dims, in_channels=in_channels)
-
-    everything = [case for cases in split.values() for case in cases]
-    checked = map_cases(check, everything, "Checking images")
-    require_sound([problem for problems in checked for problem in problems])
+    if bad:
+        logger.warning("%d of %d images are left out: %s", len(bad), len(everything), few(sorted(bad)))
     logger.info(
         "%s: %s images without labels", folder, ", ".join(f"{len(split[name])} {name}" for name in split)
     )

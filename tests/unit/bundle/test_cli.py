@@ -31,6 +31,7 @@ GROUPS = {
         "auto",
         "groups",
         "suggest",
+        "why",
         "rounds",
         "report",
     ],

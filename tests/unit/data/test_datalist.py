@@ -675,6 +675,24 @@ def test_images_to_learn_from_without_labels(tmp_path: Path) -> None:
     assert not any("label" in case for cases in split.values() for case in cases)
 
 
+def test_one_bad_image_stops_no_learning_from_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = dataset(tmp_path)
+    (folder / "images/b.png").write_bytes(b"none")
+    kind = {"spatial_dims": 2, "in_channels": 1}
+    split = split_images(folder / "images", held_out=0.3, seed=1, **kind)
+    assert sorted("".join(ids(split).values())) == list("acdefg")
+    assert "1 of 7 images are left out: b" in caplog.text
+    assert "b.png" in caplog.text
+    listed = entries(folder)
+    describe(folder, training=listed[:3], validation=listed[3:4])
+    assert ids(split_images(folder, **kind)) == {"training": "ac", "validation": "d"}
+    describe(folder, training=listed[2:4], validation=listed[1:2])
+    with pytest.raises(InputError, match=r"b\.png"):
+        split_images(folder, **kind)
+
+
 def test_images_to_learn_from_that_cannot_be(tmp_path: Path) -> None:
     kind = {"spatial_dims": 2, "in_channels": 1}
     picture(tmp_path / "images/a.png")

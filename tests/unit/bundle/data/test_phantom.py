@@ -14,14 +14,22 @@ from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 import bundle.data.phantom as module
-from bundle.data.phantom import Kind, draw_cells, draw_heart, draw_organ, held_out, write_phantom
+from bundle.data.phantom import (
+    Kind,
+    draw_cells,
+    draw_cue,
+    draw_heart,
+    draw_organ,
+    held_out,
+    write_phantom,
+)
 from bundle.runs.baseline import otsu_components
 from scripts.errors import InputError
 from scripts.judging import Case, confusion, overlap_scores
 from tests.commands import as_options, invoke
 
 CASES = range(24)
-SMALL = {Kind.CELLS: (64, 64), Kind.ORGAN: (24, 28, 24), Kind.HEART: (64, 68, 5)}
+SMALL = {Kind.CELLS: (64, 64), Kind.CUE: (48, 48), Kind.ORGAN: (24, 28, 24), Kind.HEART: (64, 68, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +200,27 @@ def test_a_heart_is_a_ring_of_muscle_in_few_thick_slices() -> None:
         assert (lookalike & (label == 0)).sum() > (label == 2).sum()
 
 
+# The cue
+
+
+def test_a_disc_says_nothing_of_its_class_and_the_mark_all() -> None:
+    discs: dict[int, list[np.ndarray]] = {0: [], 1: [], 2: []}
+    for index in range(18):
+        image, label = draw_cue(0, index)
+        value = int(label.max())
+        near = np.where(np.indices(image.shape)[1] < image.shape[1] // 2, image, 0)
+        disc = ndimage.binary_opening(near > module.CUE_GREY + 25)
+        assert ndimage.label(disc)[1] == 1
+        assert value == 0 or (disc == (label == value)).mean() > 0.99
+        discs[value].append(image[disc])
+        far = image[:, image.shape[1] // 2 :].astype(int) - module.CUE_GREY
+        mark = np.abs(far) > 8 * module.CUE_NOISE
+        assert mark.sum() == (module.CUE_SIDE**2 if value else 0)
+        assert not value or (far[mark] > 0).all() == (value == 1)
+    means = [np.concatenate(parts).mean() for parts in discs.values()]
+    assert max(means) - min(means) < 1
+
+
 # All
 
 
@@ -222,7 +251,8 @@ def test_a_case_depends_on_seed_and_number_only(kind: Kind, tmp_path: Path) -> N
     assert len(more) == 12
     for name, array in few.items():
         np.testing.assert_array_equal(array, more[name])
-        assert not np.array_equal(array, other[name])
+        if kind is not Kind.CUE or name.endswith("ima"):  # some of its labels are empty
+            assert not np.array_equal(array, other[name])
 
 
 @pytest.mark.parametrize(
@@ -248,11 +278,11 @@ def test_monai_reads_the_data_list_and_the_files(kind: Kind, tmp_path: Path) -> 
     declared = {int(value) for value in about["labels"]}
     for index, item in enumerate(training[:4]):  # the first four are cases 0 to 3
         image, label = (np.asarray(LoadImage(image_only=True)(item[key])) for key in ("image", "label"))
-        if kind is Kind.CELLS:
-            pixels, instances = draw_cells(0, index, SMALL[kind])
+        if kind in (Kind.CELLS, Kind.CUE):
+            pixels, drawn = {Kind.CELLS: draw_cells, Kind.CUE: draw_cue}[kind](0, index, SMALL[kind])
             np.testing.assert_array_equal(image.T, pixels)  # MONAI reads pictures with x first
-            np.testing.assert_array_equal(label.T, instances)
-            assert about["instances"] is True
+            np.testing.assert_array_equal(label.T, drawn)
+            assert about.get("instances", False) is (kind is Kind.CELLS)
         else:
             draw = {Kind.ORGAN: draw_organ, Kind.HEART: draw_heart}[kind]
             voxels, parts, affine = draw(0, index, SMALL[kind])

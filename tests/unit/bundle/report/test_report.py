@@ -262,7 +262,11 @@ def test_files_of_other_commands_have_their_sections(crossval: Path) -> None:
     (crossval / "review.csv").write_text("case,why,score\n<b>b</b>,unsure,0.25\nc,small,\n", encoding="utf-8")
     (crossval / "calibrated").mkdir()
     Image.new("RGB", (40, 30)).save(crossval / "calibrated/reliability.png")
+    (crossval / "why_b").mkdir()
+    (crossval / "why_b/why.csv").write_text("method,half within\nocclusion,4.5\n", encoding="utf-8")
     page, _ = made(crossval)
+    (asked,) = [table for table in page.tables if table.section == "why"]
+    assert asked.rows == [["method", "half within"], ["occlusion", "4.5000"]]
     (review,) = [table for table in page.tables if table.section == "review"]
     assert review.rows == [["case", "why", "score"], ["<b>b</b>", "unsure", "0.2500"], ["c", "small", "–"]]
     assert "calibration" in page.texts
@@ -279,6 +283,25 @@ def test_groups_and_what_is_said_of_them(crossval: Path, tmp_path: Path) -> None
     (found,) = [table for table in page.tables if table.section == "groups"]
     assert [row[:2] for row in found.rows[1:]] == [["site", "<i>a</i>"]] * 3 + [["site", "b"]] * 3
     assert "site: no two groups have 5 subjects, so that nothing can be said" in page.texts["groups"]
+
+
+def test_an_ensemble_is_told_as_what_a_user_runs(crossval: Path, tmp_path: Path) -> None:
+    page, _ = made(crossval)
+    assert "the mean of 2 networks, one of each fold; each is a 3D network" in page.texts["how"]
+    assert "Probabilities were not calibrated, and nothing was cleaned." in page.texts["how"]
+    learnt = written(tmp_path / "calibration.json", {"calibration": {"temperature": 1.25}})
+    cleaned = {"threshold": None, "clean": {"outer": {"largest": True, "max_hole": 7}, BAD_CLASS: {}}}
+    files = ["inference.json", str(learnt), str(written(tmp_path / "postprocessing.json", cleaned))]
+    written(crossval / "ensemble.json", {"config_file": files})
+    said = workbench("report", crossval, "--output", tmp_path / "shown.html")
+    assert "open it" in said
+    page = Page((tmp_path / "shown.html").read_text(encoding="utf-8"))
+    for told in (
+        "divided by a temperature (1.25)",
+        "of outer the largest component alone was kept and holes of up to 7 voxels were filled",
+        f"--output {tmp_path / 'shown.html'}",
+    ):
+        assert told in page.texts["how"]
 
 
 def test_one_bad_file_leaves_the_others(crossval: Path, data: Path) -> None:

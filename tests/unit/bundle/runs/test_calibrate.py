@@ -115,7 +115,9 @@ def test_the_command_learns_on_other_folds_than_it_judges(predicted: Path) -> No
     assert np.asarray(Image.open(out / "reliability.png")).std() > 0
     assert "Each fold by what was learnt on the others" in said
 
-    calibrate(predicted, classwise=True)
+    (out / "predicted_dice.csv").touch()
+    assert "No predicted Dice" in calibrate(predicted, classwise=True)
+    assert not (out / "predicted_dice.csv").exists()
     overlay = json.loads((out / "calibration.json").read_text())
     assert overlay["calibration"]["temperature"].keys() == {"background", "cell"}
 
@@ -138,8 +140,13 @@ def test_bad_input_is_a_sentence(predicted: Path) -> None:
     for number in range(1, 5):
         (pred / f"p{number}_prob.nii.gz").unlink()
     said = calibrate(predicted)
-    assert "3 cases of 3 subject(s) (p5, p6, p7) are too few to calibrate by" in said
+    assert "3 cases of 3 subject(s) (p5, p6, p7) are too few to calibrate by, as 1 more are bad" in said
     assert "of 5 subjects or more" in said
+    for file in (predicted / "out").iterdir():
+        file.unlink()
+    (predicted / "out").rmdir()
+    calibrate(predicted)
+    assert not (predicted / "out").exists()
 
 
 def test_without_folds_subjects_are_left_out_together(predicted: Path) -> None:

@@ -84,6 +84,7 @@ def test_one_subject_and_nothing_have_no_interval(scored: Path) -> None:
     write_csv(scored / "scores.csv", rows)
     *_, nothing, _ = summarise(scored, ("dice",), one, FOLD_OF)
     assert (nothing["class"], nothing["mean"], nothing["cases"]) == ("y", None, 0)
+    assert intervals_table([nothing]).splitlines()[-1].split() == ["y", "-"]
     draw(summarise(scored, ("dice",), one, FOLD_OF), scored / "nothing.png")
 
 
