@@ -398,7 +398,9 @@ def looks_turned(found: np.ndarray, learnt: np.ndarray, least: float) -> str:
     learnt = _unit(learnt)
     axes = range(found.ndim)
     fits = {
-        (order, signs): float((np.flip(found.transpose(order), [a for a in axes if signs[a]]) * learnt).sum())
+        (order, signs): float(
+            (np.flip(found.transpose(order), tuple(a for a in axes if signs[a])) * learnt).sum()
+        )
         for order in permutations(axes)
         for signs in product((False, True), repeat=found.ndim)
     }

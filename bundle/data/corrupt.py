@@ -327,7 +327,8 @@ def _write(file: Path, place: Path, drawn: str, kind: str, strength: int, seed: 
         return f"{place.name}.png"
     if values.dtype.byteorder == ">" or values.dtype == np.float64:
         values = values.astype(np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("="))
-    affine, form = read.header.affine, read.header.form
+    affine: np.ndarray = read.header.affine
+    form: np.ndarray | None = read.header.form
     if kind == "spacing":
         axis = np.random.RandomState(zlib.crc32(f"{kind} {seed} {drawn}".encode())).randint(3)
         affine, form = affine.copy(), None

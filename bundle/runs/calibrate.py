@@ -321,8 +321,8 @@ def calibrate(
             names = class_names(labels)
             observed += observe(seen.case, subjects[seen.case], group, found, truth, names)
             with done.attempt(images[seen.case]):
-                pred = MetaTensor(torch.from_numpy(found), affine=seen.affine)
-                sound.append(Sound(seen.case, group, inputs.describe(images[seen.case], pred, names)))
+                calibrated = MetaTensor(torch.from_numpy(found), affine=seen.affine)
+                sound.append(Sound(seen.case, group, inputs.describe(images[seen.case], calibrated, names)))
         enough = len({subjects[each.case] for each in sound}) >= FEWEST_SOUND
         others = inputs.of_training({each.case for each in sound}, done) if enough else []
     learnt = learn([seen.sample for seen in evidence.cases], classwise)

@@ -88,7 +88,7 @@ class Inputs:
 
 def learn_ranges(descriptions: Sequence[Description]) -> tuple[dict[str, list[float]], np.ndarray]:
     """The lowest and the highest of each number, in the order of their names, and the mean outline."""
-    outline = np.round(np.mean([each.outline for each in descriptions], axis=0), 3)
+    outline = np.asarray(np.mean([each.outline for each in descriptions], axis=0, dtype=np.float64)).round(3)
     held: dict[str, list[float]] = {}
     for each in descriptions:
         for name, value in each.with_fit(outline).items():
