@@ -147,6 +147,10 @@ MEASURES: dict[str, Measure] = {
 }
 
 
+#: Those of a prediction, which follow from what is wrong with an image.
+OF_PREDICTION = tuple(MEASURES)[list(MEASURES).index("expected_dice") :]
+
+
 @dataclass(frozen=True)
 class Description:
     """What is known of a case.
@@ -352,13 +356,13 @@ def judge(description: Description, fingerprint: Mapping[str, Any]) -> tuple[flo
 
     Returns:
         How far it lies beyond the worst range, as a share of that, and where this is above the limit what is
-        unlike, a sentence each, the worst first.
+        unlike, a sentence each, those of the image first, the worst first.
     """
     outline = read_outline(fingerprint, description.outline.ndim)
     found, ranges = description.with_fit(outline), fingerprint[RANGES]
     beyond = beyond_ranges(found, ranges)
     worst: dict[str, str] = {}
-    for name in sorted(beyond, key=beyond.__getitem__, reverse=True):
+    for name in sorted(beyond, key=lambda name: (name.partition(":")[0] in OF_PREDICTION, -beyond[name])):
         if beyond[name] > fingerprint[LIMIT]:
             worst.setdefault(name.partition(":")[0], name)
     told = [sentence(name, found[name], ranges[name]) for name in list(worst.values())[:TOLD]]
