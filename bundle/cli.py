@@ -71,7 +71,11 @@ Strategy = Literal["entropy", "random"]
 FormatName = StrEnum("FormatName", ["pt2", "onnx", "openvino", "openvino-int8", "tensorrt", "torchscript"])
 StrategyName = StrEnum("StrategyName", ["entropy", "random"])
 MethodName = StrEnum("MethodName", ["gradient", "smoothgrad", "occlusion"])
-Corruption = StrEnum("Corruption", "bias_field noise blur ringing inverted low_resolution ghosting motion")
+Corruption = StrEnum(
+    "Corruption",
+    "bias_field noise blur ringing inverted low_resolution ghosting motion clipped contrast empty "
+    "flipped rotated cropped padded spacing",
+)
 Sparse = StrEnum("Sparse", "slices planes boxes scribbles")
 ContestName = StrEnum(
     "ContestName",

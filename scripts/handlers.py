@@ -33,7 +33,7 @@ from scripts.checkpoints import (
 from scripts.compute.acceleration import memory_format_of
 from scripts.compute.exported import Exported
 from scripts.data import CachedCases, EpochSampler
-from scripts.data.cases import describe_cases
+from scripts.data.cases import InferenceCases, describe_cases
 from scripts.data.names import output_name
 from scripts.errors import InputError, few
 from scripts.files import atomic_write, write_csv
@@ -44,7 +44,7 @@ from scripts.progress import progress
 from scripts.recipe import WeightsWriter, other_training
 from scripts.scalars import Scalars
 from scripts.signals import DeferredSignals, end
-from scripts.transforms.versions import LOOK, LOWEST, TOLD
+from scripts.transforms.versions import LOOK, TOLD, UNLIKE, by_need
 
 logger = logging.getLogger(__name__)
 
@@ -608,21 +608,27 @@ class Review:
     """Writes review.csv: a line for each image, named as its files are, what needs a look first.
 
     It is written anew as images are finished, so that of a run that is cut it holds those that were done.
-    What an earlier run left is removed. Those that say LOOK come first, then
-    by LOWEST, or as they were finished without it.
+    What an earlier run left is removed. The order is that of `scripts.transforms.versions.by_need`. At the
+    end the log says how many images are unlike those learnt from.
 
     Args:
         output_dir: where it goes.
+        cases: get that sentence too where the run is to fail for it, see `fail_on_unlike`.
+        fail_on_unlike: an image that is unlike those learnt from makes the run end with an error.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
+    def __init__(
+        self, output_dir: str | Path, cases: InferenceCases | None = None, fail_on_unlike: bool = False
+    ) -> None:
         self.path = Path(output_dir) / REVIEW
+        self.cases = cases if fail_on_unlike else None
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
         """Listen to an inference."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.COMPLETED, self._count)
 
     def _start(self, engine: Engine) -> None:
         self.rows = []
@@ -635,8 +641,19 @@ class Review:
         told = [(output_name(case["case"]), output[TOLD]) for case, output in pairs if TOLD in output]
         new = [{"case": name, **columns} for name, columns in told]
         if new:
-            self.rows = sorted(self.rows + new, key=lambda row: (not row.get(LOOK), row.get(LOWEST, 0.0)))
+            self.rows = sorted(self.rows + new, key=by_need)
             write_csv(self.path, self.rows)
+
+    def _count(self, engine: Engine) -> None:
+        unlike = [str(row["case"]) for row in self.rows if row.get(LOOK) == UNLIKE]
+        if unlike:
+            sentence = (
+                f"{len(unlike)} of {len(self.rows)} images are unlike those learnt from: {few(unlike)}; "
+                f"{self.path} says why"
+            )
+            logger.warning(sentence)
+            if self.cases is not None:
+                self.cases.remarks.append(sentence)
 
 
 class LearningCurve:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 from skimage.measure import label as components
@@ -25,21 +26,20 @@ from scripts.calibration import is_number
 from scripts.errors import InputError, few
 from scripts.judging.reliability import NEAR
 from scripts.labels import class_names
-from scripts.transforms.versions import LOOK, LOWEST, with_told
+from scripts.transforms.versions import BEYOND, LOOK, LOW, LOWEST, UNLIKE, with_told
 from scripts.uncertainty import predictive_entropy
+from scripts.unlike import describe, judge, require_fingerprint
 
 #: What a predicted Dice is made of: see `features`.
 FEATURES = ("expected_dice", "border_entropy", "largest_piece", "log_voxels", "log_ratio")
 
 #: Content of the id `review`, and of each of its classes.
-COVERAGE, COVERED, CLASSES = "coverage", "covered", "classes"
+COVERAGE, COVERED, CLASSES, FINGERPRINT = "coverage", "covered", "classes", "fingerprint"
 OF_A_CLASS = ("intercept", "weights", "ranges", "half_width", "margin", "look_below")
 
-#: In the column LOOK: why a case needs a look, its low predicted Dice or being unlike those learnt from.
-LOW, UNLIKE = "low", "unlike"
-
-#: How far beyond the range of the cases learnt from features may lie, as a share of that range.
-BEYOND = 0.5
+#: How far beyond the range of the cases learnt from features may lie, as a share of that range, where there
+#: is no fingerprint.
+FAR = 0.5
 
 
 def features(probabilities: np.ndarray) -> list[dict[str, float]]:
@@ -127,9 +127,9 @@ def predicted_dice(found: Mapping[str, float], learnt: Mapping[str, Any]) -> flo
 
 
 def is_unlike(found: Mapping[str, float], learnt: Mapping[str, Any]) -> bool:
-    """Whether a feature lies far beyond those of the cases learnt from, see BEYOND."""
+    """Whether a feature lies far beyond those of the cases learnt from, see FAR."""
     return any(
-        not low - BEYOND * (high - low) <= found[name] <= high + BEYOND * (high - low)
+        not low - FAR * (high - low) <= found[name] <= high + FAR * (high - low)
         for name, (low, high) in learnt["ranges"].items()
     )
 
@@ -148,10 +148,12 @@ def require_review(review: Any, labels: Mapping[str, int]) -> None:
     parts = (COVERAGE, COVERED, CLASSES)
     if (
         not isinstance(review, Mapping)
-        or set(review) != set(parts)
+        or set(review) - {FINGERPRINT} != set(parts)
         or not isinstance(review[CLASSES], Mapping)
     ):
         raise InputError(f"review has not {', '.join(parts)}: {fix}")
+    if review.get(FINGERPRINT) is not None:
+        require_fingerprint(review[FINGERPRINT])
     names = class_names(dict(labels))[1:]
     if set(review[CLASSES]) - set(names):
         raise InputError(
@@ -176,35 +178,47 @@ class Reviewd(MapTransform):
     """Put into the table how good a segmentation is likely to be, class by class.
 
     Columns: of each class the predicted Dice, the ends of its interval, and the margin in voxels; the lowest
-    predicted Dice of all; and why it needs a look: UNLIKE the cases learnt from, for which no interval holds,
-    or LOW, as in the tenth of cases that were predicted worst.
+    predicted Dice of all; why it needs a look: UNLIKE the cases learnt from, for which no interval holds, or
+    LOW, as in the tenth of cases that were predicted worst. With a fingerprint what is unlike, in sentences,
+    and how far it lies beyond: see `scripts.unlike`.
 
     Args:
         keys: calibrated probabilities, (classes, *spatial), on the grid of the file.
         review: see `require_review`.
         labels: name to value, the background first.
+        image_key: of the image, after the preprocessing.
 
     Raises:
         InputError: see `require_review`.
     """
 
-    def __init__(self, keys: KeysCollection, review: Mapping[str, Any], labels: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        review: Mapping[str, Any],
+        labels: Mapping[str, int],
+        image_key: str = "image",
+    ) -> None:
         super().__init__(keys)
         require_review(review, labels)
+        self.image_key = image_key
+        self.fingerprint = review.get(FINGERPRINT)
         self.classes = review[CLASSES]
         self.names = class_names(dict(labels))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.keys:
-            out = with_told(out, self.told(np.asarray(torch.as_tensor(out[key]).cpu(), dtype=np.float32)))
+            out = with_told(out, self.told(out[key], out.get(self.image_key)))
         return out
 
-    def told(self, probabilities: np.ndarray) -> dict[str, Any]:
+    def told(self, prediction: torch.Tensor, image: Any) -> dict[str, Any]:
         """The columns of a case."""
+        probabilities = np.asarray(torch.as_tensor(prediction).cpu(), dtype=np.float32)
         columns: dict[str, Any] = {}
         predicted: dict[str, float] = {}
-        found = dict(zip(self.names, features(probabilities), strict=True))
+        seen = features(probabilities)
+        found = dict(zip(self.names, seen, strict=True))
         for name, learnt in self.classes.items():
             dice = predicted[name] = predicted_dice(found[name], learnt)
             low, high = np.clip([dice - learnt["half_width"], dice + learnt["half_width"]], 0, 1)
@@ -215,14 +229,20 @@ class Reviewd(MapTransform):
             }
             columns[f"{name} margin"] = learnt["margin"]
         look = LOW if any(dice < self.classes[name]["look_below"] for name, dice in predicted.items()) else ""
-        look = (
-            UNLIKE if any(is_unlike(found[name], learnt) for name, learnt in self.classes.items()) else look
-        )
+        if self.fingerprint is not None and isinstance(image, MetaTensor):
+            of_case = describe(image, MetaTensor(prediction), self.names, seen)
+            columns[BEYOND], unlike = judge(of_case, self.fingerprint)
+            columns[UNLIKE] = "; ".join(unlike)
+        else:
+            unlike = [name for name, learnt in self.classes.items() if is_unlike(found[name], learnt)]
+        look = UNLIKE if unlike else look
         rounded = {
             key: round(value, 4) if isinstance(value, float) else value for key, value in columns.items()
         }
+        lowest = {LOWEST: round(min(predicted.values()), 4)} if predicted else {}
         return {
             LOOK: look,
-            LOWEST: round(min(predicted.values(), default=1.0), 4),
+            **{key: rounded.pop(key) for key in (UNLIKE, BEYOND) if key in rounded},
+            **lowest,
             **rounded,
         }

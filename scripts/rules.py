@@ -263,6 +263,12 @@ def _review(value: Any, config: Config) -> dict[str, Any]:
     return dict(value)
 
 
+def _fail_on_unlike(value: Any, config: Config) -> bool:
+    if (fails := _flag(value, config)) and config.get("review") is None:
+        raise ValueError("nothing says what is unlike, as review is null: take what bundle calibrate wrote")
+    return fails
+
+
 def _clean(value: Any, config: Config) -> dict[str, Any]:
     from scripts.transforms.classes import CleanClassesd
 
@@ -420,6 +426,7 @@ RULES: dict[str, Rule] = {
         Rule('an object as bundle calibrate writes it, such as {"temperature": 1.3}', _calibration)
     ),
     "review": optional(Rule("an object as bundle calibrate writes it", _review)),
+    "fail_on_unlike": Rule(FLAG.says, _fail_on_unlike),
     "threshold": _of_class_maps(
         optional(Rule("a probability from 0 to below 1, for background and one other class", _threshold))
     ),

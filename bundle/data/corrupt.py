@@ -1,7 +1,8 @@
 """`python -m bundle corrupt`: the cases of a data set as another scanner or a worse day would have them.
 
 How a network does on data that it never saw is told by data of another place, or, where there are none, by
-these: the same cases and labels, with images that are changed as MR images and micrographs are.
+these: the same cases and labels, with images that are changed as MR images and micrographs are. Others are
+wrong as files come out wrong, which a network is to be warned of: turned, cut, empty, of another contrast.
 A case is changed by its name, the kind and the seed alone, whatever the other cases are; the same noise or
 field gets stronger with the strength.
 """
@@ -118,6 +119,23 @@ def _motion(image: torch.Tensor, strength: int, state: np.random.RandomState) ->
     return made(volume).reshape(image.shape)
 
 
+def _clipped(image: torch.Tensor, strength: int, state: np.random.RandomState) -> Any:
+    """What is brighter than 0.7, 0.5 and 0.3 of the range is all the same, as of too long an exposure."""
+    return image.clamp(max=(0.7, 0.5, 0.3)[strength - 1])
+
+
+def _contrast(image: torch.Tensor, strength: int, state: np.random.RandomState) -> Any:
+    """Another modality, a third, two thirds and all of it: the middle is bright, what was bright is dark."""
+    peak = state.uniform(0.3, 0.6)
+    other = torch.where(image < peak, image / peak, (1 - image) / (1 - peak))
+    return image + (other - image) * strength / len(STRENGTHS)
+
+
+def _empty(image: torch.Tensor, strength: int, state: np.random.RandomState) -> Any:
+    """A third, two thirds and all of what is to be seen is gone."""
+    return image * (1 - strength / len(STRENGTHS))
+
+
 #: Kinds by name; each takes an image, (C, *spatial), whose range is 0 to 1.
 KINDS: dict[str, Change] = {
     "bias_field": _bias_field,
@@ -128,7 +146,56 @@ KINDS: dict[str, Change] = {
     "low_resolution": _low_resolution,
     "ghosting": _ghosting,
     "motion": _motion,
+    "clipped": _clipped,
+    "contrast": _contrast,
+    "empty": _empty,
 }
+
+
+def _flipped(values: np.ndarray, axes: int, strength: int, state: np.random.RandomState) -> np.ndarray:
+    """Along the first, second and third axis; a picture along both in place of the third."""
+    return np.flip(values, strength - 1 if strength <= axes else tuple(range(axes)))
+
+
+def _rotated(values: np.ndarray, axes: int, strength: int, state: np.random.RandomState) -> np.ndarray:
+    """By 90 degrees in the plane of the first two axes, first and third, last two; a picture 90, 180, 270."""
+    return np.rot90(values, strength) if axes == 2 else np.rot90(values, 1, PLANES[strength - 1])
+
+
+def _cropped(values: np.ndarray, axes: int, strength: int, state: np.random.RandomState) -> np.ndarray:
+    """A quarter, a third and half of it is cut off, at one end of one axis."""
+    axis, end = int(state.randint(axes)), int(state.randint(2))
+    size = values.shape[axis]
+    cut = int(size * (1 / 4, 1 / 3, 1 / 2)[strength - 1])
+    return np.take(values, range(cut, size) if end else range(size - cut), axis)
+
+
+def _padded(values: np.ndarray, axes: int, strength: int, state: np.random.RandomState) -> np.ndarray:
+    """An eighth, a quarter and half of each axis more on either side, as dark as the darkest."""
+    sizes = [int(size * (1 / 8, 1 / 4, 1 / 2)[strength - 1]) for size in values.shape[:axes]]
+    wide = [(size, size) for size in sizes] + [(0, 0)] * (values.ndim - axes)
+    return np.pad(values, wide, constant_values=values.min())
+
+
+def _spacing(values: np.ndarray, axes: int, strength: int, state: np.random.RandomState) -> np.ndarray:
+    """The header has edges of voxels 1.25, 1.5 and 2 times as long, along one axis: see `_write`."""
+    return values
+
+
+Move = Callable[[np.ndarray, int, int, np.random.RandomState], np.ndarray]
+
+#: Kinds that labels go along with; each takes values, (*spatial) or (*spatial, channel), and how many axes
+#: are spatial.
+MOVES: dict[str, Move] = {
+    "flipped": _flipped,
+    "rotated": _rotated,
+    "cropped": _cropped,
+    "padded": _padded,
+    "spacing": _spacing,
+}
+
+#: What volumes are rotated in.
+PLANES = ((0, 1), (0, 2), (1, 2))
 
 
 def corrupt(dataset_dir: Path, output_dir: Path, kind: str, strength: int, section: str, seed: int) -> None:
@@ -143,9 +210,9 @@ def write_corrupted(
     """Write a data set in which the images of a section are changed, all of it or nothing.
 
     Args:
-        dataset_dir: folder with dataset.json; labels are named where they lie.
+        dataset_dir: folder with dataset.json; labels that stay as they are are named where they lie.
         output_dir: a new folder.
-        kind: one of KINDS.
+        kind: one of KINDS or MOVES; the labels of the latter are changed too, and written.
         strength: one of STRENGTHS.
         section: "testing", "validation" or "training", whose images are changed; the others are listed too.
         seed: 0 or more.
@@ -168,9 +235,17 @@ def write_corrupted(
             files = case["image"] if isinstance(case["image"], list) else [case["image"]]
             images = []
             for channel, file in enumerate(files):
-                name = f"{output_name(case['case'])}_{channel:04d}"
-                images.append(f"images/{_write(Path(file), made / 'images' / name, kind, strength, seed)}")
-            entries.append({**case, "image": images if isinstance(case["image"], list) else images[0]})
+                place = made / "images" / f"{output_name(case['case'])}_{channel:04d}"
+                drawn = output_name(case["case"]) if kind in MOVES else place.name
+                images.append(f"images/{_write(Path(file), place, drawn, kind, strength, seed)}")
+            made_of: dict[str, Any] = {"image": images if isinstance(case["image"], list) else images[0]}
+            if kind in MOVES and "label" in case:
+                name, label = output_name(case["case"]), Path(case["label"])
+                (made / "labels").mkdir(exist_ok=True)
+                made_of["label"] = (
+                    f"labels/{_write(label, made / 'labels' / name, name, kind, strength, seed)}"
+                )
+            entries.append({**case, **made_of})
         name = f"{about.get('name', dataset_dir.name)}, {kind} {strength}"
         write_listing(made, {**about, "name": name}, {**listed, section: entries})
         write_record(made, corrupted_of(dataset_dir, kind, strength, section, seed))
@@ -205,17 +280,19 @@ def corrupted_of(
 def changed(
     values: np.ndarray, channels_last: bool, name: str, kind: str, strength: int, seed: int = 0
 ) -> Any:
-    """Values of an image, changed; of the type and the shape that they have.
+    """Values of an image, changed; of the type that they have, and the shape but for kinds of MOVES.
 
     Args:
         values: (*spatial) or (*spatial, channel).
         channels_last: whether the last axis holds channels.
         name: of the case, which with kind and seed says what is drawn.
-        kind: one of KINDS.
+        kind: one of KINDS or MOVES.
         strength: one of STRENGTHS.
         seed: 0 or more.
     """
     state = np.random.RandomState(zlib.crc32(f"{kind} {seed} {name}".encode()))
+    if kind in MOVES:
+        return MOVES[kind](values, values.ndim - channels_last, strength, state)
     image = np.moveaxis(values, -1, 0) if channels_last else values[None]
     low, high = (float(edge) for edge in np.percentile(image, RANGE))
     if not high > low:
@@ -229,15 +306,17 @@ def changed(
     return np.moveaxis(made, 0, -1) if channels_last else made[0]
 
 
-def _write(file: Path, place: Path, kind: str, strength: int, seed: int) -> str:
-    """Write the changed image of a file beside `place`, and give its name."""
+def _write(file: Path, place: Path, drawn: str, kind: str, strength: int, seed: int) -> str:
+    """Write what a file becomes beside `place`, and give its name; by the name `drawn` is drawn."""
     try:
         read = read_file(file)
     except (Fault, OSError, ValueError, EOFError, SyntaxError) as error:
         raise InputError(f"{file} cannot be read ({error}): mend it, or leave the case out") from error
     channels = read.header.channels is not None if isinstance(read, Nifti) else read.values.ndim == 3
-    values = changed(read.values, channels, place.name, kind, strength, seed)
+    values = changed(read.values, channels, drawn, kind, strength, seed)
     if isinstance(read, Picture):
+        if kind == "spacing":
+            raise InputError(f"{file} is {read.kind}, which has no spacing: choose another kind")
         if values.ndim == 3 and (values.dtype != np.uint8 or read.mode not in ("RGB", "RGBA")):
             raise InputError(f"{file} is {read.kind}: only grey and RGB pictures of 8 bits can be changed")
         if values.dtype not in (np.uint8, np.uint16) or read.inverted or read.mode == "P":
@@ -248,13 +327,13 @@ def _write(file: Path, place: Path, kind: str, strength: int, seed: int) -> str:
         return f"{place.name}.png"
     if values.dtype.byteorder == ">" or values.dtype == np.float64:
         values = values.astype(np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("="))
-    write_result(
-        place.with_name(f"{place.name}.nii.gz"),
-        values,
-        len(read.header.shape),
-        read.header.affine,
-        read.header.form,
-    )
+    affine: np.ndarray = read.header.affine
+    form: np.ndarray | None = read.header.form
+    if kind == "spacing":
+        axis = np.random.RandomState(zlib.crc32(f"{kind} {seed} {drawn}".encode())).randint(3)
+        affine, form = affine.copy(), None
+        affine[:3, axis] *= (1.25, 1.5, 2.0)[strength - 1]
+    write_result(place.with_name(f"{place.name}.nii.gz"), values, len(read.header.shape), affine, form)
     return f"{place.name}.nii.gz"
 
 

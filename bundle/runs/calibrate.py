@@ -21,11 +21,13 @@ import torch
 import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from monai.data import MetaTensor
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from bundle.runs.review import (
     FEWEST_SUBJECTS,
+    NOTHING,
     Observed,
     draw_review,
     judged_rows,
@@ -36,6 +38,15 @@ from bundle.runs.review import (
 )
 from bundle.runs.search import FEWEST_CASES
 from bundle.runs.tune import opened, predict, read_predictions
+from bundle.runs.unlike import (
+    FEWEST_SOUND,
+    Inputs,
+    Sound,
+    flagged,
+    learn_fingerprint,
+    summarise_flagged,
+    tell_flagged,
+)
 from scripts.calibration import Calibration
 from scripts.data.datalist import read_folds, read_subjects
 from scripts.errors import InputError, few
@@ -55,7 +66,7 @@ from scripts.labels import IGNORE_LABEL, class_names
 from scripts.pictures import CLASS_COLOURS, save_figure
 from scripts.progress import progress
 from scripts.recipe import Ids
-from scripts.review import CLASSES
+from scripts.review import CLASSES, FINGERPRINT
 from scripts.tables import Row, table
 
 #: The overlay, what it was learnt from, its tables and picture.
@@ -103,12 +114,14 @@ class Seen:
         pred: file of probabilities, (classes, *spatial), float32.
         truth: file of classes, (*spatial), uint8, IGNORE_LABEL where nobody annotated.
         sample: voxels to learn from.
+        affine: where the voxels lie; None if nothing says so.
     """
 
     case: str
     pred: Path
     truth: Path
     sample: Sample
+    affine: torch.Tensor | None
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and truth."""
@@ -150,7 +163,8 @@ class Evidence:
         files = [self.folder / f"{len(self.cases)}_{name}.npy" for name in ("pred", "truth")]
         np.save(files[0], found)
         np.save(files[1], truth)
-        self.cases.append(Seen(case, files[0], files[1], draw_voxels(found, truth, self.seed)))
+        affine = pred.affine if isinstance(pred, MetaTensor) else None
+        self.cases.append(Seen(case, files[0], files[1], draw_voxels(found, truth, self.seed), affine))
 
 
 def draw_voxels(probabilities: np.ndarray, truth: np.ndarray, seed: int) -> Sample:
@@ -289,6 +303,7 @@ def _calibrate(
     ids: Ids,
 ) -> None:
     _, parser, dataset_dir = opened(args_file, output_dir, dataset_dir, checkpoint, ids)
+    inputs = Inputs(parser)
     parser["calibration"] = None
     parser.get_parsed_content("set_up")
     labels, seed = parser.get_parsed_content("labels"), parser.get_parsed_content("seed")
@@ -315,12 +330,20 @@ def _calibrate(
         rows = summarise(judged, subjects, seed)
         helps = next(row["after"] < row["before"] for row in rows if row["measure"] == "nll")
         observed: list[Observed] = []
+        sound: list[Sound] = []
+        images = {case["case"]: case for case in done.cases}
         for seen in progress(evidence.cases, "looking"):
             found, truth = seen.read()
             group = groups[seen.case]
             if helps:
                 found = of_group[group].of_probabilities(torch.from_numpy(found)).numpy()
-            observed += observe(seen.case, subjects[seen.case], group, found, truth, class_names(labels))
+            names = class_names(labels)
+            observed += observe(seen.case, subjects[seen.case], group, found, truth, names)
+            with done.attempt(images[seen.case]):
+                calibrated = MetaTensor(torch.from_numpy(found), affine=seen.affine)
+                sound.append(Sound(seen.case, group, inputs.describe(images[seen.case], calibrated, names)))
+        enough = len({subjects[each.case] for each in sound}) >= FEWEST_SOUND
+        others = inputs.of_training({each.case for each in sound}, done) if enough else []
     for name in (FACTS, OVERLAY, TABLE, PICTURE, REVIEW_TABLE, REVIEW_PICTURE):
         (output_dir / name).unlink(missing_ok=True)  # of an earlier run
     learnt = learn([seen.sample for seen in evidence.cases], classwise)
@@ -342,6 +365,9 @@ def _calibrate(
     review = learn_review(observed, seed) if len(people) >= FEWEST_SUBJECTS else None
     cases = judged_rows(observed, seed) if review else []
     review = review if cases else None  # what cannot be judged is not told
+    if fingerprint := learn_fingerprint(sound, others) if enough else None:
+        about["unlike"] = plain(summarise_flagged(flagged(sound, others)))
+        review = {**(review or NOTHING), FINGERPRINT: fingerprint}
     overlay = {"_desc_": of, "calibration": learnt.as_config(labels) if helps else None, "review": review}
     if cases:
         about["review"] = list(map(plain, summary_rows(cases)))
@@ -352,12 +378,19 @@ def _calibrate(
             temporary.write_text(json.dumps(content, indent=4, allow_nan=False) + "\n", encoding="utf-8")
     tell(rows, folds, about)
     left = f"; {evidence.failed} more cases were left out, as told above" if evidence.failed else ""
-    if review is not None:
+    if cases and review is not None:
         tell_review(about["review"], review)  # type: ignore[arg-type]
         without = [name for name in class_names(labels)[1:] if name not in review[CLASSES]]
         if without:
             typer.echo(f"No predicted Dice of {few(without)}, which too few cases show or find{left}.")
+    if fingerprint:
+        tell_flagged(about["unlike"], len(others))
     else:
+        typer.echo(
+            f"No fingerprint: it takes {FEWEST_SOUND} subjects or more, and here are {len(people)}; what is "
+            "unlike them is not told."
+        )
+    if not cases:
         typer.echo(
             f"No predicted Dice: it takes {FEWEST_SUBJECTS} subjects or more, of which enough show a class "
             f"to be learnt from and judged by in turn, and here are {len(people)}{left}."

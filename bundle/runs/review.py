@@ -33,6 +33,9 @@ from scripts.tables import Row, table
 #: How often interval and margin are to hold, and how much of the truth a margin covers.
 NOMINAL, SHARE = 0.9, 0.99
 
+#: A review that predicts no class.
+NOTHING: Row = {COVERAGE: NOMINAL, COVERED: SHARE, CLASSES: {}}
+
 #: The share of the subjects that a regression is learnt on; fewer subjects leave too few others.
 TAUGHT = 2 / 3
 FEWEST_SUBJECTS = 30

@@ -47,6 +47,7 @@ class InferenceCases:
         noun: what is counted, for messages.
 
     Attributes:
+        remarks: sentences for which the run is to end with an error too.
         aside: the one thread in which cases are loaded and finished beside another; None where none are.
     """
 
@@ -58,6 +59,7 @@ class InferenceCases:
     noun: str = "images"
 
     def __post_init__(self) -> None:
+        self.remarks: list[str] = []
         # one for both: MONAI's transforms take notes of what they do, and are the same on the way back
         self.aside = ThreadPoolExecutor(1, "aside") if self.beside else None
 
@@ -92,15 +94,19 @@ class InferenceCases:
         """Say at the end which cases were left out, so that the exit status does too.
 
         Raises:
-            InputError: if a case had an error, in any process.
+            InputError: if a case had an error, in any process, or there are remarks.
         """
         failed = self.failed()
+        told = list(self.remarks)
         if failed:
             total = len({str(case["case"]) for case in self.cases}.union(failed))
-            raise InputError(
+            told.insert(
+                0,
                 f"{len(failed)} of {total} {self.noun} were not {self.work}: "
-                f"{few(failed)}; the others are done; mend the files named in the log and run again on them."
+                f"{few(failed)}; the others are done; mend the files named in the log and run again on them",
             )
+        if told:
+            raise InputError(f"{'; '.join(told)}.")
 
 
 def describe_cases(cases: Sequence[Mapping[str, Any]]) -> str:

@@ -15,9 +15,13 @@ from scripts.labels import class_names
 from scripts.transforms.labels import like
 from scripts.uncertainty import MUTUAL, VERSIONS, VOXELS
 
-#: Key under which a case has its line of the table that `scripts.handlers.Review` writes, and the column by
-#: which that is sorted, lowest first.
+#: Key under which a case has its line of the table that `scripts.handlers.Review` writes, and the columns by
+#: which that is sorted, see `by_need`.
 TOLD, LOOK, LOWEST = "told", "look", "lowest"
+
+#: In the column LOOK: why a case needs a look, being unlike those learnt from or its low predicted Dice; in a
+#: further column how far it lies beyond those.
+UNLIKE, LOW, BEYOND = "unlike", "low", "beyond"
 
 #: mm3 in a mL.
 ML = 1000.0
@@ -26,6 +30,12 @@ ML = 1000.0
 def with_told(data: Mapping[Hashable, Any], more: Mapping[str, Any]) -> dict[Hashable, Any]:
     """A case with more columns in its line of the table."""
     return {**data, TOLD: {**data.get(TOLD, {}), **more}}
+
+
+def by_need(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the table is sorted by: what is UNLIKE, farthest first, what is LOW, then by LOWEST."""
+    unlike = row.get(LOOK) == UNLIKE
+    return not unlike, -row.get(BEYOND, 0.0) if unlike else 0.0, not row.get(LOOK), row.get(LOWEST, 0.0)
 
 
 class TakeVersionsd(MapTransform):
