@@ -157,3 +157,7 @@ def tell_flagged(row: Row, images: int) -> None:
             f"without its fold (95 % binomial interval {row['low']:.3f} to {row['high']:.3f}, made for "
             f"{1 - LIKE:.0%} at most); ranges of images are those of {images} cases of the training too."
         )
+    else:
+        typer.echo(
+            "\nHow many sound cases are unlike the others is not known: too few are left without a fold."
+        )

@@ -451,11 +451,18 @@ def load(model: Model, results: Mapping[str, Result]) -> dict[str, nn.Module]:
 
 
 def tile_sizes(model: Model) -> list[tuple[int, ...]]:
-    """Sizes of tiles that are tried, (B, *spatial): the patch, and with longer axes, one or two at a time."""
+    """Sizes of tiles that are tried, (B, *spatial): the patch, and with longer axes, one or two at a time.
+
+    Longer ones only where the network takes them: some have one size.
+    """
     patch = model.size[2:]
     sizes = Sizes(model.network)
-    longer = sizes.covering([length + 1 for length in sizes.output(patch)], patch)
-    return [(1, *patch), (2, *patch), (2, longer[0], *patch[1:]), (1, *longer)]
+    tried = [(1, *patch), (2, *patch)]
+    try:
+        longer = sizes.covering([length + 1 for length in sizes.output(patch)], patch)
+    except InputError:
+        return tried
+    return [*tried, (2, longer[0], *patch[1:]), (1, *longer)]
 
 
 def compare_sizes(

@@ -92,6 +92,16 @@ class SwinUNETR(nets.SwinUNETR):
             )
         self.to(device)
 
+    def forward(self, x_in: Tensor) -> Tensor:
+        """Map `(B, in_channels, *spatial)` to logits, `(B, out_channels, *spatial)`."""
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise InputError(
+                "SwinUNETR is not exported, as its windows follow from the size of one tile: use runtime "
+                "torch, and weights"
+            )
+        logits: Tensor = super().forward(x_in)
+        return logits
+
 
 class UNETR(nets.UNETR):
     """MONAI's UNETR (Hatamizadeh et al., 2022, arXiv 2103.10504), by its authors, for one size of image.

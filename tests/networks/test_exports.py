@@ -37,6 +37,7 @@ ROUNDINGS = 8
 NO_TORCHSCRIPT = {"torchscript": "model.ts could not be made"}
 MAMBA = {"torchscript": "a network with Mamba layers is not traced"}
 DIFFUSION = "a diffusion network is not exported"
+SWIN = "SwinUNETR is not exported"
 
 #: What cannot be exported, as docs/export.md has it: overlay (with its dimension, where the other can be),
 #: formats, and what is said of each.
@@ -47,6 +48,8 @@ NOT_EXPORTED: dict[str, dict[str, str]] = {
     "pretrained_efficientnet": NO_TORCHSCRIPT,
     "pretrained_resnet": NO_TORCHSCRIPT,
     "unet_mamba": MAMBA,
+    "swinunetr": {**dict.fromkeys(MADE, SWIN), **NO_TORCHSCRIPT},
+    "transunet": {"pt2": "model.pt2 could not be made", **NO_TORCHSCRIPT},
     "umamba": MAMBA,
     "punet": MAMBA,
 }

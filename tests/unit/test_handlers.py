@@ -368,7 +368,7 @@ def test_initial_weights_of_another_network_are_refused(tmp_path):
 
 
 def test_what_needs_a_look_comes_first_in_the_review(tmp_path):
-    told = {"a<": ("", 0.8), "b": ("unlike", 0.9), "c": ("low", 0.5), "d": ("", 0.7)}
+    told = {"a<": ("", 0.8), "b": ("low", 0.5), "c": ("unlike", 0.9), "d": ("", 0.7)}
 
     def step(engine, name):
         engine.state.batch = [{"case": name}]

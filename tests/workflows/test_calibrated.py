@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from PIL import Image
 from scipy.special import softmax
 
+from bundle.data.phantom import Kind, write_phantom
 from bundle.runs.experiments import parser_of
 from scripts.recipe import for_inference
 from scripts.review import FEATURES
-from tests.commands import TINY, read_array, run
+from tests.commands import TINY, input_error, read_array, run, workbench
 
 pytestmark = pytest.mark.workflow
 
@@ -123,3 +126,46 @@ def test_one_setting_writes_maps_and_the_table(
     segment(tmp_path / "alone", images, checkpoints[0], dims, save_spread=True)
     assert not list((tmp_path / "alone").glob("*_mutual*"))
     assert not (tmp_path / "alone" / "review.csv").exists()
+
+
+def test_what_is_unlike_is_told_first_and_can_fail_the_run(tmp_path: Path) -> None:
+    write_phantom(Kind.CELLS, tmp_path / "data", cases=33, size=(64, 72))
+    files = [str(Path(__file__).parents[2] / "configs" / f"{name}.json") for name in ("train", TASKS[2])]
+    (tmp_path / "experiment.json").write_text(json.dumps({"config_file": files, **TINY[2]}))
+    images = tmp_path / "images"
+    images.mkdir()
+    listed = []
+    for number, label in enumerate(sorted((tmp_path / "data").glob("labels*/*.png"))):
+        name = label.name
+        (picture,) = (tmp_path / "data").glob(f"images*/{name}")
+        shutil.copyfile(picture, images / name)
+        entry = {"image": str(picture), "label": str(label), "case": label.stem, "subject": label.stem}
+        listed.append({**entry, "fold": number % 3})
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}))
+    checkpoint = str(weights(tmp_path, 2))
+    pred = segment(tmp_path / "pred", images, checkpoint, 2, save_probabilities=True)
+    said = workbench(
+        *("calibrate", "--args_file", tmp_path / "experiment.json", "--output_dir", tmp_path / "learnt"),
+        *("--dataset_dir", tmp_path, "--pred", pred, "--section", "training"),
+    )
+    assert "of 33 sound cases, each by what was learnt without its fold" in said
+    overlay = json.loads((tmp_path / "learnt/calibration.json").read_text())
+    learnt = {name: overlay[name] for name in ("calibration", "review")}
+
+    new = tmp_path / "new"
+    new.mkdir()
+    shutil.copyfile(images / listed[0]["image"].rpartition("/")[2], new / "a_sound.png")
+    values = np.asarray(Image.open(images / listed[1]["image"].rpartition("/")[2]))
+    Image.fromarray(values.max() - values).save(new / "b_inverted.png")
+    told = segment(tmp_path / "told", new, checkpoint, 2, **learnt)
+    with (told / "review.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["look"]) for row in rows] == [("b_inverted", "unlike"), ("a_sound", "")]
+    assert "in the cases learnt from: it may be" in rows[0]["unlike"]
+    with pytest.raises(RuntimeError) as caught:
+        segment(tmp_path / "failed", new, checkpoint, 2, **learnt, fail_on_unlike=True)
+    assert "1 of 2 images are unlike those learnt from: b_inverted; " in input_error(caught.value)
+    assert len(list((tmp_path / "failed").glob("*_seg.png"))) == 2
+    with pytest.raises(RuntimeError) as caught:
+        segment(tmp_path / "none", new, checkpoint, 2, fail_on_unlike=True)
+    assert "nothing says what is unlike, as review is null" in input_error(caught.value)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bundle.cli import Corruption
-from bundle.data.corrupt import KINDS, STRENGTHS, changed, corrupted_of, write_corrupted
+from bundle.data.corrupt import KINDS, MOVES, STRENGTHS, changed, corrupted_of, write_corrupted
 from bundle.data.phantom import Kind, write_phantom
 from bundle.made_of import require_same
 from scripts.data.datalist import sections
@@ -30,7 +30,7 @@ def blob(*shape: int) -> np.ndarray:
 
 
 def test_every_kind_is_a_choice_of_the_command() -> None:
-    assert [kind.value for kind in Corruption] == list(KINDS)
+    assert [kind.value for kind in Corruption] == [*KINDS, *MOVES]
 
 
 @pytest.mark.parametrize("kind", HERE)
@@ -131,3 +131,32 @@ def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
     write_phantom(Kind.CELLS, tmp_path / "data", cases=4, size=(64, 64))
     with pytest.raises(InputError, match=r"requirements-benchmark\.txt"):
         write_corrupted(tmp_path / "data", tmp_path / "worse", "motion", 1, "testing")
+
+
+@pytest.mark.parametrize("kind", list(MOVES))
+@pytest.mark.parametrize("drawn", [Kind.CELLS, Kind.ORGAN])
+def test_labels_go_along_with_what_is_moved(drawn: Kind, kind: str, tmp_path: Path) -> None:
+    write_phantom(drawn, tmp_path / "data", cases=4, size=(64, 48) if drawn == Kind.CELLS else (24, 20, 26))
+    write_corrupted(tmp_path / "data", tmp_path / "worse", kind, 1, "testing")
+    before, after = (sections(tmp_path / name)["testing"] for name in ("data", "worse"))
+    for one, other in zip(before, after, strict=True):
+        values, label, made, moved = (
+            read_array(Path(case[key])) for case in (one, other) for key in ("image", "label")
+        )
+        assert made.shape == moved.shape
+        if kind == "flipped":
+            assert np.array_equal(made, values[::-1])
+            assert np.array_equal(moved, label[::-1])
+        if kind == "rotated":
+            assert np.array_equal(made, np.rot90(values))
+            assert np.array_equal(moved, np.rot90(label))
+        if kind in ("cropped", "padded"):
+            assert (made.size < values.size) == (kind == "cropped")
+            assert (moved > 0).sum() <= (label > 0).sum()
+        if kind == "spacing":
+            assert np.array_equal(made, values)
+        if kind == "spacing" and drawn == Kind.ORGAN:
+            sizes = [
+                np.sort(nib.affines.voxel_sizes(nib.load(case["image"]).affine)) for case in (one, other)
+            ]
+            assert (sizes[1] / sizes[0]).max() == pytest.approx(1.25)
