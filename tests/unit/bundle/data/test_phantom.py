@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -348,7 +349,7 @@ def test_nothing_is_left_behind_when_writing_fails(
             raise failure
         return draw_cells(seed, index, size)
 
-    monkeypatch.setattr(module, "draw_cells", fail_at_the_third)
+    monkeypatch.setitem(module._WRITERS, Kind.CELLS, partial(module._write_picture, fail_at_the_third))
     with pytest.raises(type(failure)):
         write_phantom(Kind.CELLS, folder, 4, size=SMALL[Kind.CELLS])
     assert drawn == [0, 1, 2]
