@@ -356,6 +356,8 @@ def why(
         for method in chosen:
             maps[method] = asked.map_of(network, method)
             rows.append(asked.row(method, maps[method], asked.map_of(untrained, method)))
+        for earlier in output_dir.glob("*_why_*.nii.gz"):  # the answer to another question
+            earlier.unlink()
         write_csv(output_dir / TABLE, rows)
         back = restored(run.part("preprocessing"), loaded, maps)
         for method in chosen:

@@ -44,6 +44,8 @@ def test_maps_lie_on_the_grid_of_the_file(
     image = sorted(((cells if dims == 2 else organ) / "imagesTr").iterdir())[1]  # of volumes an oblique one
     at = [30, 40, 12][:dims] if dims == 2 else [9, 14, 12]
     given = {"recipe": args_file(tmp_path, dims, task), "image": image, "output_dir": tmp_path / "out"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/other_why_smoothgrad.nii.gz").touch()  # of an earlier run
     with unchanged_process():
         said = workbench("why", *as_options(**given, at=at, method=["gradient", "occlusion"]))
     assert "half of what moved the answer" in said, said
@@ -52,6 +54,7 @@ def test_maps_lie_on_the_grid_of_the_file(
     assert [row["method"] for row in rows] == ["gradient", "occlusion"]
     assert {row["at"] for row in rows} == {" ".join(map(str, at))}
     assert (tmp_path / "out/why.png").is_file()
+    assert not list((tmp_path / "out").glob("*smoothgrad*"))
     for row in rows:
         found = nib.load(next((tmp_path / "out").glob(f"*_why_{row['method']}.nii.gz")))  # type: ignore
         values = np.asarray(found.dataobj)
