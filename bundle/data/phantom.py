@@ -532,8 +532,8 @@ def held_out(cases: int) -> set[int]:
 
 
 def _is_phantom(folder: Path) -> bool:
-    """True where the folder holds what write_phantom wrote and nothing beside it."""
-    if {entry.name for entry in folder.iterdir()} != {*FOLDERS, "dataset.json"}:
+    """True where the folder holds what write_phantom wrote and nothing beside it but the checks of a training."""
+    if {entry.name for entry in folder.iterdir()} - {"checked.json"} != {*FOLDERS, "dataset.json"}:
         return False
     try:
         about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))

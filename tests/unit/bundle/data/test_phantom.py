@@ -326,6 +326,7 @@ def test_an_empty_folder_is_filled_and_an_earlier_phantom_replaced(tmp_path: Pat
     folder = tmp_path / "p"
     folder.mkdir()
     write_phantom(Kind.CELLS, folder, 6, size=SMALL[Kind.CELLS])
+    (folder / "checked.json").touch()  # of a training on it
     write_phantom(Kind.ORGAN, folder, 4, size=SMALL[Kind.ORGAN])
     assert {p.suffix for p in folder.rglob("images*/*")} == {".gz"}
     assert len(list(folder.rglob("labels*/*"))) == 4
