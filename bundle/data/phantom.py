@@ -532,7 +532,7 @@ def held_out(cases: int) -> set[int]:
 
 
 def _is_phantom(folder: Path) -> bool:
-    """True where the folder holds what write_phantom wrote and nothing beside it but the checks of a training."""
+    """True where the folder holds what write_phantom wrote, perhaps the checks of a training, and no more."""
     if {entry.name for entry in folder.iterdir()} - {"checked.json"} != {*FOLDERS, "dataset.json"}:
         return False
     try:
