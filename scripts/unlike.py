@@ -164,9 +164,8 @@ class Description:
     outline: np.ndarray
 
     def with_fit(self, outline: np.ndarray) -> dict[str, float]:
-        """The numbers, and how well its outline fits one of the same shape."""
-        fit = float((self.outline * _unit(outline)).sum()) if outline.shape == self.outline.shape else 0.0
-        return {**self.numbers, "outline: ": fit}
+        """The numbers, and how well its outline fits another."""
+        return {**self.numbers, "outline: ": float((self.outline * _unit(outline)).sum())}
 
 
 def describe(
@@ -199,11 +198,11 @@ def outline_of(values: np.ndarray) -> np.ndarray:
     """The means of BLOCKS blocks along each axis, (BLOCKS, ...), less their mean, of length 1 or 0.
 
     Args:
-        values: (*spatial).
+        values: (*spatial); a shorter axis has some of its slices in several blocks.
     """
     for axis in range(values.ndim):
-        parts = np.array_split(values, min(BLOCKS, values.shape[axis]), axis)
-        values = np.stack([part.mean(axis) for part in parts], axis)
+        long = np.repeat(values, -(-BLOCKS // values.shape[axis]), axis)
+        values = np.stack([part.mean(axis) for part in np.array_split(long, BLOCKS, axis)], axis)
     return _unit(values - values.mean())
 
 
@@ -397,7 +396,7 @@ def looks_turned(found: np.ndarray, learnt: np.ndarray, least: float) -> str:
         learnt: that of the others, the same shape.
         least: the lowest correlation of those.
     """
-    if least < FITS or found.shape != learnt.shape:
+    if least < FITS:
         return ""
     learnt = _unit(learnt)
     axes = range(found.ndim)

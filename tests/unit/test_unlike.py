@@ -82,6 +82,20 @@ def test_what_is_wrong_is_told(dims: int, change: Any, said: str) -> None:
     assert re.search(said, "; ".join(told)), told
 
 
+def test_images_of_few_slices_have_the_same_outline_as_others() -> None:
+    """Stacks of 3 to 9 slices, as scanners give them, are learnt from and judged together."""
+    thin = [
+        Sound(each.case, each.group, described(*case(number, change=lambda x, n=3 + number % 7: x[..., :n])))
+        for number, each in enumerate(sound(40))
+    ]
+    learnt = learn_fingerprint(thin, [])
+    require_fingerprint(learnt)
+    assert learnt is not None
+    assert judge(thin[0].description, learnt)[1] == []
+    flipped = described(*case(0, change=lambda x: np.flip(x[..., :3], 0)))
+    assert "looks flipped along axis 0" in judge(flipped, learnt)[1][0]
+
+
 def test_a_wrong_spacing_is_told_with_value_and_range() -> None:
     _, told = judge(described(*case(100, spacing=2.0)), LEARNT[3])
     assert any(
