@@ -186,7 +186,7 @@ class Reviewd(MapTransform):
         keys: calibrated probabilities, (classes, *spatial), on the grid of the file.
         review: see `require_review`.
         labels: name to value, the background first.
-        image_key: of the image, after the preprocessing.
+        image_key: of the image, after the preprocessing, which a fingerprint needs.
 
     Raises:
         InputError: see `require_review`.
@@ -209,10 +209,10 @@ class Reviewd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.keys:
-            out = with_told(out, self.told(out[key], out.get(self.image_key)))
+            out = with_told(out, self.told(out[key], out))
         return out
 
-    def told(self, prediction: torch.Tensor, image: Any) -> dict[str, Any]:
+    def told(self, prediction: torch.Tensor, case: Mapping[Hashable, Any]) -> dict[str, Any]:
         """The columns of a case."""
         probabilities = np.asarray(torch.as_tensor(prediction).cpu(), dtype=np.float32)
         columns: dict[str, Any] = {}
@@ -229,8 +229,8 @@ class Reviewd(MapTransform):
             }
             columns[f"{name} margin"] = learnt["margin"]
         look = LOW if any(dice < self.classes[name]["look_below"] for name, dice in predicted.items()) else ""
-        if self.fingerprint is not None and isinstance(image, MetaTensor):
-            of_case = describe(image, MetaTensor(prediction), self.names, seen)
+        if self.fingerprint is not None:
+            of_case = describe(case[self.image_key], MetaTensor(prediction), self.names, seen)
             columns[BEYOND], unlike = judge(of_case, self.fingerprint)
             columns[UNLIKE] = "; ".join(unlike)
         else:

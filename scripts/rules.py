@@ -426,7 +426,7 @@ RULES: dict[str, Rule] = {
         Rule('an object as bundle calibrate writes it, such as {"temperature": 1.3}', _calibration)
     ),
     "review": optional(Rule("an object as bundle calibrate writes it", _review)),
-    "fail_on_unlike": Rule(FLAG.says, _fail_on_unlike),
+    "fail_on_unlike": _not_from_disk(Rule(FLAG.says, _fail_on_unlike)),
     "threshold": _of_class_maps(
         optional(Rule("a probability from 0 to below 1, for background and one other class", _threshold))
     ),

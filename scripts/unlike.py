@@ -79,8 +79,8 @@ _GREY = "it may be inverted, clipped, padded or of another modality"
 _HEADER = "the header may be wrong, or it was sampled otherwise"
 _UNSURE = "the network is less sure than it should be"
 
-#: By what stands before the colon in the name of a number; what stands behind says where.
-MEASURES: dict[str, Measure] = {
+#: Of a header and an image, by what stands before the colon in the name of a number; behind it stands where.
+OF_IMAGE: dict[str, Measure] = {
     "spacing": Measure("the size of a voxel along {where}, in mm,", _HEADER, _HEADER, 0.1, log=True),
     "axes": Measure("the direction of {where} of the file", _TURNED, _TURNED, 1),
     "size": Measure(
@@ -127,6 +127,10 @@ MEASURES: dict[str, Measure] = {
         "how far every so many lines of its spectrum stand out along {where}", "", "it may be ghosted", 0.1
     ),
     "outline": Measure("how well it fits the outline of all, as a correlation{where},", _TURNED, "", 0.1),
+}
+
+#: Of a prediction, which follow from what is wrong with an image.
+OF_PREDICTION: dict[str, Measure] = {
     "expected_dice": Measure("the Dice expected of {where}", _UNSURE, "it is too easy to be true", 0.02),
     "border_entropy": Measure("the doubt at the border of {where}", "it is too easy", _UNSURE, 0.02),
     "largest_piece": Measure("the share of the largest piece of {where}", "it is in pieces", "", 0.02),
@@ -146,9 +150,7 @@ MEASURES: dict[str, Measure] = {
     "offset": Measure("how far from each other, in mm or pixels, lie {where}", _TURNED, _TURNED, 1.0),
 }
 
-
-#: Those of a prediction, which follow from what is wrong with an image.
-OF_PREDICTION = tuple(MEASURES)[list(MEASURES).index("expected_dice") :]
+MEASURES = OF_IMAGE | OF_PREDICTION
 
 
 @dataclass(frozen=True)

@@ -151,3 +151,13 @@ def test_a_review_of_other_classes_is_refused() -> None:
             RULES["review"].take(value, {"labels": labels})
     with pytest.raises(ValueError, match=r"as before version 0\.16"):
         RULES["review"].take(review, {"labels": LABELS, "restore": [{"_target_": "Activationsd"}]})
+
+
+def test_a_run_fails_for_what_is_unlike_only_where_something_says_so() -> None:
+    rule = RULES["fail_on_unlike"]
+    assert rule.take(True, {"review": {}}) is True
+    assert rule.take(False, {"review": None, "segmenter": {}}) is False
+    with pytest.raises(ValueError, match="nothing says what is unlike"):
+        rule.take(True, {"review": None})
+    with pytest.raises(ValueError, match=r"large_volume\.json has no use for it"):
+        rule.take(True, {"review": {}, "segmenter": {}})
