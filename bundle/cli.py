@@ -120,6 +120,9 @@ FoldsBy = Annotated[
         "--folds_by", help="Column of --attributes: a fold for each of its values, as for each site"
     ),
 ]
+Segmenter = Annotated[
+    Path, typer.Option("--recipe", help="The inference.json beside weights, or an args file that segments")
+]
 Attributes = Annotated[
     Path | None, typer.Option("--attributes", help="CSV with a column case, and one for each attribute")
 ]
@@ -624,10 +627,7 @@ def groups(
 
 @command(RUNS, "runs.suggest")
 def suggest(
-    recipe: Annotated[
-        Path,
-        typer.Option("--recipe", help="The inference.json beside weights, or an args file that segments"),
-    ],
+    recipe: Segmenter,
     images: Annotated[Path, typer.Option("--images", help="Folder of images")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the tables go")],
     labels: Annotated[
@@ -648,10 +648,7 @@ def suggest(
 
 @command(RUNS, "runs.why")
 def why(
-    recipe: Annotated[
-        Path,
-        typer.Option("--recipe", help="The inference.json beside weights, or an args file that segments"),
-    ],
+    recipe: Segmenter,
     images: Annotated[
         list[Path], typer.Option("--image", help="The file; of channels in files of their own each in turn")
     ],

@@ -128,7 +128,7 @@ def workshop(folder: Path) -> Iterator[Path]:
     So is what killed processes of this machine left of theirs.
 
     Args:
-        folder: made where missing.
+        folder: made where it is missing, and removed at the end if it is still empty.
 
     Yields:
         The hidden folder.
@@ -136,11 +136,18 @@ def workshop(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: see `disk_space_for`.
     """
+    is_new = not folder.exists()
     with disk_space_for(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_left(folder / WORKSHOP)
-        with TemporaryDirectory(dir=folder, prefix=f".{_HOST}-{os.getpid()}.", suffix=f".{WORKSHOP}") as made:
-            yield Path(made)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_left(folder / WORKSHOP)
+            prefix, suffix = f".{_HOST}-{os.getpid()}.", f".{WORKSHOP}"
+            with TemporaryDirectory(dir=folder, prefix=prefix, suffix=suffix) as made:
+                yield Path(made)
+        finally:
+            if is_new:
+                with suppress(OSError):  # it holds something, or was never made
+                    folder.rmdir()
 
 
 def replace_folder(made: Path, place: Path) -> None:

@@ -17,6 +17,14 @@ def number(score: str, value: float) -> str:
     return f"{value:.{DECIMALS.get(score, 4)}f}"
 
 
+def with_interval(score: str, mean: float | None, low: float | None, high: float | None) -> str:
+    """A mean as tables show it, its interval behind it; None is what is not known."""
+    if mean is None:
+        return "-"
+    ends = [number(score, end) for end in (low, high) if end is not None]
+    return f"{number(score, mean)} ({' to '.join(ends) or 'one subject'})"
+
+
 def table(columns: Sequence[str], rows: Sequence[Row], names: int = 1) -> str:
     """A plain table: names to the left, numbers to the right, a dash for what is missing.
 

@@ -290,7 +290,7 @@ def changed(
         strength: one of STRENGTHS.
         seed: 0 or more.
     """
-    state = np.random.RandomState(zlib.crc32(f"{kind} {seed} {name}".encode()))
+    state = _state(name, kind, seed)
     if kind in MOVES:
         return MOVES[kind](values, values.ndim - channels_last, strength, state)
     image = np.moveaxis(values, -1, 0) if channels_last else values[None]
@@ -304,6 +304,11 @@ def changed(
         made = np.clip(np.rint(made), limits.min, limits.max)
     made = made.astype(values.dtype)
     return np.moveaxis(made, 0, -1) if channels_last else made[0]
+
+
+def _state(name: str, kind: str, seed: int) -> np.random.RandomState:
+    """What the changes of a case are drawn from."""
+    return np.random.RandomState(zlib.crc32(f"{kind} {seed} {name}".encode()))
 
 
 def _write(file: Path, place: Path, drawn: str, kind: str, strength: int, seed: int) -> str:
@@ -330,7 +335,7 @@ def _write(file: Path, place: Path, drawn: str, kind: str, strength: int, seed: 
     affine: np.ndarray = read.header.affine
     form: np.ndarray | None = read.header.form
     if kind == "spacing":
-        axis = np.random.RandomState(zlib.crc32(f"{kind} {seed} {drawn}".encode())).randint(3)
+        axis = _state(drawn, kind, seed).randint(3)
         affine, form = affine.copy(), None
         affine[:3, axis] *= (1.25, 1.5, 2.0)[strength - 1]
     write_result(place.with_name(f"{place.name}.nii.gz"), values, len(read.header.shape), affine, form)

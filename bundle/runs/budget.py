@@ -25,7 +25,7 @@ from bundle.runs.experiments import parser_of, read_experiment
 from scripts.compute.length import cut
 from scripts.compute.memory import dry_run, training_bytes
 from scripts.errors import InputError
-from scripts.files import atomic_write, read_json
+from scripts.files import read_json, write_json
 from scripts.machine import machine
 from scripts.tables import Row
 
@@ -37,9 +37,7 @@ def read_plan(path: Path) -> dict[str, Row]:
 
 def write_plan(path: Path, plan: Mapping[str, Row]) -> None:
     """Keep what was measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    write_json(path, plan, indent=1)
 
 
 def plan_training(args_file: Path, ids: Mapping[str, Any], minutes: float) -> Row:

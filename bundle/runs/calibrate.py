@@ -50,7 +50,7 @@ from bundle.runs.unlike import (
 from scripts.calibration import Calibration
 from scripts.data.datalist import read_folds, read_subjects
 from scripts.errors import InputError, few
-from scripts.files import atomic_write, workshop, write_csv
+from scripts.files import workshop, write_csv, write_json
 from scripts.judging.reliability import (
     COUNT,
     MEASURES,
@@ -283,25 +283,6 @@ def calibrate(
     ids: Ids,
 ) -> None:
     """Carry out `bundle.cli.calibrate`, whose arguments these are."""
-    new = not output_dir.exists()
-    try:
-        _calibrate(args_file, output_dir, dataset_dir, checkpoint, pred, section, classwise, ids)
-    except InputError:
-        if new and output_dir.is_dir() and not any(output_dir.iterdir()):
-            output_dir.rmdir()
-        raise
-
-
-def _calibrate(
-    args_file: Path,
-    output_dir: Path,
-    dataset_dir: Path | None,
-    checkpoint: Path | None,
-    pred: Path | None,
-    section: str | None,
-    classwise: bool,
-    ids: Ids,
-) -> None:
     _, parser, dataset_dir = opened(args_file, output_dir, dataset_dir, checkpoint, ids)
     inputs = Inputs(parser)
     parser["calibration"] = None
@@ -374,8 +355,7 @@ def _calibrate(
         write_csv(output_dir / REVIEW_TABLE, cases)
         draw_review(cases, output_dir / REVIEW_PICTURE)
     for name, content in ((FACTS, about), (OVERLAY, overlay)):
-        with atomic_write(output_dir / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=4, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(output_dir / name, content, indent=4)
     tell(rows, folds, about)
     left = f"; {evidence.failed} more cases were left out, as told above" if evidence.failed else ""
     if cases and review is not None:

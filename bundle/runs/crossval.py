@@ -48,7 +48,7 @@ from scripts.locks import hold
 from scripts.pictures import save_figure
 from scripts.recipe import RECIPE
 from scripts.settings import CONFIGS
-from scripts.tables import Row, number, table
+from scripts.tables import Row, table, with_interval
 
 #: Folders below the output folder: predictions of all folds, their scores, those of held-out cases.
 OUT_OF_FOLD, SCORES, TESTING = "out_of_fold", "scores", "testing"
@@ -582,10 +582,7 @@ def intervals_table(rows: Sequence[Row]) -> str:
     lines: dict[str, Row] = {}
     for row in rows:
         line = lines.setdefault(row["class"], {"class": row["class"]})
-        known = [row[key] for key in ("mean", "low", "high") if row[key] is not None]
-        mean, *ends = [number(row["score"], value) for value in known] or ["-"]
-        between = f" ({' to '.join(ends) or 'one subject'})" if known else ""
-        line[f"{row['score']} (95 %)"] = f"{mean}{between}"
+        line[f"{row['score']} (95 %)"] = with_interval(row["score"], row["mean"], row["low"], row["high"])
     return table(list(next(iter(lines.values()))), list(lines.values()))
 
 

@@ -37,7 +37,7 @@ from scripts.errors import InputError, few
 from scripts.files import read_json, sha256, write_csv, write_json
 from scripts.judging.tables import OVERALL, mean_of, plain
 from scripts.pictures import save_figure
-from scripts.tables import Row, number, table
+from scripts.tables import Row, number, table, with_interval
 
 #: What it writes.
 TABLE, FACTS, PICTURE = "groups.csv", "groups.json", "groups.png"
@@ -515,10 +515,7 @@ def groups_table(found: Row, scored: Scored) -> str:
         if row[CLASS] == scored.name:
             line |= {"cases": row["cases"], "subjects": row["subjects"]}
         of = "" if row[CLASS] == OVERALL else f" of {row[CLASS]}"
-        mean, *ends = [
-            number(scored.score, row[key]) for key in ("mean", "low", "high") if row[key] is not None
-        ] or ["-"]
-        line[f"{scored.score}{of} (95 %)"] = f"{mean} ({' to '.join(ends) or 'one subject'})"
+        line[f"{scored.score}{of} (95 %)"] = with_interval(scored.score, row["mean"], row["low"], row["high"])
         if row[CLASS] == scored.name:
             line[" "] = "too few to tell" if row["small"] else ""
     columns = list(next(iter(lines.values())))

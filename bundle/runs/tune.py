@@ -16,7 +16,6 @@ for it.
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -62,7 +61,7 @@ from scripts.data.datalist import sections
 from scripts.data.names import output_path
 from scripts.data.reader import columns_first, grid_of, is_picture, read_file, read_header
 from scripts.errors import Fault, InputError, few
-from scripts.files import atomic_write, workshop, write_csv
+from scripts.files import workshop, write_csv, write_json
 from scripts.judging import Case, InstanceCounts, case_of, instance_counts, objects_of, v_rand
 from scripts.judging.classes import surface_scores
 from scripts.judging.files import SUM_TOLERANCE
@@ -487,7 +486,7 @@ def opened(
 
     Args:
         args_file: the experiment.
-        output_dir: is made.
+        output_dir: where the results go.
         dataset_dir: that of the experiment if None.
         checkpoint: held against the configs; None where predictions are there.
         ids: of the experiment.
@@ -508,7 +507,6 @@ def opened(
         read_recipe(checkpoint, for_inference(parser.get()))
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output_dir {output_dir} is a file: give a folder")
-    output_dir.mkdir(parents=True, exist_ok=True)
     dataset_dir = dataset_dir or Path(parser.get_parsed_content("dataset_dir"))
     for key, path in {"dataset_dir": dataset_dir, "checkpoint": checkpoint, "output_dir": output_dir}.items():
         if path is not None:
@@ -563,8 +561,7 @@ def tune(
     chosen = f", chosen on {store.counted()}" if store.failed else ""
     if chosen:
         overlay = {"_desc_": chosen.removeprefix(", "), **overlay}
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(overlay, indent=4) + "\n", encoding="utf-8")
+    write_json(path, overlay, indent=4)
     typer.echo(f"Wrote {path}, an overlay for inference and evaluation{nothing}{chosen}.")
     listed = sections(*(parser.get_parsed_content(key) for key in ("dataset_dir", "fold", "seed")))
     if listed["testing"]:

@@ -580,36 +580,34 @@ def split_images(
             none of a list.
     """
     folder = _existing_folder(dataset_dir)
-    if (folder / "dataset.json").is_file():
-        listed = sections(folder, fold, seed)
-        split = {name: listed[name] for name in ("training", "validation")}
-    else:
-        split = {"": found_images(folder, in_channels)}
+    listed = sections(folder, fold, seed) if (folder / "dataset.json").is_file() else None
+    cases = found_images(folder, in_channels) if listed is None else listed["training"] + listed["validation"]
+    everything = [{key: case[key] for key in ("image", "case")} for case in cases]
 
     def check(case: Mapping[str, Any]) -> list[Problem]:
         return check_image(case, spatial_dims=spatial_dims, in_channels=in_channels)
 
-    everything = [{key: case[key] for key in ("image", "case")} for cases in split.values() for case in cases]
     problems = [problem for found in map_cases(check, everything, "Checking images") for problem in found]
     bad = {problem.case for problem in problems if problem.severity == "error"}
-    sound = {case["case"]: case for case in everything if case["case"] not in bad}
-    split = {
-        name: [sound[case["case"]] for case in cases if case["case"] in sound]
-        for name, cases in split.items()
-    }
-    if bad and (not all(split.values()) or len(sound) < 2):
+    sound = [case for case in everything if case["case"] not in bad]
+    if listed is None:
+        random.Random(seed).shuffle(sound)
+        count = min(max(round(held_out * len(sound)), 1), len(sound) - 1)
+        split = {"training": sound[count:], "validation": sound[:count]}
+    else:
+        validating = {case["case"] for case in listed["validation"]}
+        split = {
+            "training": [case for case in sound if case["case"] not in validating],
+            "validation": [case for case in sound if case["case"] in validating],
+        }
+    if bad and not all(split.values()):
         require_sound(problems)
     log_problems(problems)
-    if "" in split:
-        cases = split[""]
-        if len(cases) < 2:
-            raise InputError(
-                f"dataset_dir {folder} holds one image; one to learn from and one to validate on are needed; "
-                "put more in or hand another folder."
-            )
-        random.Random(seed).shuffle(cases)
-        count = min(max(round(held_out * len(cases)), 1), len(cases) - 1)
-        split = {"training": cases[count:], "validation": cases[:count]}
+    if listed is None and len(everything) == 1:
+        raise InputError(
+            f"dataset_dir {folder} holds one image; one to learn from and one to validate on are needed; "
+            "put more in or hand another folder."
+        )
     if bad:
         logger.warning("%d of %d images are left out: %s", len(bad), len(everything), few(sorted(bad)))
     logger.info(
