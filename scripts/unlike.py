@@ -47,8 +47,8 @@ TOLD = 3
 #: all, and by so much more correlation than as it lies.
 FITS, BETTER = 0.5, 0.2
 
-#: Letters of a direction along the first, second and third axis of the body, from its other end on.
-DIRECTIONS = ("LR", "PA", "IS")
+#: The first, second and third axis of the body.
+DIRECTIONS = ("left-right", "back-front", "foot-head")
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,14 @@ class Measure:
 
 _TURNED = "it may be flipped or turned, or show something else"
 _GREY = "it may be inverted, clipped, padded or of another modality"
+_PLANES = "its slices lie another way, or the header may be wrong"
 _HEADER = "the header may be wrong, or it was sampled otherwise"
 _UNSURE = "the network is less sure than it should be"
 
 #: Of a header and an image, by what stands before the colon in the name of a number; behind it stands where.
 OF_IMAGE: dict[str, Measure] = {
     "spacing": Measure("the size of a voxel along {where}, in mm,", _HEADER, _HEADER, 0.1, log=True),
-    "axes": Measure("the direction of {where} of the file", _TURNED, _TURNED, 1),
+    "axes": Measure("the direction of {where} of the file", _PLANES, _PLANES, 0.1),
     "size": Measure(
         "the length along {where}, in mm or pixels,",
         "it may be cropped",
@@ -228,7 +229,8 @@ def _of_grid(image: MetaTensor) -> dict[str, float]:
     spacing = nib.affines.voxel_sizes(affine)
     for axis in range(dims):
         found[f"spacing: axis {int(order[axis, 0])}"] = float(spacing[axis])
-        found[f"axes: axis {axis}"] = float((own[axis, 0] + 1) * own[axis, 1])
+        # which end comes first is a custom of the format: DICOM's is not that of most NIfTI files
+        found[f"axes: axis {axis}"] = float(own[axis, 0])
     return found
 
 
@@ -386,8 +388,8 @@ def sentence(name: str, value: float, ends: Sequence[float]) -> str:
 
 
 def _direction(value: float) -> str:
-    """The letter of a direction of the body."""
-    return DIRECTIONS[int(abs(value)) - 1][int(value > 0)]
+    """The name of an axis of the body."""
+    return DIRECTIONS[int(value)]
 
 
 def looks_turned(found: np.ndarray, learnt: np.ndarray, least: float) -> str:
