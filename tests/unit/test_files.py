@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,17 @@ def test_lists_that_are_none(content, message, tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_json(path)
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_workshop_leaves_no_empty_folder_that_it_made(was_there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    if was_there:
+        folder.mkdir()
+    with suppress(InputError), workshop(folder) as made:
+        (made / "part").touch()
+        raise InputError("refused")
+    assert folder.exists() == was_there
+    with workshop(folder):
+        (folder / "result").touch()
+    assert (folder / "result").is_file()
